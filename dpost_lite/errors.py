@@ -1,0 +1,43 @@
+"""Every error a user can cause, each saying what to do next.
+
+    DpostError
+    ├── RecipeError     a recipe file, key or value
+    ├── DataError       problems that cannot be read, graded or split
+    ├── ModelError      a base model or adapter that cannot be had or used
+    ├── ExportError     a GGUF file that cannot be written or read
+    └── RunError        the run folder: another run's, locked, full
+
+The command line prints the message as one line and exits with code 2; a bug stays a traceback.
+"""
+
+
+class DpostError(Exception):
+    """Base of all errors that a user can mend; the message names the cause and the way out."""
+
+
+class RecipeError(DpostError):
+    """A recipe holds an unknown key or a value that does not fit."""
+
+
+class DataError(DpostError):
+    """Problems are missing, unreadable, or overlap between training and test."""
+
+
+class ModelError(DpostError):
+    """A model is missing, gated, of an unknown architecture, or damaged."""
+
+
+class ExportError(DpostError):
+    """A GGUF file cannot be written, quantised or read."""
+
+
+class RunError(DpostError):
+    """A run folder belongs to another run, or cannot be written."""
+
+
+def nearest(word: str, choices: list[str] | tuple[str, ...]) -> str:
+    """Return ` (did you mean 'x'?)` for the choice closest to `word`, or an empty string when none is close."""
+    import difflib
+
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""

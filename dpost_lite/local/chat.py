@@ -1,0 +1,42 @@
+"""Render the chat template that a GGUF file or a model folder carries, without loading transformers.
+
+The environment is the one chat templates are written for (transformers' `apply_chat_template`): sandboxed, blocks
+trimmed, `raise_exception` and `strftime_now` at hand.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NoReturn
+
+from dpost_lite.errors import ExportError
+
+
+def render_chat(
+    template: str, messages: Sequence[Mapping[str, str]], *, bos: str, eos: str, add_generation_prompt: bool = True
+) -> str:
+    """Return `messages` as the text the model was trained on.
+
+    Raises ExportError if the template is broken or refuses the messages.
+    """
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(template).render(
+            messages=messages, bos_token=bos, eos_token=eos, add_generation_prompt=add_generation_prompt
+        )
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise ExportError(f"the model's chat template cannot be rendered: {error}; mend chat_template.jinja") from error
+
+
+def _raise(message: str) -> NoReturn:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)

@@ -1,0 +1,109 @@
+"""A model's config.json, in the words of GGUF: sizes, context, rotary embedding.
+
+What GGUF or llama.cpp cannot say is refused here, key by key: a file that leaves something out runs, and answers worse.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from dpost_lite.errors import ExportError
+from dpost_lite.local.vocabulary import read_json
+
+# transformers' model_type -> GGUF's architecture (Mistral's dense models are Llamas there)
+FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_NEEDED = (
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "vocab_size",
+)
+
+
+def read_config(model_dir: Path) -> dict[str, Any]:
+    """Read config.json. Raises ExportError unless its model is one that this writer knows in full."""
+    config = read_json(model_dir / "config.json")
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ExportError(f"{model_dir}: a model of type {family!r} cannot become GGUF; known types: {known}")
+    if missing := [key for key in _NEEDED if not isinstance(config.get(key), int)]:
+        raise ExportError(f"{model_dir}: config.json lacks {', '.join(missing)}; write the model folder again")
+    if "quantization_config" in config:
+        raise ExportError(f"{model_dir} holds quantised weights; merge into 16-bit weights first, and export those")
+    if config.get("hidden_act", "silu") != "silu":
+        raise ExportError(f"{model_dir}: llama.cpp's {family} has no activation {config['hidden_act']!r}, only 'silu'")
+    return config
+
+
+def write_config(writer: Any, config: dict[str, Any]) -> None:
+    num_heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_context_length(_context_length(config))
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(num_heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads") or num_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
+    rope = _rope(config)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        from gguf import RopeScalingType
+
+        writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+
+
+def _context_length(config: dict[str, Any]) -> int:
+    """Return the most tokens at which llama.cpp, which has full attention here, equals the model's sliding window."""
+    windowed = config["model_type"] == "mistral" or config.get("use_sliding_window")
+    window = config.get("sliding_window") if windowed else None
+    return min(config["max_position_embeddings"], window or config["max_position_embeddings"])
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the rotary parameters, from `rope_parameters` (transformers 5) or the older keys, with type and theta set.
+
+    Raises ExportError for a type, or a parameter of a type, that GGUF cannot say.
+    """
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope["rope_type"] = rope.get("rope_type") or rope.pop("type", "default")
+    rope["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
+    understood = {"rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings"}
+    if rope["rope_type"] == "llama3":
+        understood |= {"low_freq_factor", "high_freq_factor"}
+    defaults = {"beta_fast": 32, "beta_slow": 1, "attention_factor": None, "truncate": True, "partial_rotary_factor": 1}
+    others = [key for key, value in rope.items() if key not in understood and value != defaults.get(key, ...)]
+    if rope["rope_type"] not in ("default", "linear", "yarn", "llama3") or others:
+        detail = f"type {rope['rope_type']!r}" + (f" with {', '.join(others)}" if others else "")
+        raise ExportError(
+            f"config.json: rotary embedding of {detail} cannot become GGUF; train from another base model"
+        )
+    if rope["rope_type"] != "default":
+        rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    return rope
+
+
+def rope_factors(config: dict[str, Any]) -> Any:
+    """Return Llama 3's divisors of the rotary frequencies as float32 (head_dim / 2,), or None for other types.
+
+    Long waves are stretched by `factor`, short ones kept, those between interpolated (Llama 3.1's `apply_scaling`).
+    """
+    import numpy as np
+
+    rope = _rope(config)
+    if rope["rope_type"] != "llama3":
+        return None
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    waves = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    smooth = np.clip((rope["original_max_position_embeddings"] / waves - low) / (high - low), 0.0, 1.0)
+    return (1.0 / ((1.0 - smooth) / rope["factor"] + smooth)).astype(np.float32)

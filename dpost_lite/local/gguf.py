@@ -1,0 +1,226 @@
+"""Weights to a GGUF file: our own writer for the Llama, Mistral, Qwen2 and Qwen3 families, and quantising.
+
+llama.cpp's converter is in none of the packages that pip installs, so the four families that dpost-lite trains are
+written here with the `gguf` package. Tensors are read, cast and written one at a time: memory holds one tensor.
+
+`export` has llama.cpp quantise the file and then read a probe with it, both in a child process (`quantize.py`). A file
+whose token ids differ from the trained tokenizer's is refused: it would run, and be silently worse.
+"""
+
+import contextlib
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dpost_lite.errors import ExportError
+from dpost_lite.local.config import FAMILIES, read_config, rope_factors, write_config
+from dpost_lite.local.vocabulary import Vocabulary, read_vocabulary
+
+Dtype = Literal["f16", "bf16", "f32"]
+Quant = Literal["q4_k_m", "q5_k_m", "q8_0", "f16"]
+
+_PERMUTED = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
+_MAX_F16 = 65504.0
+# bytes a weight, rounded up; tensors whose rows don't divide by 256 fall back to a wider type inside llama.cpp
+_WEIGHT_BYTES = {"q4_k_m": 0.75, "q5_k_m": 0.9, "q8_0": 1.1, "f16": 2.0, "bf16": 2.0, "f32": 4.0}
+_HEAD_BYTES = 2**24  # vocabulary and metadata
+_PROBE = "Ann's 12 boxes hold 3.5 kg each; 15% is left.  How much?\n12*3.5=<<12*3.5=42>>42 kg — naïve.\n#### 1,042"
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One tensor to write: where it lies in the model folder, and what GGUF calls it."""
+
+    file: Path
+    source: str
+    name: str
+    shape: tuple[int, ...]
+    stored: str  # safetensors' name of the type
+
+    @property
+    def num_weights(self) -> int:
+        return math.prod(self.shape)
+
+
+def export(model_dir: Path, out: Path, *, quant: Quant) -> Path:
+    """Write the model in `model_dir` as the quantised GGUF file `out`, checked by llama.cpp; return `out`.
+
+    Weights stored in bfloat16 are quantised from bfloat16, others from float16: nothing is lost before the quantiser.
+    Nothing is left behind on failure. Raises ExportError for whatever is wrong with folder, disk or result.
+    """
+    config = read_config(model_dir)
+    tensors = _read_tensors(model_dir, config)
+    source_dtype: Dtype = "bf16" if quant != "f16" and any(t.stored == "BF16" for t in tensors) else "f16"
+    num_weights = sum(tensor.num_weights for tensor in tensors)
+    widths = {source_dtype, quant}  # the source lies beside the result until it is removed
+    check_disk(out, int(num_weights * sum(_WEIGHT_BYTES[w] for w in widths)) + len(widths) * _HEAD_BYTES)
+    vocabulary = read_vocabulary(model_dir, config)
+    source, partial = _beside(out, ".source"), _beside(out, ".partial")
+    try:
+        write_gguf(model_dir, source, dtype=source_dtype)
+        if quant == "f16":
+            source.replace(partial)
+        _quantize_and_check(partial if quant == "f16" else source, partial, quant, vocabulary)
+        partial.replace(out)
+    finally:
+        source.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+    return out
+
+
+def write_gguf(model_dir: Path, out: Path, *, dtype: Dtype = "f16") -> Path:
+    """Write the safetensors model in `model_dir` as the GGUF file `out`; return `out`.
+
+    Matrices are written as `dtype`, vectors as float32. The file appears whole or not at all. Raises ExportError if
+    architecture, tokenizer, rotary scaling or a tensor is unknown, if weights don't fit float16, or the disk is full.
+    """
+    config = read_config(model_dir)
+    tensors = _read_tensors(model_dir, config)
+    vocabulary = read_vocabulary(model_dir, config)
+    check_disk(out, int(sum(tensor.num_weights for tensor in tensors) * _WEIGHT_BYTES[dtype]) + _HEAD_BYTES)
+    partial = _beside(out, ".partial")
+    try:
+        _write(partial, config, tensors, vocabulary, dtype)
+        partial.replace(out)
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written: {error.strerror or error}; choose another place") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return out
+
+
+def check_disk(path: Path, needed_bytes: int) -> None:
+    """Raise ExportError unless `path`'s disk has room for `needed_bytes`; its folder may not exist yet."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise ExportError(
+            f"{path}: the export needs {needed_bytes / 2**30:.2f} GiB, the disk has {free_bytes / 2**30:.2f} GiB free; "
+            "free some, or export to another disk"
+        )
+
+
+def _beside(out: Path, suffix: str) -> Path:
+    """Return a temporary name in the folder of `out`, which is made if need be."""
+    if out.is_dir():
+        raise ExportError(f"{out} is a folder; name the file to write, ending in .gguf")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{out.parent} cannot be made: {error.strerror}; choose another place") from error
+    return out.with_name(out.name + suffix)
+
+
+def _read_tensors(model_dir: Path, config: dict[str, Any]) -> list[_Tensor]:
+    """List the folder's tensors from the headers of its safetensors files, without reading any weight."""
+    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+    from safetensors import SafetensorError, safe_open
+
+    arch = next(key for key in MODEL_ARCH if MODEL_ARCH_NAMES[key] == FAMILIES[config["model_type"]])
+    names = get_tensor_name_map(arch, config["num_hidden_layers"])
+    tensors = []
+    for file in sorted(model_dir.glob("model*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as weights:
+                for source in weights.keys():  # noqa: SIM118 - not a dict
+                    if source.endswith("rotary_emb.inv_freq"):
+                        continue
+                    name = names.get_name(source, try_suffixes=(".weight", ".bias"))
+                    part = weights.get_slice(source)
+                    if name is None or part.get_dtype() not in ("F32", "F16", "BF16"):
+                        raise ExportError(
+                            f"{file}: tensor {source} ({part.get_dtype()}) has no place in a GGUF "
+                            f"{config['model_type']}; export merged 16- or 32-bit weights"
+                        )
+                    tensors.append(_Tensor(file, source, name, tuple(part.get_shape()), part.get_dtype()))
+        except (SafetensorError, OSError) as error:
+            raise ExportError(f"{file} cannot be read ({error}); write or download it again") from error
+    found = {tensor.name for tensor in tensors}
+    needed = {"token_embd.weight", *(() if config.get("tie_word_embeddings") else ("output.weight",))}
+    if missing := sorted(needed - found):
+        raise ExportError(f"{model_dir}: {', '.join(missing)} not found in model*.safetensors; export a whole model")
+    return tensors
+
+
+def _write(partial: Path, config: dict[str, Any], tensors: list[_Tensor], vocabulary: Vocabulary, dtype: Dtype) -> None:
+    import numpy as np
+    from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+
+    file_type = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16"}[dtype]
+    writer = GGUFWriter(partial, FAMILIES[config["model_type"]])
+    try:
+        writer.add_name(partial.name.split(".")[0])
+        writer.add_file_type(LlamaFileType[file_type])
+        write_config(writer, config)
+        vocabulary.write(writer)
+        factors = rope_factors(config)
+        if factors is not None:
+            writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
+        for tensor in tensors:
+            kind = GGMLQuantizationType[dtype.upper() if len(tensor.shape) > 1 else "F32"]
+            num_bytes = tensor.num_weights * (4 if kind == GGMLQuantizationType.F32 else 2)
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), num_bytes, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        if factors is not None:
+            writer.write_tensor_data(factors)
+        for array in _arrays(config, tensors, dtype):
+            writer.write_tensor_data(array)
+    finally:
+        writer.close()
+
+
+def _arrays(config: dict[str, Any], tensors: list[_Tensor], dtype: Dtype) -> Iterator[Any]:
+    """Yield each tensor's bytes in GGUF's layout and type, one at a time."""
+    import torch
+    from safetensors import safe_open
+
+    num_heads = config["num_attention_heads"]
+    heads = {"q": num_heads, "k": config.get("num_key_value_heads") or num_heads}
+    for tensor in tensors:
+        with safe_open(tensor.file, framework="pt") as weights:
+            values = weights.get_tensor(tensor.source)
+        if FAMILIES[config["model_type"]] == "llama" and tensor.source.endswith(_PERMUTED):
+            values = _permute(values, heads[tensor.source.rpartition("_proj")[0][-1]])
+        if values.dim() == 1 or dtype == "f32":
+            yield values.float().numpy()
+        elif dtype == "bf16":
+            yield values.bfloat16().contiguous().view(torch.int16).numpy()
+        elif values.abs().max() > _MAX_F16:
+            raise ExportError(
+                f"{tensor.source} holds values beyond float16's range; export q8_0 or smaller from bfloat16"
+            )
+        else:
+            yield values.half().numpy()
+
+
+def _permute(values: Any, num_heads: int) -> Any:
+    """Reorder q or k (heads * head_dim, …): transformers rotates the halves of a head, llama.cpp its neighbours."""
+    return values.reshape(num_heads, 2, -1, *values.shape[1:]).transpose(1, 2).reshape(values.shape).contiguous()
+
+
+def _quantize_and_check(source: Path, partial: Path, quant: Quant, vocabulary: Vocabulary) -> None:
+    """Quantise `source` into `partial` and compare the result's token ids with the tokenizer's, in a child process."""
+    text = vocabulary.prompt(_PROBE)
+    command = [sys.executable, "-m", "dpost_lite.local.quantize", str(source), str(partial), quant]
+    child = subprocess.run(command, input=text.encode(), capture_output=True)
+    lines = child.stdout.decode(errors="replace").splitlines()
+    if child.returncode != 0:
+        tail = " | ".join([line for line in child.stderr.decode(errors="replace").splitlines() if line.strip()][-3:])
+        raise ExportError(f"llama.cpp could not make the {quant} file (exit code {child.returncode}): {tail}")
+    ids: list[int] = []
+    with contextlib.suppress(IndexError, ValueError):
+        ids = [int(word) for word in lines[-1].split()]
+    expected = vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
+    if ids != expected:
+        at = next((i for i, pair in enumerate(zip(ids, expected, strict=False)) if pair[0] != pair[1]), len(ids))
+        raise ExportError(
+            f"{vocabulary.path}: llama.cpp splits text differently from token {at} of the probe on; "
+            "the file would read other tokens than the model learnt, so train from a base model with a known tokenizer"
+        )

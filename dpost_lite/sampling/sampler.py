@@ -1,0 +1,79 @@
+"""The public face of the engine: problems in, graded rationales out.
+
+Seeds are per (purpose, problem, sample), so a rationale depends on neither its neighbours nor the number of rows.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dpost_lite.problems.calculator import Calculator
+from dpost_lite.problems.forcing import Forcer
+from dpost_lite.problems.grading import same_number, strict_answer
+from dpost_lite.problems.prompts import Prompter
+from dpost_lite.problems.records import Problem, Rationale
+from dpost_lite.sampling.engine import Engine, Request, Sample
+
+
+def sample(
+    model: Any,
+    prompter: Prompter,
+    problems: Sequence[Problem],
+    *,
+    calculator: Calculator | None,
+    purpose: str,
+    num_samples: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 300,
+    num_rows: int = 64,
+    seed: int = 0,
+) -> Iterator[Rationale]:
+    """Yield `num_samples` graded rationales for each problem, in the order in which they end.
+
+    `purpose` names the stage that asks and is part of the seed; `temperature` 0 is greedy. A rationale is right when
+    the number after its last `####` equals the problem's answer (DPO-ST, section 4.1); an unfinished one never is.
+    """
+    forcer = Forcer(prompter.token_text(), prompter.encode, calculator) if calculator else None
+    requests = [
+        Request(
+            key=problem,
+            prompt_ids=prompter.prompt_ids(problem.question),
+            stop_ids=frozenset({prompter.stop_id}),
+            num_samples=num_samples,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            seed=seed_of(seed, purpose, problem.id),
+        )
+        for problem in problems
+    ]
+    requests.sort(key=lambda request: len(request.prompt_ids), reverse=True)  # the long ones do not trail alone
+    for finished in Engine(model, forcer=forcer, num_rows=num_rows).run(requests):
+        yield _grade(finished, prompter)
+
+
+def seed_of(*parts: object) -> int:
+    """Return a 32-bit seed that depends on every part and on nothing else."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def _grade(finished: Sample, prompter: Prompter) -> Rationale:
+    problem: Problem = finished.key
+    text = prompter.text(finished.token_ids)
+    predicted = strict_answer(text)
+    is_right = finished.end == "stop" and predicted is not None and same_number(predicted, problem.answer)
+    return Rationale(
+        problem_id=problem.id,
+        sample=finished.sample,
+        text=text,
+        token_ids=tuple(finished.token_ids),
+        forced=tuple(map(int, finished.forced)),
+        logprob=sum(finished.logprobs),
+        end=finished.end,
+        predicted=predicted,
+        correct=is_right,
+        num_calculated=finished.num_calculated,
+        num_refused=finished.num_refused,
+    )

@@ -1,0 +1,53 @@
+"""DPO-augmented self-training (Wang, Li, Lu; ACL 2024), Algorithm 2 on one page.
+
+    L = labelled problems, U = the same training problems with answers only, f = the base model
+
+Departs from the paper in what a single consumer GPU needs: adapters on a 4-bit base instead of full fine-tuning. What
+each line does stands in `stages.py`; each line is a stage of the run folder, so running again continues.
+
+With `method: st` lines 4 to 6 fall away, which is plain self-training (Algorithm 1); with `method: sft` the loop does.
+"""
+
+from dataclasses import dataclass
+
+from dpost_lite.problems.records import Score
+from dpost_lite.recipe import Recipe
+from dpost_lite.rundir import Artifact, Run
+from dpost_lite.stages import Stages
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run leaves behind: test scores of the base and of every policy, the best policy, and its exported file."""
+
+    scores: list[Score]
+    best: str
+    export: Artifact
+    solved: Artifact
+
+
+def self_train(recipe: Recipe, run: Run) -> Outcome:
+    """Run the recipe in the run folder, or continue it, and return what came out."""
+    stages = Stages(recipe, run)
+    stages.preflight()
+    data = stages.data()
+    stages.score("base", None, data)
+    policies = [stages.sft("sft-0", data, data)]  # 1: f_0 <- SFT(f, L)
+    stages.score("sft-0", policies[0], data)
+    sampled: list[Artifact] = []
+    drawn: list[Artifact] = []
+    for i in range(1, stages.num_rounds + 1):  # 2: repeat
+        teacher = policies[-1]
+        if recipe.method == "dpo-st":
+            sampled.append(stages.sample_for_pairs(f"round-{i}/samples-pairs", teacher, data))  # 3: sample from f_i-1
+            pairs = stages.pairs(f"round-{i}/pairs", sampled, data)  # 4: right ones win, wrong ones lose
+            teacher = stages.dpo(f"round-{i}/dpo", teacher, pairs)  # 5: f_d <- DPO(f_i-1), reference f_i-1
+        drawn.append(stages.sample_for_labels(f"round-{i}/samples-labels", teacher, data))  # 6: sample from f_d
+        labels = stages.labels(f"round-{i}/labels", drawn, data)  # 7: keep right ones, deduplicate; 8: L <- L + S
+        policies.append(stages.sft(f"round-{i}/sft", labels, data))  # 9: f_i <- SFT(f, L), from the base again
+        stages.score(f"round-{i}", policies[-1], data)
+        if stages.has_converged():  # 10: until dev accuracy stops rising
+            break
+    best = stages.best_policy(policies)
+    export = stages.export(best, data)
+    return Outcome(stages.test_scores, best.name, export, stages.solve(export, data))

@@ -1,0 +1,357 @@
+"""What each line of Algorithm 2 does with files: read the inputs' folders, work, write the stage's own.
+
+`selftrain.py` says in which order. Weights are loaded inside a stage and gone when it ends: adapters are what stays.
+"""
+
+import gc
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dpost_lite.errors import DataError
+from dpost_lite.local import gguf
+from dpost_lite.local.config import read_config
+from dpost_lite.models import adapters, backends
+from dpost_lite.models.dpo import check_loss, train_dpo
+from dpost_lite.models.sft import train_sft
+from dpost_lite.problems.calculator import Calculator
+from dpost_lite.problems.corpus import Corpus, load_corpus
+from dpost_lite.problems.pairs import make_labels, make_pairs
+from dpost_lite.problems.prompts import Prompter
+from dpost_lite.problems.records import (
+    LabelledRationale,
+    PreferencePair,
+    Problem,
+    Rationale,
+    Score,
+    from_dict,
+    read_jsonl,
+    write_jsonl,
+)
+from dpost_lite.problems.scoring import score
+from dpost_lite.recipe import Recipe
+from dpost_lite.rundir import Artifact, Run, write_json
+
+MODEL_PARTS = ("model", "calculator")
+
+
+class Stages:
+    """The stages of one run. Scores gather as stages finish; everything else passes through files."""
+
+    def __init__(self, recipe: Recipe, run: Run) -> None:
+        self._recipe = recipe
+        self._run = run
+        self._model_dir = Path()
+        self.test_scores: list[Score] = []
+        self._dev_scores: list[Score] = []
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of self-training that the method asks for."""
+        return 0 if self._recipe.method == "sft" else self._recipe.rounds
+
+    def preflight(self) -> None:
+        """Find the model and check, before hours are spent, that the run can be finished.
+
+        Raises RecipeError, ModelError or ExportError.
+        """
+        check_loss(self._recipe.dpo.loss)
+        self._model_dir = backends.find(self._recipe.model.name)
+        read_config(self._model_dir)
+        weights = sum(file.stat().st_size for file in self._model_dir.glob("*.safetensors"))
+        gguf.check_disk(self._run.path, 3 * weights)  # merged 16-bit weights, f16 GGUF, quantised GGUF
+
+    def data(self) -> Artifact:
+        """Load, split and check problems; tokenise gold rationales. Files: train, dev, test, gold."""
+        recipe = self._recipe
+
+        def work(out: Path) -> dict[str, Any]:
+            corpus = load_corpus(recipe.data, recipe.synthetic, seed=recipe.seed)
+            gold = self._gold(corpus)
+            for name in ("train", "dev", "test"):
+                write_jsonl(out / f"{name}.jsonl", getattr(corpus, name))
+            write_jsonl(out / "labels.jsonl", gold)
+            return {
+                "train": len(corpus.train),
+                "labelled": len(gold),
+                "dev": len(corpus.dev),
+                "test": len(corpus.test),
+                "refused": corpus.num_refused,
+            }
+
+        return self._run.stage("data", work, settings=self._settings("data", "synthetic", "model"))
+
+    def sft(self, name: str, labels: Artifact, data: Artifact) -> Artifact:
+        """Train a fresh adapter on the labelled rationales of `labels`, from the base."""
+        recipe = self._recipe
+
+        def work(out: Path) -> dict[str, Any]:
+            with _memory_returned():
+                return train_sft(
+                    backends.load(self._model_dir, recipe.model.quantization),
+                    self._prompter(),
+                    list(read_jsonl(labels.path / "labels.jsonl", LabelledRationale)),
+                    out,
+                    recipe=recipe.sft,
+                    lora=recipe.lora,
+                    seed=recipe.seed,
+                    progress=self._run.progress,
+                )
+
+        return self._run.stage(name, work, labels, settings=self._settings("model", "lora", "sft"))
+
+    def sample_for_pairs(self, name: str, policy: Artifact, data: Artifact) -> Artifact:
+        """Draw rationales for every training problem from an SFT policy."""
+        return self._sample(name, policy, data, self._recipe.sampling.samples_for_pairs)
+
+    def sample_for_labels(self, name: str, policy: Artifact, data: Artifact) -> Artifact:
+        """Draw K rationales for every training problem from the DPO policy (plain self-training: the SFT policy)."""
+        return self._sample(name, policy, data, self._recipe.sampling.samples_for_labels)
+
+    def pairs(self, name: str, sampled: list[Artifact], data: Artifact) -> Artifact:
+        """Make preference pairs from graded rationales, of earlier rounds too if the recipe pools."""
+        recipe = self._recipe.pairs
+        sources = sampled if recipe.pool_rounds else sampled[-1:]
+
+        def work(out: Path) -> dict[str, Any]:
+            pairs = make_pairs(
+                _problems(data, "train"),
+                _rationales(sources),
+                _gold_by_problem(data),
+                threshold=recipe.jaccard_threshold,
+                max_pairs=recipe.max_per_problem,
+                gold_first=recipe.gold_first,
+                unfinished_rejected=recipe.unfinished_rejected,
+            )
+            write_jsonl(out / "pairs.jsonl", pairs)
+            return {"pairs": len(pairs), "problems": len({pair.problem_id for pair in pairs})}
+
+        return self._run.stage(name, work, data, *sources, settings=self._settings("pairs"))
+
+    def dpo(self, name: str, policy: Artifact, pairs: Artifact) -> Artifact:
+        """Train the policy's adapter on preference pairs. Without any pair the policy itself goes on, with a notice."""
+        recipe = self._recipe
+        if not pairs.metrics["pairs"]:
+            self._run.emit(
+                "notice",
+                text=f"{name}: no preference pairs, so DPO is skipped; more sampling.samples_for_pairs may find some",
+            )
+            return policy
+
+        def work(out: Path) -> dict[str, Any]:
+            with _memory_returned():
+                return train_dpo(
+                    backends.load(self._model_dir, recipe.model.quantization),
+                    self._prompter(),
+                    list(read_jsonl(pairs.path / "pairs.jsonl", PreferencePair)),
+                    policy.path,
+                    out,
+                    recipe=recipe.dpo,
+                    seed=recipe.seed,
+                    progress=self._run.progress,
+                )
+
+        return self._run.stage(name, work, policy, pairs, settings=self._settings("model", "dpo"))
+
+    def labels(self, name: str, drawn: list[Artifact], data: Artifact) -> Artifact:
+        """Keep right rationales, deduplicate, cap, and join them with the gold ones."""
+        recipe = self._recipe.labels
+        sources = drawn if recipe.pool_rounds else drawn[-1:]
+
+        def work(out: Path) -> dict[str, Any]:
+            labels = make_labels(
+                _problems(data, "train"),
+                _rationales(sources),
+                _gold_by_problem(data),
+                threshold=recipe.jaccard_threshold,
+                cap_percentile=recipe.cap_percentile,
+                max_per_problem=recipe.max_per_problem,
+            )
+            write_jsonl(out / "labels.jsonl", labels)
+            return {"labels": len(labels), "gold": sum(label.is_gold for label in labels)}
+
+        return self._run.stage(name, work, data, *sources, settings=self._settings("labels"))
+
+    def score(self, name: str, policy: Artifact | None, data: Artifact) -> None:
+        """Grade greedy answers on dev and test; None scores the base model."""
+        recipe = self._recipe
+        parts = [part for part in ("dev", "test") if data.metrics[part]]
+
+        def work(out: Path) -> dict[str, Any]:
+            metrics = {}
+            for part in parts:
+                problems = _problems(data, part)
+                answers = self._draw(policy, problems, f"score/{part}", num_samples=1, temperature=0.0)
+                metrics[part] = asdict(score(name, answers, problems, has_calculator=recipe.calculator.enabled))
+                write_jsonl(out / f"{part}.jsonl", answers)
+            return metrics
+
+        inputs = (data,) if policy is None else (data, policy)
+        stage = self._run.stage(f"score/{name}", work, *inputs, settings=self._settings(*MODEL_PARTS, "sampling"))
+        self.test_scores.append(from_dict(Score, stage.metrics["test"]))
+        if "dev" in stage.metrics:
+            self._dev_scores.append(from_dict(Score, stage.metrics["dev"]))
+
+    def has_converged(self) -> bool:
+        """True when dev accuracy has not risen above its best for `patience` rounds."""
+        patience = self._recipe.patience
+        accuracies = [score.strict for score in self._dev_scores[1:]]  # without the base
+        if patience is None or not accuracies:
+            return False
+        return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= patience
+
+    def best_policy(self, policies: list[Artifact]) -> Artifact:
+        """The policy with the best dev accuracy, the earlier one of equals; without dev problems, the last."""
+        accuracies = [score.strict for score in self._dev_scores[1:]]
+        return policies[accuracies.index(max(accuracies))] if accuracies else policies[-1]
+
+    def export(self, policy: Artifact, data: Artifact) -> Artifact:
+        """Merge the adapter in 16 bit and write the GGUF file."""
+        quant = self._recipe.export.quant
+
+        def work(out: Path) -> dict[str, Any]:
+            file = export_gguf(self._recipe, self._model_dir, policy.path, out / f"model-{quant}.gguf")
+            return {"policy": policy.name, "file": file.name, "bytes": file.stat().st_size}
+
+        return self._run.stage("export", work, policy, settings=self._settings("model", "export"))
+
+    def solve(self, export: Artifact, data: Artifact, num_problems: int = 3) -> Artifact:
+        """Solve a few unseen problems with the exported file, through the calculator."""
+        from dpost_lite.local.solver import Solver
+
+        def work(out: Path) -> dict[str, Any]:
+            solver = Solver(
+                export.path / export.metrics["file"],
+                calculator=calculator_of(self._recipe),
+                max_new_tokens=self._recipe.sampling.max_new_tokens,
+            )
+            solved = [
+                {**asdict(problem), "solution": asdict(solver.solve(problem.question))}
+                for problem in _problems(data, "test")[:num_problems]
+            ]
+            write_json(out / "solved.json", solved)
+            return {"solved": len(solved)}
+
+        return self._run.stage("solved", work, export, data, settings=self._settings(*MODEL_PARTS))
+
+    def _sample(self, name: str, policy: Artifact, data: Artifact, num_samples: int) -> Artifact:
+        recipe = self._recipe.sampling
+
+        def work(out: Path) -> dict[str, Any]:
+            problems = _problems(data, "train")
+            drawn = self._draw(policy, problems, name, num_samples=num_samples, temperature=recipe.temperature)
+            write_jsonl(out / "rationales.jsonl", drawn)
+            return _yield_of(drawn)
+
+        return self._run.stage(
+            name, work, policy, data, settings={**self._settings(*MODEL_PARTS, "sampling"), "num_samples": num_samples}
+        )
+
+    def _draw(
+        self, policy: Artifact | None, problems: list[Problem], purpose: str, *, num_samples: int, temperature: float
+    ) -> list[Rationale]:
+        """Sample from a policy's merged weights; rationales come back in the order of (problem, sample)."""
+        from dpost_lite.sampling.sampler import sample
+
+        recipe = self._recipe
+        total, num_right, done = len(problems) * num_samples, 0, []
+        with _memory_returned():
+            model = adapters.load_merged(self._model_dir, policy.path if policy else None, recipe.model.quantization)
+            for rationale in sample(
+                model,
+                self._prompter(),
+                problems,
+                calculator=calculator_of(recipe),
+                purpose=purpose,
+                num_samples=num_samples,
+                temperature=temperature,
+                top_p=recipe.sampling.top_p if temperature else 1.0,
+                max_new_tokens=recipe.sampling.max_new_tokens,
+                num_rows=recipe.sampling.num_rows,
+                seed=recipe.seed,
+            ):
+                done.append(rationale)
+                num_right += rationale.correct
+                self._run.progress(len(done), total, "rationales", right=num_right / len(done))
+            del model
+        order = {problem.id: i for i, problem in enumerate(problems)}
+        return sorted(done, key=lambda r: (order[r.problem_id], r.sample))
+
+    def _prompter(self) -> Prompter:
+        return Prompter(backends.load_tokenizer(self._model_dir), self._recipe.model.prompt)
+
+    def _gold(self, corpus: Corpus) -> list[LabelledRationale]:
+        prompter = self._prompter()
+        gold = [
+            LabelledRationale(p.id, p.question, p.rationale, prompter.answer_ids(p.rationale), is_gold=True)
+            for p in corpus.train
+            if p.rationale
+        ]
+        if not gold:
+            raise DataError(
+                f"data.train={self._recipe.data.train}: no problem carries a worked solution ending in '#### N', "
+                "and the warm-up needs some; add solutions to a few dozen problems"
+            )
+        return gold
+
+    def _settings(self, *parts: str) -> dict[str, Any]:
+        """The parts of the recipe that a stage depends on."""
+        values = self._recipe.model_dump(mode="json")
+        return {"seed": values["seed"], **{part: values[part] for part in parts}}
+
+
+def calculator_of(recipe: Recipe) -> Calculator | None:
+    """The calculator that a recipe asks for, or None."""
+    settings = recipe.calculator
+    if not settings.enabled:
+        return None
+    return Calculator(max_decimals=settings.max_decimals, rounded_decimals=settings.rounded_decimals)
+
+
+def export_gguf(recipe: Recipe, model_dir: Path, adapter_dir: Path | None, out: Path) -> Path:
+    """Merge an adapter into its base in 16 bit and write `out` as GGUF, quantised as `recipe.export.quant` says."""
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix="merged-") as folder, _memory_returned():
+        model = adapters.load_merged(model_dir, adapter_dir, recipe.model.quantization)
+        prompter = Prompter(backends.load_tokenizer(model_dir), recipe.model.prompt)
+        adapters.save_merged(model, prompter.tokenizer, Path(folder))
+        del model
+        return gguf.export(Path(folder), out, quant=recipe.export.quant)
+
+
+class _memory_returned:
+    """Give memory back at the end of a `with` block that loaded weights."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _problems(data: Artifact, part: str) -> list[Problem]:
+    return list(read_jsonl(data.path / f"{part}.jsonl", Problem))
+
+
+def _rationales(sources: Iterable[Artifact]) -> list[Rationale]:
+    return [r for source in sources for r in read_jsonl(source.path / "rationales.jsonl", Rationale)]
+
+
+def _gold_by_problem(data: Artifact) -> dict[str, LabelledRationale]:
+    return {gold.problem_id: gold for gold in read_jsonl(data.path / "labels.jsonl", LabelledRationale)}
+
+
+def _yield_of(drawn: list[Rationale]) -> dict[str, Any]:
+    """Figures of one sampling stage: how many were right, unfinished, and what the calculator did."""
+    return {
+        "rationales": len(drawn),
+        "right": sum(r.correct for r in drawn),
+        "unfinished": sum(r.end == "limit" for r in drawn),
+        "calculated": sum(r.num_calculated for r in drawn),
+        "refused": sum(r.num_refused for r in drawn),
+        "tokens": sum(len(r.token_ids) for r in drawn),
+    }
