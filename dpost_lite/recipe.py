@@ -20,7 +20,7 @@ Method = Literal["dpo-st", "st", "sft"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelRecipe(_Section):
@@ -241,7 +241,7 @@ def _locate(source: str) -> Path:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: not UTF-8, or a date that is none
         raise RecipeError(f"--recipe: {path} cannot be read as YAML: {' '.join(str(error).split())[:200]}") from error
     if values is None:
         return {}
@@ -256,7 +256,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f"'{override}' is not of the form key=value, for example sft.epochs=3")
     try:
         value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         value = text
     value = _plain_number(value)
     *parents, last = key.strip().split(".")

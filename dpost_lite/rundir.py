@@ -40,9 +40,10 @@ class Artifact:
 class Run:
     """One run folder. `listeners` are called with every event as it is written to the journal."""
 
-    def __init__(self, path: Path, listeners: tuple[Listener, ...] = ()) -> None:
+    def __init__(self, path: Path, listeners: tuple[Listener, ...] = (), recipe: Recipe | None = None) -> None:
         self.path = path
         self._listeners = listeners
+        self._recipe = recipe
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, listeners: tuple[Listener, ...] = ()) -> "Run":
@@ -54,10 +55,12 @@ class Run:
             raise RunError(f"--out: {path} exists and is not a run folder; name another")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_json(path / "run.json", {"version": __version__, "recipe": recipe.model_dump(mode="json")})
+            run = cls(path, listeners, recipe)
+            if not (path / "run.json").exists():
+                run._record_recipe()
         except OSError as error:
             raise RunError(f"--out: {path} cannot be written ({error.strerror}); name another folder") from error
-        return cls(path, listeners)
+        return run
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -68,7 +71,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe the run was last started with."""
+        """The recipe that the newest stage was made with; that of a refused command leaves no trace."""
         return Recipe.model_validate(json.loads((self.path / "run.json").read_text(encoding="utf-8"))["recipe"])
 
     def stage(
@@ -92,6 +95,7 @@ class Run:
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        self._record_recipe()
         self.emit("stage_started", stage=name)
         started = time.monotonic()
         metrics = work(partial) or {}
@@ -114,18 +118,26 @@ class Run:
         """Tell the live view how far the running stage is; `unit` names what `done` counts."""
         self.emit("progress", done=done, total=total, unit=unit, metrics=metrics)
 
+    def _record_recipe(self) -> None:
+        if self._recipe is not None:
+            write_json(
+                self.path / "run.json", {"version": __version__, "recipe": self._recipe.model_dump(mode="json")}
+            )
+
     def _difference(self, name: str, done: dict[str, Any], given: dict[str, Any]) -> str:
-        changed = [
-            f"{key}: {old} -> {new}"
-            for (key, old), (_, new) in zip(flatten(done["settings"]), flatten(given["settings"]), strict=False)
-            if old != new
-        ]
-        inputs = [key for key, value in given["inputs"].items() if done["inputs"].get(key) != value]
-        what = "; ".join(changed) or f"its input {', '.join(inputs) or 'stages'} changed"
+        changed = [f"{key}: {old} -> {new}" for key, old, new in _changes(done["settings"], given["settings"])]
+        inputs = [key for key, _, _ in _changes(done["inputs"], given["inputs"])]
+        what = "; ".join(changed) or f"its input {', '.join(inputs)} changed"
         return (
             f"--out: {self.path} holds stage '{name}' made with other settings ({what}); "
             "give the same command again, or name another --out folder"
         )
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (dotted key, old value, new value) of what differs; None stands for a key that is not there."""
+    old, new = dict(flatten(before)), dict(flatten(after))
+    return [(key, old.get(key), new.get(key)) for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -35,12 +35,13 @@ def create(model: Any, recipe: LoraRecipe, *, seed: int) -> Any:
 def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
     """Wrap `model` with the adapter saved in `adapter_dir`, named "default"."""
     from peft import PeftModel, prepare_model_for_kbit_training
+    from safetensors import SafetensorError
 
     if trainable and getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
         return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the adapter {adapter_dir} does not fit this base: {str(error).splitlines()[0]}") from error
 
 

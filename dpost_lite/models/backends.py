@@ -50,12 +50,19 @@ def find(name: str) -> Path:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(
             snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"])
         )
+    except HFValidationError as error:
+        raise ModelError(f"model.name: {name} is neither a folder nor a hub id (owner/name)") from error
     except GatedRepoError as error:
         raise ModelError(
             f"model.name: {name} is gated; accept its licence on its hub page and log in with `hf auth login`"
@@ -128,6 +135,7 @@ def load(model_dir: Path, quantization: Quantization = "nf4") -> Any:
     "nf4": 4-bit NormalFloat with double quantisation (Dettmers et al. 2023, QLoRA); "none": the compute type itself.
     Raises ModelError if the folder cannot be read as a causal language model.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype = compute_dtype()
@@ -141,11 +149,13 @@ def load(model_dir: Path, quantization: Quantization = "nf4") -> Any:
         )
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                model_dir, dtype=dtype, quantization_config=config, device_map={"": device()}
+            model, found = AutoModelForCausalLM.from_pretrained(
+                model_dir, dtype=dtype, quantization_config=config, device_map={"": device()}, output_loading_info=True
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model.name: {model_dir} cannot be loaded ({_first_line(error)})") from error
+    if missing := sorted(found["missing_keys"]):  # transformers would make them up at random
+        raise ModelError(f"model.name: {model_dir} lacks {len(missing)} weights, such as {missing[0]}; get it anew")
     keep_differentiable(model)
     return model.eval()
 

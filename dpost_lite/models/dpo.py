@@ -2,7 +2,8 @@
 
 Starts from the SFT policy, which is also the reference. With an adapter, "adapter off" would make the *base* the
 reference, so trl is handed an already wrapped model: it then freezes a second copy of the adapter. At step 0 policy
-and reference are one, the loss is ln 2 and all rewards are 0.
+and reference are one, the loss is ln 2 and all rewards are 0. (trl rounds the policy, but not the copy, to bfloat16 on a quantised base:
+undone here, or the first rewards would be that noise.)
 
 Trains on token ids. trl's DPOTrainer tokenises text and appends a stop token to each answer; `_prepare_dataset` is
 overridden to leave the sampler's ids alone, an answer cut off by the token limit included.
@@ -23,6 +24,11 @@ LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 )  # fmt: skip
+
+
+# What share of the preferences these two losses take to be wrong. exo_pair needs some (its paper's value); with none,
+# robust would be sigmoid under another name.
+_LABEL_SMOOTHING = {"exo_pair": 1e-3, "robust": 0.1}
 
 
 def check_loss(name: str) -> None:
@@ -82,23 +88,29 @@ def make_trainer(
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
-    arguments = shared_arguments(recipe, out / "trainer", seed=seed)
+    arguments = shared_arguments(recipe, out, seed=seed, num_rows=len(rows))
     arguments["train_sampling_strategy"] = "random"  # a pair has no single length to group by
-    steps_per_pass = -(
-        -len(rows) // (arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"])
-    )
     losses, weights = [recipe.loss], [1.0]
     if recipe.nll_weight:
         losses, weights = [*losses, "sft"], [*weights, recipe.nll_weight]
     config = DPOConfig(
         **arguments,
-        max_steps=min(recipe.max_steps, steps_per_pass),
         beta=recipe.beta,
         loss_type=losses,
         loss_weights=weights,
+        label_smoothing=_LABEL_SMOOTHING.get(recipe.loss, 0.0),
         disable_dropout=True,
         precompute_ref_log_probs=False,
     )
-    return TokenDPOTrainer(
+    trainer = TokenDPOTrainer(
         model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=prompter.tokenizer
     )
+    _start_at_reference(trainer.model)
+    return trainer
+
+
+def _start_at_reference(policy: Any) -> None:
+    """Copy the frozen adapter "ref" back over "default", float32 as it was before trl's cast."""
+    for name, parameter in policy.named_parameters():
+        if ".default." in name:
+            parameter.data = policy.get_parameter(name.replace(".default.", ".ref.")).detach().clone()

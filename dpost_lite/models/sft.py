@@ -46,10 +46,10 @@ def train_sft(
         raise DataError(
             f"sft.max_length={recipe.max_length} leaves none of {len(labelled)} labelled rationales; raise it"
         )
-    arguments = shared_arguments(recipe, out / "trainer", seed=seed)
+    arguments = shared_arguments(recipe, out, seed=seed, num_rows=len(rows))
     trainer = SFTTrainer(
         model=adapters.create(model, lora, seed=seed),
-        args=SFTConfig(**arguments, num_train_epochs=recipe.epochs, packing=False),
+        args=SFTConfig(**arguments, packing=False),
         train_dataset=Dataset.from_list(rows),
         processing_class=prompter.tokenizer,
     )

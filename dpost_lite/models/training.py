@@ -1,5 +1,7 @@
 """What SFT and DPO share: trainer arguments, LoRA weights in float32, and progress."""
 
+import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,22 +13,33 @@ Progress = Callable[..., None]
 """Called as `progress(steps_done, steps_total, "steps", loss=…)`."""
 
 
-def shared_arguments(recipe: SftRecipe | DpoRecipe, out: Path, *, seed: int) -> dict[str, Any]:
-    """Return the arguments common to trl's SFTConfig and DPOConfig; every one explicit, defaults differ by version."""
+def shared_arguments(recipe: SftRecipe | DpoRecipe, out: Path, *, seed: int, num_rows: int) -> dict[str, Any]:
+    """Return the arguments common to trl's SFTConfig and DPOConfig; every one explicit, defaults differ by version.
+
+    Warm-up takes whole steps of its share only: transformers rounds up, and the first warm-up step has a learning rate
+    of 0, so a training of one step would do nothing.
+    """
     import torch
 
     on_gpu = device() == "cuda"
     micro = min(recipe.micro_batch_size, recipe.batch_size)
+    num_accumulated = max(1, recipe.batch_size // micro)
+    num_steps = math.ceil(num_rows / (micro * num_accumulated))
+    if isinstance(recipe, SftRecipe):
+        num_steps = math.ceil(num_steps * recipe.epochs)
+    else:
+        num_steps = min(num_steps, recipe.max_steps)
     return {
         "output_dir": str(out),
         "seed": seed,
         "data_seed": seed,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": max(1, recipe.batch_size // micro),
+        "gradient_accumulation_steps": num_accumulated,
+        "max_steps": num_steps,
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr_rate": recipe.min_lr_ratio},
-        "warmup_steps": recipe.warmup_ratio,
+        "warmup_steps": int(recipe.warmup_ratio * num_steps),
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
         "optim": "paged_adamw_8bit" if on_gpu else "adamw_torch",
@@ -59,6 +72,7 @@ def train(trainer: Any, progress: Progress) -> list[dict[str, Any]]:
                 progress(state.global_step, state.max_steps, "steps", loss=logs["loss"])
 
     keep_float32(trainer.model)
+    keep_freed_memory()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Report())
     verbosity = logging.get_verbosity()
@@ -79,3 +93,18 @@ def keep_float32(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to reuse freed blocks instead of handing them back to the system (no effect elsewhere).
+
+    A training step on a CPU frees and takes gigabytes of activations; fetching them from the kernel anew, page by page,
+    costs up to half of the step on a virtual machine.
+    """
+    import ctypes
+
+    mmap_max, trim_threshold = -4, -1  # malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)

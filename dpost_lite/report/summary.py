@@ -1,0 +1,85 @@
+"""What the command line says when the work is done: the table of scores, whether there was a gain, solved problems."""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from dpost_lite.problems.grading import same_number
+from dpost_lite.problems.records import Score
+from dpost_lite.report.terminal import plain
+
+
+def score_table(scores: Sequence[Score]) -> Table:
+    """Return one row per score, in percent. The interval is the 95 % Wilson interval of the strict accuracy."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    columns = ("calculator", "strict", "95 % interval", "flexible", "unfinished", "problems")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for score in scores:
+        table.add_row(
+            plain(score.name),
+            "on" if score.calculator else "off",
+            f"{score.strict:.1%}",
+            f"{score.low:.1%} to {score.high:.1%}",
+            f"{score.flexible:.1%}",
+            str(score.num_unfinished),
+            str(score.num_problems),
+        )
+    return table
+
+
+def verdict(scores: Sequence[Score]) -> str:
+    """Say in one sentence what the last round changed against the warm-up (sft-0), and how sure that is.
+
+    The standard error is that of the difference of two independent shares. Both models answer the same problems, so it
+    errs on the side of caution.
+    """
+    warm_up = next((score for score in scores if score.name == "sft-0"), None)
+    last = scores[-1]
+    if warm_up is None or not last.name.startswith("round-"):
+        return ""
+    gain = 100 * (last.strict - warm_up.strict)
+    error = 100 * sqrt(sum(s.strict * (1 - s.strict) / s.num_problems for s in (warm_up, last)))
+    figures = f"{last.name} is at {last.strict:.1%}, sft-0 at {warm_up.strict:.1%}"
+    if gain <= 0:
+        return f"Self-training did not help: {figures}."
+    if last.low <= warm_up.high:
+        return (
+            f"Self-training gained {gain:.1f} points ({figures}), but the intervals overlap (one standard error is "
+            f"{error:.1f} points): this may be chance, so test on more problems or repeat with other seeds."
+        )
+    return f"Self-training gained {gain:.1f} points ({figures}; one standard error is {error:.1f} points)."
+
+
+def solved_problem(solved: Mapping[str, Any]) -> Text:
+    """Return one entry of a run's solved.json as text: question, the model's rationale, and ✓ or ✗ with the answer."""
+    solution = solved["solution"]
+    number = solution["strict"] if solution["end"] == "stop" else None  # an unfinished answer is never right
+    is_right = number is not None and same_number(number, solved["answer"])
+    known = f"the answer is {solved['answer']}{', this one was cut off' if solution['end'] == 'limit' else ''}"
+    return Text.assemble(
+        plain(f"\n{solved['question']}\n", "bold"),
+        plain(f"{solution['text'].strip()}\n"),
+        plain(f"✓ {known}", "green") if is_right else plain(f"✗ {known}", "red"),
+    )
+
+
+def whereabouts(folder: Path, *, best: str, file: Path) -> Text:
+    """Say what a finished run left where, and what to try next. `best` is the stage of the exported policy."""
+    return plain(
+        f"""
+written
+  {file} ({file.stat().st_size / 2**20:,.0f} MiB), made from {best}
+  {folder / best}, its LoRA adapter
+  {folder / "score"}, every graded answer; {folder / "events.jsonl"}, the journal
+
+next
+  dpost-lite solve {folder} "…"
+  dpost-lite eval {folder}
+  dpost-lite export {folder} --quant q8_0"""
+    )

@@ -1,0 +1,209 @@
+"""The events of a run, as they happen, on a terminal or in a log.
+
+On a terminal: finished stages scroll up, and below them one live block shows the running stage (bar, rate, time left,
+last metrics) and the whole run. Elsewhere: one plain line for each start and end, and now and then one for progress.
+
+What a model, a data file or an error says is text of strangers: it is never read as rich markup, and control characters
+that would move the cursor or recolour the terminal are replaced.
+"""
+
+import re
+import time
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_INTERVAL_S = 10.0  # at most one progress line in this time where the output is no terminal
+BAR_WIDTH = 24
+
+
+@dataclass(slots=True)
+class _Running:
+    """The running stage; `since` and `done_before` are where the rate is counted from (loading a model is no progress)."""
+
+    name: str
+    started: float
+    done: float = 0
+    total: float = 0
+    unit: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    since: float | None = None
+    done_before: float = 0
+
+    def update(self, event: Mapping[str, Any], now: float) -> None:
+        if self.since is None or event["done"] < self.done:  # a second part of the stage counts from the start again
+            self.since, self.done_before = now, event["done"]
+        self.done, self.total, self.unit = event["done"], event["total"], event["unit"]
+        self.metrics = event.get("metrics") or {}
+
+    def rate(self, now: float) -> float | None:
+        """Units per second, once there is something to divide."""
+        if self.since is None or now <= self.since or self.done <= self.done_before:
+            return None
+        return (self.done - self.done_before) / (now - self.since)
+
+    def seconds_left(self, now: float) -> float | None:
+        rate = self.rate(now)
+        return (self.total - self.done) / rate if rate else None
+
+    def status(self, now: float) -> str:
+        """`120/960 rationales, 3.1 a second, 4:30 left`, as far as it is known."""
+        if not self.unit:
+            return f"{as_time(now - self.started)} so far"
+        parts = [f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"]
+        rate, left = self.rate(now), self.seconds_left(now)
+        if rate is not None and left is not None:
+            parts += [f"{rate:.3g} a second" if rate >= 0.1 else f"{1 / rate:.0f} s each", f"{as_time(left)} left"]
+        return ", ".join(parts)
+
+
+class TerminalView:
+    """Shows events; give it to a Run as a listener and keep it open (`with`) while the run works.
+
+    `stages` are the names of the stages to come, in order, where they are known: then the view says how far the whole
+    run is, and about how long it will take once every kind of stage has been seen.
+    """
+
+    def __init__(
+        self, console: Console, clock: Callable[[], float] = time.monotonic, stages: Sequence[str] = ()
+    ) -> None:
+        self._console = console
+        self._clock = clock
+        self._stages = list(stages)
+        self._seconds_of_kind: dict[str, float] = {}
+        self._opened = clock()
+        self._running: _Running | None = None
+        self._last_line = 0.0
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(console=console, get_renderable=self._block, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> "TerminalView":
+        if self._live:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Show one event of a run's journal (see rundir.py); kinds that are not known here are passed over."""
+        show = getattr(self, f"_on_{event['kind']}", None)
+        if show is not None:
+            show(event)
+
+    def _on_stage_started(self, event: Mapping[str, Any]) -> None:
+        now = self._clock()
+        self._running = _Running(event["stage"], started=now)
+        self._last_line = now
+        if not self._live:
+            self._print(f"{event['stage']}: started{self._place()}")
+
+    def _on_stage_finished(self, event: Mapping[str, Any]) -> None:
+        self._running = None
+        self._seconds_of_kind[_kind(event["stage"])] = event["seconds"]
+        self._print_end("✓", event, as_time(event["seconds"]), f"finished in {as_time(event['seconds'])}")
+
+    def _on_stage_skipped(self, event: Mapping[str, Any]) -> None:
+        self._print_end("·", event, "done", "already done")
+
+    def _on_notice(self, event: Mapping[str, Any]) -> None:
+        self._print(f"note: {event['text']}", style="yellow")
+
+    def _on_progress(self, event: Mapping[str, Any]) -> None:
+        now = self._clock()
+        running = self._running
+        if running is None:
+            return
+        running.update(event, now)
+        if not self._live and now - self._last_line >= PLAIN_INTERVAL_S:
+            self._last_line = now
+            figures = as_figures(running.metrics)
+            self._print(f"{running.name}: {running.status(now)}{', ' if figures else ''}{figures}")
+
+    def _print_end(self, mark: str, event: Mapping[str, Any], short: str, long: str) -> None:
+        figures = as_figures(event.get("metrics") or {})
+        if self._live:
+            self._print(f"{mark} {event['stage']:<24} {short:>8}  {figures}")
+        else:
+            self._print(f"{event['stage']}: {long}{': ' if figures else ''}{figures}")
+
+    def _print(self, text: str, style: str = "") -> None:
+        self._console.print(plain(text, style), soft_wrap=not self._live)
+
+    def _block(self) -> RenderableType:
+        """The live part of the screen: the running stage and the whole run."""
+        running, now = self._running, self._clock()
+        if running is None:
+            return Text("")
+        row = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=running.total or 1, completed=running.done, width=BAR_WIDTH)
+        row.add_row(plain(f"▶ {running.name}", "bold"), bar, plain(running.status(now)))
+        whole = f"  {as_time(now - self._opened)} since the start{self._place()}{self._time_left(running, now)}"
+        figures = [plain(f"  {as_figures(running.metrics)}")] if running.metrics else []
+        return Group(row, *figures, plain(whole, style="dim"))
+
+    def _place(self) -> str:
+        running = self._running
+        if running is None or running.name not in self._stages:
+            return ""
+        return f" (stage {self._stages.index(running.name) + 1} of {len(self._stages)})"
+
+    def _time_left(self, running: _Running, now: float) -> str:
+        """What the whole run still takes, if each stage to come lasts as long as the last one of its kind."""
+        left = running.seconds_left(now)
+        if left is None or running.name not in self._stages:
+            return ""
+        kinds = [_kind(name) for name in self._stages[self._stages.index(running.name) + 1 :]]
+        if any(kind not in self._seconds_of_kind for kind in kinds):
+            return ""
+        return f", about {as_time(left + sum(self._seconds_of_kind[kind] for kind in kinds))} to go"
+
+
+def _kind(stage: str) -> str:
+    """`round-2/sft` and `sft-0` -> `sft`; `score/round-1` -> `score`: stages that last about as long."""
+    return "score" if stage.startswith("score/") else re.sub(r"^round-\d+/|-\d+$", "", stage)
+
+
+def printable(text: str) -> str:
+    """Return `text` with the characters that a terminal would obey, or that cannot be encoded, replaced by �."""
+    return "".join("�" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Return `text` to be printed as it is: no markup, no control characters."""
+    return Text(printable(text), style=style)
+
+
+def as_time(seconds: float) -> str:
+    """`0:07`, `12:30`, `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def as_figures(metrics: Mapping[str, Any]) -> str:
+    """Return a stage's metrics on one line: `labels 240, gold 80`; of a score, the strict accuracy and its interval."""
+    return ", ".join(
+        f"{key.removeprefix('num_').replace('_', ' ')} {_figure(key, value)}"
+        for key, value in metrics.items()
+        if value is not None
+    )
+
+
+def _figure(key: str, value: Any) -> str:
+    if isinstance(value, Mapping) and "strict" in value:
+        return f"{value['strict']:.1%} right ({value['low']:.1%} to {value['high']:.1%}) of {value['num_problems']}"
+    if key == "bytes":
+        return f"{value / 2**20:,.0f} MiB"
+    if isinstance(value, float):
+        return f"{value:.0%}" if key == "right" else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,118 @@
+"""Shared fixtures: tiny random models and tokenizers, made in the test, so that no test needs a download."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+
+SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+CORPUS = [
+    "Ann buys 12 boxes of 36 apples for $4.50 each. How many apples does she have?",
+    "She has 12*36=<<12*36=432>>432 apples. Then she sells 48/2=<<48/2=24>>24 of them.\n#### 408",
+    "The train drives 80 km in 2 hours, so 80/2 = <<80/2=40>>40 km/h.\nIt is 3-5=<<3-5=-2>>-2 or 1/4=<<1/4=0.25>>0.25.",
+    "A farmer sells 1,234 eggs a week (and eats 3): 100-20*2=<<100-20*2=60>>60 > 50 < 70!",
+]
+MERGED = ["=2", ">>2", "24>>", "/2=", "=2>>2", ">>24", "=-", ">><", "=<", "=<<", " <<", "<<4", "0.", "2 "]
+PRINTABLE = [chr(i) for i in range(32, 127)]
+
+
+def trained_tokenizer(kind: str) -> Any:
+    """Return a transformers tokenizer of one kind, trained here.
+
+    - "digits": byte-level BPE, every digit by itself, GPT-2's word pattern (as SmolLM2's).
+    - "merged": BPE without a pre-tokenizer, so that merges cross digits, `=` and `>>` freely.
+    - "spm": SentencePiece-like (Metaspace, byte fallback), with the same merges.
+    - "groups": byte-level BPE with GPT-2's word pattern and numbers of several digits.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts, alphabet, special = MERGED * 50 + CORPUS, [*PRINTABLE, "\n"], list(SPECIAL)
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    if kind in ("digits", "groups"):
+        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        if kind == "digits":
+            steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    elif kind == "merged":
+        tokenizer.decoder = decoders.Fuse()
+    elif kind == "spm":
+        tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)  # "first" once trained
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        tokenizer.decoder = decoders.Sequence(steps)
+        texts = [text.replace("\n", " ") for text in texts]
+        alphabet = ["▁", *PRINTABLE]
+        special += [f"<0x{i:02X}>" for i in range(256)]
+    else:
+        raise ValueError(kind)
+    size = {"digits": 340, "groups": 400, "merged": 160, "spm": 440}[kind]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=alphabet, special_tokens=special, show_progress=False, limit_alphabet=300
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if kind == "spm":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=SPECIAL[3:],
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of() -> Callable[[str], Any]:
+    """A function: kind -> its tokenizer, trained once. Tests must not change it; `copy.deepcopy` it first."""
+    return cache(trained_tokenizer)
+
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,  # far from uniform, so that greedy answers vary and attention matters
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama-tied": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "mistral-window": ("Mistral", {"sliding_window": 7}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"num_key_value_heads": 4}),
+    "gemma": ("Gemma", {}),
+    "gemma2": ("Gemma2", {"sliding_window": 7, "query_pre_attn_scalar": 16, "final_logit_softcapping": 5.0}),
+    "gemma3": ("Gemma3", {"sliding_window": 7, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2}),
+}
+
+
+def tiny_model(family: str, **overrides: Any) -> Any:
+    """Return a random float32 model of one family, the same at every call; `overrides` go to its config."""
+    import torch
+    import transformers
+
+    name, settings = FAMILIES[family]
+    config_class = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")
+    torch.manual_seed(0)
+    model_class = getattr(transformers, f"{name}ForCausalLM")
+    return model_class(config_class(**{**SIZES, **settings, **overrides})).float().eval()
+
+
+@pytest.fixture(scope="session")
+def model_of() -> Callable[..., Any]:
+    """A function: (family, **config overrides) -> a tiny random model in float32, made once. Tests must not change it."""
+    return cache(tiny_model)

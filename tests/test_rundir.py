@@ -1,0 +1,259 @@
+"""The run folder: finished stages are loaded, changed ones refused, broken ones done again."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from dpost_lite.errors import RunError
+from dpost_lite.recipe import Recipe, load_recipe
+from dpost_lite.rundir import Artifact, Run, flatten, read_json, write_json
+
+SETTINGS = {"seed": 1, "sft": {"epochs": 2, "learning_rate": 1e-4}}
+
+
+class Work:
+    """A stage's work that counts how often it is done."""
+
+    def __init__(self, text: str = "made") -> None:
+        self.text = text
+        self.num_calls = 0
+
+    def __call__(self, folder: Path) -> dict[str, int]:
+        self.num_calls += 1
+        (folder / "file.txt").write_text(self.text)
+        return {"calls": self.num_calls}
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run.create(tmp_path / "run", Recipe())
+
+
+def again(run: Run) -> Run:
+    """The same command, given once more."""
+    return Run.create(run.path, Recipe())
+
+
+def events(run: Run) -> list[dict]:
+    return [json.loads(line) for line in (run.path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# Stages
+
+
+def test_a_stage_leaves_its_files_and_its_record(run):
+    made = run.stage("round-1/sft", Work(), settings=SETTINGS)
+    assert made.path == run.path / "round-1" / "sft"
+    assert (made.path / "file.txt").read_text() == "made"
+    done = read_json(made.path / "done.json")
+    assert done["fingerprint"] == made.fingerprint
+    assert done["settings"] == SETTINGS
+    assert done["metrics"] == made.metrics == {"calls": 1}
+    assert done["seconds"] >= 0
+    assert not list(run.path.rglob("*.partial"))
+
+
+def test_a_finished_stage_is_not_done_again(run):
+    work = Work()
+    first = run.stage("sft", work, settings=SETTINGS)
+    assert run.stage("sft", work, settings=SETTINGS) == first
+    assert again(run).stage("sft", work, settings=SETTINGS) == first
+    assert work.num_calls == 1
+    assert [e["kind"] for e in events(run)] == ["stage_started", "stage_finished", "stage_skipped", "stage_skipped"]
+
+
+def test_the_order_of_settings_does_not_matter(run):
+    work = Work()
+    run.stage("sft", work, settings={"a": 1, "b": Path("x")})
+    run.stage("sft", work, settings={"b": "x", "a": 1})
+    assert work.num_calls == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"seed": 2, "sft": SETTINGS["sft"]}, "seed: 1 -> 2"),
+        ({"seed": 1, "sft": {"epochs": 3, "learning_rate": 1e-4}}, "sft.epochs: 2 -> 3"),
+        ({"sft": SETTINGS["sft"]}, "seed: 1 -> None"),  # a key fewer must not shift the others
+        ({**SETTINGS, "lora": {"rank": 8}}, "lora.rank: None -> 8"),
+    ],
+)
+def test_other_settings_are_refused_and_named(run, changed, named):
+    work = Work()
+    run.stage("sft", work, settings=SETTINGS)
+    with pytest.raises(RunError) as error:
+        again(run).stage("sft", work, settings=changed)
+    message = str(error.value)
+    assert f"({named})" in message
+    assert "'sft'" in message
+    assert "--out" in message
+    assert "\n" not in message
+    assert work.num_calls == 1
+    assert (run.path / "sft" / "file.txt").read_text() == "made"
+
+
+def test_a_changed_input_is_refused_and_named(run):
+    work = Work()
+    old = run.stage("data", Work("old"), settings={"seed": 1})
+    run.stage("sft", work, old, settings=SETTINGS)
+    new = Artifact("data", old.path, "another fingerprint")
+    with pytest.raises(RunError, match="input data changed"):
+        run.stage("sft", work, new, settings=SETTINGS)
+    with pytest.raises(RunError, match="input labels changed"):
+        run.stage("sft", work, old, Artifact("labels", old.path, "one more"), settings=SETTINGS)
+    with pytest.raises(RunError, match="input data changed"):
+        run.stage("sft", work, settings=SETTINGS)
+    assert work.num_calls == 1
+
+
+def test_a_change_is_seen_through_a_chain_of_stages(tmp_path):
+    """Fingerprints cover the inputs' fingerprints: the third stage differs because the first one does."""
+    prints = []
+    for seed in (1, 2):
+        run = Run.create(tmp_path / str(seed), Recipe())
+        data = run.stage("data", Work(), settings={"seed": seed})
+        sft = run.stage("sft", Work(), data, settings={"epochs": 2})
+        prints.append(run.stage("dpo", Work(), sft, settings={"beta": 0.1}).fingerprint)
+    assert prints[0] != prints[1]
+
+
+def test_stages_of_the_same_settings_are_told_apart_by_name(run):
+    assert run.stage("a", Work(), settings={}).fingerprint != run.stage("b", Work(), settings={}).fingerprint
+
+
+@pytest.mark.parametrize("interruption", [ValueError("broke"), KeyboardInterrupt()])
+def test_a_stage_that_broke_counts_for_nothing(run, interruption):
+    def break_down(folder: Path) -> None:
+        (folder / "half.txt").write_text("half")
+        raise interruption
+
+    with pytest.raises(type(interruption)):
+        run.stage("sft", break_down, settings=SETTINGS)
+    assert not (run.path / "sft").exists()
+    assert not list(run.path.rglob("done.json"))
+    assert [e["kind"] for e in events(run)] == ["stage_started"]
+
+    work = Work()
+    made = again(run).stage("sft", work, settings=SETTINGS)
+    assert work.num_calls == 1
+    assert sorted(p.name for p in made.path.iterdir()) == ["done.json", "file.txt"]  # half.txt is gone
+
+
+def test_a_stage_without_metrics(run):
+    assert run.stage("sft", lambda folder: None, settings={}).metrics == {}
+
+
+# The folder
+
+
+@pytest.mark.parametrize("content", ["a file", "a folder with something else"])
+def test_what_is_no_run_folder_is_refused_and_left_alone(tmp_path, content):
+    path = tmp_path / "mine"
+    if content == "a file":
+        path.write_text("keep me")
+    else:
+        path.mkdir()
+        (path / "thesis.txt").write_text("keep me")
+    with pytest.raises(RunError, match="--out: .*mine exists and is not a run folder; name another"):
+        Run.create(path, Recipe())
+    assert (path if path.is_file() else path / "thesis.txt").read_text() == "keep me"
+    assert path.is_file() or [p.name for p in path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_empty_folder_will_do(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert Run.create(tmp_path / "run", Recipe()).recipe == Recipe()
+
+
+def test_a_path_below_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="--out: .* cannot be written"):
+        Run.create(tmp_path / "file" / "run", Recipe())
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_write_permission(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(RunError, match=r"cannot be written \(Permission denied\)"):
+        Run.create(tmp_path / "locked" / "run", Recipe())
+
+
+def test_a_full_disk_is_a_run_error(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        Run.create(tmp_path / "run", Recipe())
+
+
+def test_the_recipe_can_be_read_back(tmp_path):
+    recipe = load_recipe("rehearsal", ["seed=7", "data.data_dir=some/where"])
+    Run.create(tmp_path / "run", recipe)
+    assert Run.open(tmp_path / "run").recipe == recipe
+
+
+def test_a_refused_command_leaves_the_recipe_of_the_run(run):
+    """`export` and `eval` read it: it must be the one that the folder's stages were made with."""
+    work = Work()
+    run.stage("sft", work, settings={"seed": run.recipe.seed})
+    other = load_recipe(None, ["seed=7"])
+    refused = Run.create(run.path, other)
+    with pytest.raises(RunError, match="seed: 42 -> 7"):
+        refused.stage("sft", work, settings={"seed": 7})
+    assert Run.open(run.path).recipe == Recipe()
+
+
+def test_a_command_that_does_something_new_leaves_its_recipe(run):
+    run.stage("sft", Work(), settings={})
+    other = load_recipe(None, ["rounds=5"])
+    longer = Run.create(run.path, other)
+    longer.stage("sft", Work(), settings={})
+    longer.stage("round-4/sft", Work(), settings={})
+    assert Run.open(run.path).recipe == other
+
+
+def test_opening_what_is_no_run(tmp_path):
+    with pytest.raises(RunError, match="is not a run folder"):
+        Run.open(tmp_path)
+
+
+# The journal
+
+
+def test_journal_and_listeners(tmp_path):
+    heard: list[dict] = []
+    run = Run.create(tmp_path / "run", Recipe(), listeners=(heard.append,))
+    run.emit("notice", text='naïve "quotes"\nand a line feed, 5 €')
+    run.stage("sft", Work(), settings=SETTINGS)
+    run.progress(1, 2, "steps", loss=0.5)
+    assert [e["kind"] for e in heard] == ["notice", "stage_started", "stage_finished", "progress"]
+    assert heard[3] == {**heard[3], "done": 1, "total": 2, "unit": "steps", "metrics": {"loss": 0.5}}
+    assert heard[2]["stage"] == "sft"
+    assert heard[2]["metrics"] == {"calls": 1}
+    assert events(run) == heard[:3]  # progress is not kept
+    times = [e["time"] for e in heard]
+    assert times == sorted(times)
+
+
+def test_the_journal_grows_over_commands(run):
+    run.emit("notice", text="first")
+    again(run).emit("notice", text="second")
+    assert [e["text"] for e in events(run)] == ["first", "second"]
+
+
+# Helpers
+
+
+def test_flatten():
+    assert flatten({"b": {"y": 1, "x": [2]}, "a": None}) == [("a", None), ("b.x", [2]), ("b.y", 1)]
+
+
+def test_write_json_never_leaves_half_a_file(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, {"number": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"number": 2, "object": object()})
+    assert read_json(path) == {"number": 1}
