@@ -5,6 +5,7 @@ Only typer is imported up here: `--help` answers at once, and torch comes when a
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dpost_lite.errors import DpostError, ExportError, RecipeError, RunError, nearest
+from dpost_lite.errors import DpostError, ExportError, RecipeError, nearest
 
 if TYPE_CHECKING:
     from dpost_lite.recipe import Recipe
@@ -56,16 +57,24 @@ def _remember_debug(ctx: typer.Context, asked: bool) -> bool:
     return asked
 
 
-Debug = Annotated[
-    bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback of an error.", show_default=False)
-]
+# Options that more than one command takes.
+Debug = Annotated[bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback of an error.")]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="gsm8k, multiarith, asdiv, svamp, synthetic, or a .jsonl/.json/.csv/.parquet file."),
+    typer.Option(
+        metavar="SOURCE", help="gsm8k, multiarith, asdiv, svamp, synthetic, or a .jsonl/.json/.csv/.parquet file."
+    ),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="A folder with the named sets as files, instead of the hub.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many problems of each part.")]
-Policy = Annotated[str | None, typer.Option(help="base, sft-0, round-1 …, or a stage such as round-1/dpo.")]
+DataDir = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="A folder with the named sets as files, instead of the hub.")
+]
+Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use at most this many problems of each part.")]
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A folder, a hub id (owner/name), or smollm2-135m-instruct.")
+]
+Policy = Annotated[
+    str | None, typer.Option(metavar="NAME", help="base, sft-0, round-1 …, or a stage such as round-1/dpo.")
+]
 
 app = typer.Typer(
     cls=_OneLineErrors,
@@ -94,31 +103,36 @@ def _app(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.", show_default=False),
     ] = False,
 ) -> None:
-    pass
+    if not debug:
+        warnings.simplefilter("ignore", FutureWarning)  # what libraries tell developers would break into the live view
 
 
 @app.command()
 def run(
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any recipe key, such as dpo.beta=0.2.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any recipe key, such as dpo.beta=0.2.")
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="A recipe's name or .yaml file. [default: rehearsal; with --data the paper's constants]"),
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A recipe by name, or a .yaml file. [default: rehearsal; with --data the paper's constants]",
+        ),
     ] = None,
     data: Data = None,
     data_dir: DataDir = None,
-    model: Annotated[
-        str | None, typer.Option(help="A folder, a hub id (owner/name), or smollm2-135m-instruct.")
-    ] = None,
+    model: Model = None,
     out: Annotated[
-        Path | None, typer.Option(help="The run's folder. [default: runs/RECIPE, or runs/DATA without a recipe]")
+        Path | None, typer.Option(metavar="DIR", help="The run's folder. [default: runs/RECIPE or DATA]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Another seed gives another run.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Another seed gives another run.")] = None,
     limit: Limit = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Most rounds of self-training.")] = None,
+    rounds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Most rounds of self-training.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="dpo-st, st (self-training without DPO), or sft (the warm-up alone).")
+        str | None,
+        typer.Option(
+            metavar="dpo-st|st|sft", help="The paper's method, self-training without DPO, or the warm-up alone."
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -130,7 +144,7 @@ def run(
 
     from dpost_lite.recipe import load_recipe
     from dpost_lite.report import summary
-    from dpost_lite.report.terminal import TerminalView
+    from dpost_lite.report.terminal import TerminalView, plain
     from dpost_lite.rundir import Run, read_json
     from dpost_lite.selftrain import self_train
 
@@ -151,8 +165,8 @@ def run(
     console = Console()
     with TerminalView(console, stages=planned_stages(loaded)) as view:
         outcome = self_train(loaded, Run.create(folder, loaded, listeners=(view,)))
-    console.print(summary.score_table(outcome.scores))
-    console.print(summary.plain(summary.verdict(outcome.scores)), soft_wrap=True)
+    console.print("", summary.score_table(outcome.scores), "")
+    console.print(plain(summary.verdict(outcome.scores)), soft_wrap=True)
     for solved in read_json(outcome.solved.path / "solved.json"):
         console.print(summary.solved_problem(solved), soft_wrap=True)
     file = outcome.export.path / outcome.export.metrics["file"]
@@ -161,13 +175,13 @@ def run(
 
 @app.command("eval")
 def eval_(
-    target: Annotated[
-        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, or a model as --model of run.")
-    ],
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or a model as --model of run.")],
     data: Data = None,
     data_dir: DataDir = None,
     limit: Limit = None,
-    calculator: Annotated[str, typer.Option(help="on, off or both.")] = "both",
+    calculator: Annotated[
+        str, typer.Option(metavar="on|off|both", help="Answer with it, without, or both ways.")
+    ] = "both",
     policy: Policy = None,
     debug: Debug = False,
 ) -> None:
@@ -187,22 +201,22 @@ def eval_(
     console = Console()
     with TerminalView(console) as view:
         scores = list(evaluate.evaluate(scored, problems, calculator=modes, listener=view))
-    console.print(score_table(scores))
+    console.print("", score_table(scores))
 
 
 @app.command()
 def solve(
     source: Annotated[str, typer.Argument(metavar="RUN|FILE.gguf", help="A finished run's folder, or a GGUF file.")],
     question: Annotated[
-        str | None, typer.Argument(help="The problem; without it, problems are read from standard input, one a line.")
+        str | None,
+        typer.Argument(metavar="QUESTION", help="Without it, problems are read from standard input, one a line."),
     ] = None,
-    calculator: Annotated[str, typer.Option(help="on or off.")] = "on",
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the likeliest token; above, answers vary.")
-    ] = 0.0,
+    calculator: Annotated[str, typer.Option(metavar="on|off", help="Let the calculator fill in <<3*4=.")] = "on",
+    temperature: Annotated[float, typer.Option(metavar="T", min=0, help="Above 0, answers vary.")] = 0.0,
     debug: Debug = False,
 ) -> None:
     """Solve word problems with an exported model, on this machine alone."""
+    from dpost_lite.evaluate import finished_export
     from dpost_lite.local.solver import Solver
     from dpost_lite.recipe import Recipe
     from dpost_lite.report.terminal import printable
@@ -210,10 +224,12 @@ def solve(
     from dpost_lite.stages import calculator_of
 
     with_calculator = _choice("--calculator", calculator, {"on": True, "off": False})
-    path = Path(source)
-    recipe = Recipe() if path.suffix == ".gguf" else Run.open(path).recipe
+    file, recipe = Path(source), Recipe()
+    if file.suffix != ".gguf":
+        opened = Run.open(file)
+        file, recipe = file / "export" / finished_export(opened)["file"], opened.recipe
     solver = Solver(
-        path if path.suffix == ".gguf" else path / "export" / _finished_export(path)["file"],
+        file,
         calculator=calculator_of(recipe) if with_calculator else None,
         max_new_tokens=recipe.sampling.max_new_tokens,
     )
@@ -226,13 +242,15 @@ def solve(
 @app.command()
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
-    quant: Annotated[str, typer.Option(help="q4_k_m, q5_k_m, q8_0 or f16.")],
+    quant: Annotated[str, typer.Option(metavar="q4_k_m|q5_k_m|q8_0|f16", help="How the weights are stored.")],
     policy: Policy = None,
-    out: Annotated[Path | None, typer.Option(help="The file to write. [default: RUN/export/model-QUANT.gguf]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file to write. [default: RUN/export/model-QUANT.gguf]")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write a run's best policy, or another, as a GGUF file."""
-    from dpost_lite.evaluate import policy_dir
+    """Write a run's best policy, or the one named, as a GGUF file."""
+    from dpost_lite.evaluate import finished_export, policy_dir
     from dpost_lite.models import backends
     from dpost_lite.recipe import validate
     from dpost_lite.rundir import Run
@@ -240,9 +258,9 @@ def export(
 
     opened = Run.open(source)
     recipe = validate({**opened.recipe.model_dump(), "export": {"quant": quant.lower()}}, where="--quant")
-    finished = {} if policy and out else _finished_export(source)
+    finished = {} if policy and out else finished_export(opened)
     adapter_dir = policy_dir(opened, policy or finished["policy"])
-    name = "-".join(["model", *(policy or "").split("/"), recipe.export.quant]).replace("--", "-")
+    name = "-".join(["model", *(policy.split("/") if policy else []), recipe.export.quant])
     file = out or source / "export" / f"{name}.gguf"
     if file.exists():
         typer.echo(f"{file} is there already ({_size(file)}); remove it to have it written again")
@@ -261,9 +279,10 @@ def data(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A set or a file, as --data of run.")],
     data_dir: DataDir = None,
     split: Annotated[
-        str | None, typer.Option(help="train or test, of a named set. [default: train where there is one]")
+        str | None,
+        typer.Option(metavar="train|test", help="Which part of a set. [default: train, where it can be trained on]"),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The model whose tokenizer and template show the samples.")] = None,
+    model: Model = None,
     debug: Debug = False,
 ) -> None:
     """Show how problems are read: format, counts, three samples as they are trained on, refused rows."""
@@ -302,8 +321,8 @@ def planned_stages(recipe: "Recipe") -> list[str]:
     names = ["data", "score/base", "sft-0", "score/sft-0"]
     for i in range(1, 1 + (0 if recipe.method == "sft" else recipe.rounds)):
         if recipe.method == "dpo-st":
-            names += [f"round-{i}/samples-sft", f"round-{i}/pairs", f"round-{i}/dpo"]
-        names += [f"round-{i}/samples-{recipe.method}", f"round-{i}/labels", f"round-{i}/sft", f"score/round-{i}"]
+            names += [f"round-{i}/samples-pairs", f"round-{i}/pairs", f"round-{i}/dpo"]
+        names += [f"round-{i}/samples-labels", f"round-{i}/labels", f"round-{i}/sft", f"score/round-{i}"]
     return [*names, "export", "solved"]
 
 
@@ -325,16 +344,6 @@ def _choice(option: str, given: str, choices: dict[str, Any]) -> Any:
     if given not in choices:
         raise RecipeError(f"{option}: {given}{nearest(given, list(choices))}; give {', '.join(choices)}")
     return choices[given]
-
-
-def _finished_export(folder: Path) -> dict[str, Any]:
-    """Return what the export stage of a run recorded: its policy and file."""
-    from dpost_lite.rundir import read_json
-
-    done = folder / "export" / "done.json"
-    if not done.is_file():
-        raise RunError(f"{folder} has no exported model yet; give its `dpost-lite run` command again to finish it")
-    return read_json(done)["metrics"]
 
 
 def _lines_of_stdin() -> Iterator[str]:

@@ -63,11 +63,7 @@ def _packages() -> Iterator[Finding]:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             yield _compare(requirement.name, _version(requirement.name), requirement.specifier)
     for extra, feature in FEATURES.items():
-        wanted = [
-            r
-            for r in requirements
-            if r.name != PACKAGE and r.marker is not None and r.marker.evaluate({"extra": extra})
-        ]
+        wanted = [r for r in requirements if r.name != PACKAGE and r.marker and r.marker.evaluate({"extra": extra})]
         missing = [r.name for r in wanted if _version(r.name) is None]
         if missing:
             way_out = f"missing for {feature}: {', '.join(missing)} (pip install '{PACKAGE}[{extra}]')"
@@ -114,9 +110,7 @@ def _devices() -> Iterator[Finding]:
             name = torch.cuda.get_device_name(index)
             yield Finding("gpu", f"{name}, {_gib(free)} of {_gib(total)} free")
     else:
-        yield Finding(
-            "gpu", "none that torch can use; everything runs on the CPU, which suits small models only", "note"
-        )
+        yield Finding("gpu", "none that torch can use: training runs on the CPU, which suits small models", "note")
     yield Finding("compute type", f"{dtype}{'' if dtype == 'bfloat16' else ' (no fast bfloat16 here)'}")
 
 

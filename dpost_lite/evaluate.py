@@ -20,7 +20,7 @@ from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import Problem, Score, read_jsonl
 from dpost_lite.problems.scoring import score
 from dpost_lite.recipe import DataRecipe, Recipe
-from dpost_lite.rundir import Run
+from dpost_lite.rundir import Run, read_json
 from dpost_lite.stages import calculator_of
 
 Listener = Callable[[dict[str, Any]], None]
@@ -73,9 +73,16 @@ def policy_dir(run: Run, name: str) -> Path | None:
     stage = run.path / name
     if _is_adapter(stage):
         return stage
-    raise RunError(
-        f"--policy: {run.path} holds no policy {name}{nearest(name, list(known))}; known: {', '.join(known)}"
-    )
+    near = nearest(name, list(known))
+    raise RunError(f"--policy: {run.path} holds no policy {name}{near}; known: {', '.join(known)}")
+
+
+def finished_export(run: Run) -> dict[str, Any]:
+    """Return what a run's export stage recorded: `policy`, and `file` in RUN/export. RunError if it is not done."""
+    done = run.path / "export" / "done.json"
+    if not done.is_file():
+        raise RunError(f"{run.path} has no exported model yet; give its `dpost-lite run` command again to finish it")
+    return read_json(done)["metrics"]
 
 
 def problems_for(target: Target, data: str | None, *, data_dir: Path | None, limit: int | None) -> list[Problem]:

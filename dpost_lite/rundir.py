@@ -120,9 +120,7 @@ class Run:
 
     def _record_recipe(self) -> None:
         if self._recipe is not None:
-            write_json(
-                self.path / "run.json", {"version": __version__, "recipe": self._recipe.model_dump(mode="json")}
-            )
+            write_json(self.path / "run.json", {"version": __version__, "recipe": self._recipe.model_dump(mode="json")})
 
     def _difference(self, name: str, done: dict[str, Any], given: dict[str, Any]) -> str:
         changed = [f"{key}: {old} -> {new}" for key, old, new in _changes(done["settings"], given["settings"])]

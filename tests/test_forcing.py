@@ -1,8 +1,8 @@
 """What the calculator forces, token by token, against a reference that decodes and re-encodes the whole text.
 
 The "model" is a script: at every step it writes some token of what it wants to say next, wrong results included. Which
-token that is (the tokenizer's own, the longest that fits, single characters, any) is up to the pen, so no test depends on
-one way to cut a text into tokens. It goes on from whatever the calculator made of its words.
+token that is (the tokenizer's own, the longest that fits, single characters, any) is up to the pen, so no test
+depends on one way to cut a text into tokens. It goes on from whatever the calculator made of its words.
 """
 
 import random
@@ -109,13 +109,13 @@ def next_token(vocabulary: Vocabulary, ids: list[int], rest: str, pen: str, dice
 
 @dataclass
 class Written:
-    """An answer: its ids and text, the counters, and for each forced place (ids before the newest token, ids behind)."""
+    """An answer: its ids and text, the counters, and per forced place (ids before the newest token, it, ids behind)."""
 
     ids: list[int]
     text: str
     num_calculated: int
     num_refused: int
-    places: list[tuple[int, int]] = field(default_factory=list)
+    places: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 def write(vocabulary: Vocabulary, script: list[Piece], pen: str, seed: int = 0) -> Written:
@@ -125,7 +125,7 @@ def write(vocabulary: Vocabulary, script: list[Piece], pen: str, seed: int = 0) 
         token = next_token(vocabulary, ids, rest, pen, dice)
         replaced = row.push(token)
         if replaced is not None:
-            places.append((len(ids), len(ids) + len(replaced)))
+            places.append((len(ids), token, len(ids) + len(replaced)))
         ids += [token] if replaced is None else replaced
     return Written(ids, vocabulary.text(ids), row.num_calculated, row.num_refused, places)
 
@@ -243,16 +243,31 @@ def test_every_case_equals_the_text_reference(vocabulary, case, pen):
 
 
 def test_the_tokenizers_own_encoding_is_written_where_it_can_be(vocabulary):
-    """What stands before the newest token cannot change; where the text's own encoding begins with it, that is written."""
+    """What stands before the newest token cannot change; where the own encoding begins with it, that is written."""
     num_reachable = 0
     for case, (script, *_), pen in ((case, CASES[case], pen) for case in CASES for pen in PENS):
         written = write(vocabulary, script, pen)
-        for before, behind in written.places:
+        for before, _, behind in written.places:
             canonical = vocabulary.ids(vocabulary.text(written.ids[:behind]))
             if canonical[:before] == written.ids[:before]:
                 num_reachable += 1
                 assert written.ids[:behind] == canonical, (case, pen)
     assert num_reachable >= 5
+
+
+def test_the_newest_token_is_kept_unless_it_is_wrong_or_not_the_tokenizers_own(vocabulary):
+    """What the model chose is its own to learn from; only what the calculator wrote is marked as forced."""
+    num_odd = 0
+    for case, (script, *_), pen in ((case, CASES[case], pen) for case in CASES for pen in PENS):
+        written = write(vocabulary, script, pen)
+        for before, newest, behind in written.places:
+            outcome = vocabulary.text(written.ids[:behind])
+            is_right = outcome.startswith(vocabulary.text([*written.ids[:before], newest]))
+            tails = [written.ids[start:behind] for start in range(before + 1)]
+            is_own = any(vocabulary.ids(vocabulary.text(ids)) == ids for ids in tails if "<<" in vocabulary.text(ids))
+            assert written.ids[before] == newest or not is_right or is_own, (case, pen)
+            num_odd += is_right and not is_own
+    assert num_odd >= 5
 
 
 def test_a_written_annotation_in_training_text_is_written_back_token_by_token(vocabulary):

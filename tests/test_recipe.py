@@ -234,7 +234,7 @@ def test_missing_recipes():
 
 
 def test_validate_names_where():
-    with pytest.raises(RecipeError, match="^over there: unknown key 'x'"):
+    with pytest.raises(RecipeError, match=r"^over there: unknown key 'x'"):
         validate({"x": 1}, where="over there")
 
 

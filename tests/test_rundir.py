@@ -156,7 +156,7 @@ def test_what_is_no_run_folder_is_refused_and_left_alone(tmp_path, content):
     else:
         path.mkdir()
         (path / "thesis.txt").write_text("keep me")
-    with pytest.raises(RunError, match="--out: .*mine exists and is not a run folder; name another"):
+    with pytest.raises(RunError, match=r"--out: .*mine exists and is not a run folder; name another"):
         Run.create(path, Recipe())
     assert (path if path.is_file() else path / "thesis.txt").read_text() == "keep me"
     assert path.is_file() or [p.name for p in path.iterdir()] == ["thesis.txt"]
@@ -169,7 +169,7 @@ def test_an_empty_folder_will_do(tmp_path):
 
 def test_a_path_below_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="--out: .* cannot be written"):
+    with pytest.raises(RunError, match=r"--out: .* cannot be written"):
         Run.create(tmp_path / "file" / "run", Recipe())
 
 

@@ -14,7 +14,7 @@ import torch
 
 from dpost_lite.errors import DataError, ModelError, RecipeError
 from dpost_lite.models import adapters, backends, dpo, sft
-from dpost_lite.models.training import keep_float32
+from dpost_lite.models.training import keep_float32, shared_arguments
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair
 from dpost_lite.recipe import DpoRecipe, LoraRecipe, SftRecipe
@@ -308,14 +308,35 @@ def test_sft_learns_and_counts(folder, prompter, tmp_path):
         run_sft(folder, prompter, tmp_path, max_length=16)
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 4])
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
 def test_sft_batches_do_not_depend_on_how_they_are_cut(folder, prompter, tmp_path, micro_batch_size):
-    """Accumulated losses weigh every token alike: one step of 4 is one step of 4 × 1."""
+    """Accumulated losses weigh every token alike: one step of 4 is one step of 2 × 2 and of 4 × 1."""
     run_sft(folder, prompter, tmp_path / "cut", num=4, micro_batch_size=micro_batch_size, learning_rate=1e-3)
     run_sft(folder, prompter, tmp_path / "whole", num=4, micro_batch_size=4, learning_rate=1e-3)
     cut, whole = saved(tmp_path / "cut"), saved(tmp_path / "whole")
     num_far = sum(int((cut[name] - whole[name]).abs().gt(2e-4).sum()) for name in cut)
     assert num_far <= 0.02 * sum(t.numel() for t in cut.values())  # Adam's first step is ±lr: noise flips only zeros
+
+
+@pytest.mark.parametrize(
+    ("recipe", "num_rows", "num_steps", "num_warmup"),
+    [
+        (SftRecipe(), 128, 2, 0),
+        (SftRecipe(), 129, 4, 0),
+        (SftRecipe(batch_size=8), 100, 26, 2),
+        (SftRecipe(batch_size=8, epochs=0.5), 100, 7, 0),
+        (SftRecipe(batch_size=8, warmup_ratio=0), 100, 26, 0),
+        (DpoRecipe(), 1, 1, 0),  # one warm-up step would be the only one, at a learning rate of 0
+        (DpoRecipe(), 12_800, 100, 10),
+        (DpoRecipe(), 99_999, 100, 10),
+        (DpoRecipe(batch_size=2), 31, 16, 1),
+    ],
+)
+def test_number_of_steps(tmp_path, recipe, num_rows, num_steps, num_warmup):
+    arguments = shared_arguments(recipe, tmp_path, seed=1, num_rows=num_rows)
+    assert (arguments["max_steps"], arguments["warmup_steps"]) == (num_steps, num_warmup)
+    at_once = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
+    assert at_once == recipe.batch_size
 
 
 # What is kept
@@ -585,7 +606,10 @@ def hub_error(name: str) -> Exception:
     [
         ("GatedRepoError", r"owner/name is gated; accept its licence .* `hf auth login`"),
         ("RepositoryNotFoundError", r"the hub knows no model owner/name; check the spelling"),
-        ("LocalEntryNotFoundError", r"owner/name is not in the local cache and the hub cannot be reached; give a local"),
+        (
+            "LocalEntryNotFoundError",
+            r"owner/name is not in the local cache and the hub cannot be reached; give a local",
+        ),
         ("OfflineModeIsEnabled", r"the hub cannot be reached"),
         ("HfHubHTTPError", r"the hub cannot be reached"),
         ("ConnectionError", r"the hub cannot be reached"),

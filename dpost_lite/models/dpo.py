@@ -2,8 +2,8 @@
 
 Starts from the SFT policy, which is also the reference. With an adapter, "adapter off" would make the *base* the
 reference, so trl is handed an already wrapped model: it then freezes a second copy of the adapter. At step 0 policy
-and reference are one, the loss is ln 2 and all rewards are 0. (trl rounds the policy, but not the copy, to bfloat16 on a quantised base:
-undone here, or the first rewards would be that noise.)
+and reference are one, the loss is ln 2 and all rewards are 0. (On a quantised base trl rounds the policy to bfloat16,
+but not the copy; undone here, or the first rewards would be that noise.)
 
 Trains on token ids. trl's DPOTrainer tokenises text and appends a stop token to each answer; `_prepare_dataset` is
 overridden to leave the sampler's ids alone, an answer cut off by the token limit included.

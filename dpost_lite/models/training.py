@@ -1,6 +1,5 @@
 """What SFT and DPO share: trainer arguments, LoRA weights in float32, and progress."""
 
-import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +71,6 @@ def train(trainer: Any, progress: Progress) -> list[dict[str, Any]]:
                 progress(state.global_step, state.max_steps, "steps", loss=logs["loss"])
 
     keep_float32(trainer.model)
-    keep_freed_memory()
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Report())
     verbosity = logging.get_verbosity()
@@ -93,18 +91,3 @@ def keep_float32(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to reuse freed blocks instead of handing them back to the system (no effect elsewhere).
-
-    A training step on a CPU frees and takes gigabytes of activations; fetching them from the kernel anew, page by page,
-    costs up to half of the step on a virtual machine.
-    """
-    import ctypes
-
-    mmap_max, trim_threshold = -4, -1  # malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, -1)

@@ -62,7 +62,7 @@ def _loaded(recipe: DataRecipe) -> Corpus:
     loaded = datasets.load(recipe.train, split="train", data_dir=recipe.data_dir)
     dev_size = recipe.dev_size
     if recipe.train not in datasets.NAMED and recipe.split_file is None:
-        dev_size = min(dev_size, len(loaded.problems) // 10)  # the paper's 768 would swallow a small file
+        dev_size = min(dev_size, max(1, len(loaded.problems) // 10))  # the paper's 768 would swallow a small file
     train, dev = datasets.split_train_dev(loaded.problems, dev_size=dev_size, split_file=recipe.split_file)
     test = dev
     if recipe.train in datasets.NAMED:

@@ -47,8 +47,8 @@ class Forcer:
     def _replacement(self, window: list[int], target: str) -> list[int] | None:
         """Return the ids that take the newest token's place so that the window's text becomes `target`.
 
-        First choice is the tokenizer's own encoding of the whole annotation, as training text has it; where a merge would
-        reach back into tokens the model has already read, only the missing text is encoded.
+        First choice is the tokenizer's own encoding of the whole annotation, as training text has it; where a merge
+        would reach back into tokens the model has already read, only the missing text is encoded.
         """
         fixed, newest = window[:-1], window[-1]
         canonical = self._encode_inside(target)
@@ -82,9 +82,11 @@ class RowForcer:
 
     def __init__(self, forcer: Forcer) -> None:
         self._forcer = forcer
+        self._window: list[int] = []  # tokens since (and with) the one that may have opened `<<`
+        self._text = ""  # their text
+        self._done = 0  # characters of it that belong to annotations dealt with
         self.num_calculated = 0
         self.num_refused = 0
-        self._forget()
 
     def push(self, token_id: int) -> list[int] | None:
         """Take the newest token; return None to keep it, or the ids that stand in its place.
@@ -123,6 +125,4 @@ class RowForcer:
         return ids
 
     def _forget(self) -> None:
-        self._window: list[int] = []  # tokens since (and with) the one that may have opened `<<`
-        self._text = ""  # their text
-        self._done = 0  # characters of it that belong to annotations dealt with
+        self._window, self._text, self._done = [], "", 0

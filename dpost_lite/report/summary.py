@@ -16,16 +16,15 @@ from dpost_lite.report.terminal import plain
 def score_table(scores: Sequence[Score]) -> Table:
     """Return one row per score, in percent. The interval is the 95 % Wilson interval of the strict accuracy."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    columns = ("calculator", "strict", "95 % interval", "flexible", "unfinished", "problems")
-    for column in columns:
-        table.add_column(column, justify="right")
+    table.add_column("", overflow="fold")  # a long name may take two lines, figures never
+    for column in ("calculator", "strict", "95 %\ninterval", "flexible", "unfinished", "n"):
+        table.add_column(column, justify="right", no_wrap=True)
     for score in scores:
         table.add_row(
             plain(score.name),
             "on" if score.calculator else "off",
             f"{score.strict:.1%}",
-            f"{score.low:.1%} to {score.high:.1%}",
+            f"{100 * score.low:.1f}–{score.high:.1%}",
             f"{score.flexible:.1%}",
             str(score.num_unfinished),
             str(score.num_problems),

@@ -26,7 +26,7 @@ BAR_WIDTH = 24
 
 @dataclass(slots=True)
 class _Running:
-    """The running stage; `since` and `done_before` are where the rate is counted from (loading a model is no progress)."""
+    """The running stage; its rate is counted from `since` and `done_before`, since loading a model is no progress."""
 
     name: str
     started: float
@@ -36,29 +36,30 @@ class _Running:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     since: float | None = None
     done_before: float = 0
+    updated: float = 0
 
     def update(self, event: Mapping[str, Any], now: float) -> None:
         if self.since is None or event["done"] < self.done:  # a second part of the stage counts from the start again
             self.since, self.done_before = now, event["done"]
-        self.done, self.total, self.unit = event["done"], event["total"], event["unit"]
+        self.done, self.total, self.unit, self.updated = event["done"], event["total"], event["unit"], now
         self.metrics = event.get("metrics") or {}
 
-    def rate(self, now: float) -> float | None:
+    def rate(self) -> float | None:
         """Units per second, once there is something to divide."""
-        if self.since is None or now <= self.since or self.done <= self.done_before:
+        if self.since is None or self.updated <= self.since or self.done <= self.done_before:
             return None
-        return (self.done - self.done_before) / (now - self.since)
+        return (self.done - self.done_before) / (self.updated - self.since)
 
     def seconds_left(self, now: float) -> float | None:
-        rate = self.rate(now)
-        return (self.total - self.done) / rate if rate else None
+        rate = self.rate()
+        return max(0.0, (self.total - self.done) / rate - (now - self.updated)) if rate else None
 
     def status(self, now: float) -> str:
         """`120/960 rationales, 3.1 a second, 4:30 left`, as far as it is known."""
         if not self.unit:
             return f"{as_time(now - self.started)} so far"
         parts = [f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"]
-        rate, left = self.rate(now), self.seconds_left(now)
+        rate, left = self.rate(), self.seconds_left(now)
         if rate is not None and left is not None:
             parts += [f"{rate:.3g} a second" if rate >= 0.1 else f"{1 / rate:.0f} s each", f"{as_time(left)} left"]
         return ", ".join(parts)

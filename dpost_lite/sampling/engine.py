@@ -8,8 +8,10 @@ single forward: forced tokens need no step of their own. Randomness belongs to t
 batch, so neighbours, order and number of rows do not change what is drawn.
 """
 
-from collections import deque
+import time
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -102,6 +104,23 @@ class _Row:
         return True
 
 
+@dataclass(slots=True)
+class Statistics:
+    """Where the time of a run went: `seconds` by part (prefill, forward, choose, calculator), decode steps, and rows
+    summed over steps. On a GPU the parts are as the host sees them: it waits in "choose", where tokens are copied."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    num_steps: int = 0
+    num_row_steps: int = 0
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time of a `with` block to `part`."""
+        started = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - started
+
+
 class Engine:
     """Samples from one model. `model` is any transformers decoder with a replaceable attention function."""
 
@@ -113,11 +132,12 @@ class Engine:
         self._waiting: deque[Request] = deque()
         self._prefilled: deque[_Prefill] = deque()
         self._running: list[_Row] = []
+        self.statistics = Statistics()
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Yield samples as they end. The model's attention function is put back when the iterator is done."""
-        self._waiting.extend(requests)
+        self._waiting = deque(requests)
         if not self._waiting:
             return
         length = max(request.max_length for request in self._waiting)
@@ -136,14 +156,15 @@ class Engine:
         finally:
             self._model.set_attn_implementation(before)
             self._model.train(was_training)
-            self._running, self._prefilled = [], deque()
+            self._running, self._prefilled, self._waiting = [], deque(), deque()
             del self._cache
 
     def _admit(self) -> Iterator[Sample]:
         """Fill free rows: compute prompts as needed, copy each prompt's cache to its rows, draw their first tokens."""
         while (room := self._cache.num_rows - len(self._running)) and (self._prefilled or self._waiting):
             if not self._prefilled:
-                self._prefill(room)
+                with self.statistics.timed("prefill"):
+                    self._prefill(room)
             new, logits = [], []
             while self._prefilled and room:
                 prompt = self._prefilled[0]
@@ -182,9 +203,10 @@ class Engine:
             num_samples += batch[-1].num_samples
         prompts = [request.prompt_ids + request.prefix_ids for request in batch]
         rows = Prompts(lengths=tuple(map(len, prompts)), keys={}, values={})
-        positions = [i for prompt in prompts for i in range(len(prompt))]
-        ends = torch.tensor(rows.lengths).cumsum(0) - 1
-        logits = self._call([i for prompt in prompts for i in prompt], positions, rows, ends.to(self._device))
+        flat = [(token, position) for prompt in prompts for position, token in enumerate(prompt)]
+        ids, positions = torch.tensor(flat, device=self._device).T
+        ends = torch.tensor(rows.lengths, device=self._device).cumsum(0) - 1
+        logits = self._call(ids, positions, rows, ends)
         layers = range(len(rows.keys))
         keys = torch.stack([rows.keys[i] for i in layers]).split(rows.lengths, dim=2)
         values = torch.stack([rows.values[i] for i in layers]).split(rows.lengths, dim=2)
@@ -192,49 +214,71 @@ class Engine:
 
     def _forward(self) -> torch.Tensor:
         """Feed every row its pending tokens; return the logits behind each row's last one, `(rows, vocabulary)`."""
+        with self.statistics.timed("forward"):
+            ids, plan, ends = self._plan()
+            logits = self._call(ids, plan.position, plan, ends)
+        self.statistics.num_steps += 1
+        self.statistics.num_row_steps += len(self._running)
+        return logits
+
+    def _plan(self) -> tuple[torch.Tensor, Decode, torch.Tensor]:
+        """Lay the pending tokens of all rows flat: where each goes, what it may see, and which ones end their row."""
         rows = self._running
-        ids = [i for row in rows for i in row.pending]
+        token = [i for row in rows for i in row.pending]
         slot = [s for s, row in enumerate(rows) for _ in row.pending]
         column = [c for row in rows for c in range(len(row.pending))]
         position = [row.length + c for row in rows for c in range(len(row.pending))]
         num_columns = max(len(row.pending) for row in rows)
         length = max(row.length + len(row.pending) for row in rows)
-        index = torch.tensor([slot, column, position], device=self._device)
+        ids, *index = torch.tensor([token, slot, column, position], device=self._device)
         starts = torch.tensor([row.length for row in rows], device=self._device)
         by_row = starts[:, None] + torch.arange(num_columns, device=self._device)  # (rows, columns)
         hidden = torch.arange(length, device=self._device) > by_row[:, None, :, None]
         mask = torch.zeros(hidden.shape, dtype=self._model.dtype, device=self._device).masked_fill_(hidden, -torch.inf)
-        plan = Decode(self._cache, *index, len(rows), num_columns, length, mask, by_row)
+        plan = Decode(
+            cache=self._cache,
+            slot=index[0],
+            column=index[1],
+            position=index[2],
+            num_rows=len(rows),
+            num_columns=num_columns,
+            length=length,
+            mask=mask,
+            positions_by_row=by_row,
+        )
         ends = torch.tensor([len(row.pending) for row in rows], device=self._device).cumsum(0) - 1
         for row in rows:
             row.length += len(row.pending)
-        return self._call(ids, position, plan, ends)
+        return ids, plan, ends
 
-    def _call(self, ids: list[int], positions: list[int], rows: Prompts | Decode, keep: torch.Tensor) -> torch.Tensor:
-        device = self._device
+    def _call(self, ids: torch.Tensor, positions: torch.Tensor, rows: Prompts | Decode, ends: torch.Tensor) -> Any:
+        """Run the model over a flat batch of tokens; return the logits at `ends`, `(len(ends), vocabulary)`."""
         return self._model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            attention_mask=torch.empty(1, 1, 1, 1, device=device),  # four dimensions: taken as it is, no mask is built
+            input_ids=ids[None],
+            position_ids=positions[None],
+            attention_mask=ids.new_empty(1, 1, 1, 1),  # four dimensions: taken as it is, no mask is built
             use_cache=False,
             rows=rows,
-            logits_to_keep=keep,
+            logits_to_keep=ends,
         ).logits[0]
 
     def _choose(self, rows: list[_Row], logits: torch.Tensor) -> list[tuple[int, float]]:
         """Draw one token for each row; return (token id, log-probability) pairs."""
-        tokens, logprobs = choose(
-            logits,
-            temperature=[row.request.temperature for row in rows],
-            top_p=[row.request.top_p for row in rows],
-            seed=[row.request.seed + (row.sample.sample << 32) for row in rows],
-            step=[row.num_drawn for row in rows],
-        )
-        return list(zip(tokens.tolist(), logprobs.tolist(), strict=True))
+        with self.statistics.timed("choose"):
+            tokens, logprobs = choose(
+                logits,
+                temperature=[row.request.temperature for row in rows],
+                top_p=[row.request.top_p for row in rows],
+                seed=[row.request.seed + (row.sample.sample << 32) for row in rows],
+                step=[row.num_drawn for row in rows],
+            )
+            newest = torch.stack([tokens.double(), logprobs.double()]).tolist()  # the one copy to the host
+        return [(int(token), logprob) for token, logprob in zip(*newest, strict=True)]
 
     def _retire(self, drawn: list[tuple[int, float]], first: int = 0) -> Iterator[Sample]:
         """Hand each row (from `first` on) its token; yield finished samples and close the gaps they leave."""
-        finished = [i for i, token in enumerate(drawn, start=first) if self._running[i].take(*token)]
+        with self.statistics.timed("calculator"):
+            finished = [i for i, token in enumerate(drawn, start=first) if self._running[i].take(*token)]
         for slot in reversed(finished):
             row, last = self._running[slot], self._running.pop()
             if last is not row:

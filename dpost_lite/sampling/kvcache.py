@@ -173,8 +173,9 @@ def _visible(query_at: torch.Tensor, key_at: torch.Tensor, window: int | None, d
 def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scaling: float, softcap: float | None
 ) -> torch.Tensor:
-    scores = torch.matmul(q, k.transpose(-1, -2)) * scaling
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+    if softcap is None:
+        mask = mask.expand(*mask.shape[:-2], q.shape[-2], -1)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+    scores = torch.tanh(torch.matmul(q, k.transpose(-1, -2)) * scaling / softcap) * softcap
     weights = torch.softmax(scores + mask, dim=-1, dtype=torch.float32).to(v.dtype)
     return torch.matmul(weights, v)

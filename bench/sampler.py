@@ -1,0 +1,447 @@
+"""How fast are rationales sampled, against the papers' procedure and other engines, on the same weights and prompts?
+
+    python bench/sampler.py --data-dir DIR [--adapter DIR] [--model NAME] [--questions 64] [--samples 4] [--rows 64]
+                            [--entrants ours papers …] [--sweep] [--save bench/results/sampler.json]
+
+Entrants: `ours` (with calculator), `ours-off` (without), `papers` (transformers' generate in padded batches of 32, one
+pass per sample, a hook that decodes and matches every row at every step: papers' code, `generate.py`), `generate` (the
+same without the hook), `continuous` (transformers' continuous batching), `llama.cpp` (llama-cpp-python with parallel
+sequences on the same weights in 16 bit). Same prompts, stop token, temperature and limit for all. A useful token lies
+before the end of its answer, the stop token included. Every entrant is warmed up and repeated; the table shows the median
+and the spread. The ceiling is the time that reading weights and cache once per step, or the arithmetic, would take at this
+machine's measured rates. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe
+
+from dpost_lite.models import adapters, backends
+from dpost_lite.problems import datasets, synthetic
+from dpost_lite.problems.calculator import Calculator
+from dpost_lite.problems.forcing import Forcer
+from dpost_lite.problems.prompts import Prompter
+from dpost_lite.sampling.engine import Engine, Request
+from dpost_lite.sampling.kvcache import kv_shape
+
+PAPERS_BATCH = 32
+LLAMA_SEQUENCES = 32
+ENTRANTS = ("ours", "ours-off", "papers", "generate", "continuous", "llama.cpp")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every entrant is given: the model, the prompts, and how to sample."""
+
+    model: Any
+    prompter: Prompter
+    prompts: list[tuple[int, ...]]
+    num_samples: int
+    num_rows: int
+    max_new_tokens: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one pass of one entrant produced."""
+
+    num_tokens: int
+    num_rationales: int
+    num_forced: int = 0
+    num_steps: int = 0
+    row_steps: int = 0
+    seconds: dict[str, float] | None = None
+
+
+def main() -> None:
+    """Run the entrants, print the table."""
+    arguments = parse()
+    torch.manual_seed(0)
+    setting = prepare(arguments)
+    repeats = arguments.repeats
+    rates = machine_rates(setting.model)
+    rows = {name: measure(name, setting, repeats) for name in arguments.entrants}
+    print(f"\n{'entrant':<12}{'tok/s':>9}{'spread':>9}{'rationales/s':>14}{'forced':>8}{'occupancy':>11}")
+    for name, row in rows.items():
+        print(
+            f"{name:<12}{row['tokens_per_s']:>9.1f}{row['spread']:>8.0%} {row['rationales_per_s']:>13.2f}"
+            f"{row['forced']:>8.1%}{row.get('occupancy', float('nan')):>11.1%}"
+        )
+    result: dict[str, Any] = {
+        "benchmark": "sampler",
+        "command": " ".join(["python", "bench/sampler.py", *sys.argv[1:]]),
+        "machine": describe(),
+        "questions": len(setting.prompts),
+        "samples": setting.num_samples,
+        "rates": rates,
+        "entrants": rows,
+    }
+    if "ours" in rows:
+        result["ceiling"] = print_ceiling(setting, rows["ours"], rates)
+    print_ratios(rows, result)
+    if arguments.sweep:
+        result["sweep"] = sweep(setting)
+    if arguments.save:
+        arguments.save.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=backends.DEMO_MODEL)
+    parser.add_argument("--adapter", type=Path, help="a LoRA adapter to merge")
+    parser.add_argument("--data-dir", type=Path, help="folder with gsm8k/test.jsonl; without it, built-in problems")
+    parser.add_argument("--questions", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--entrants", nargs="+", choices=ENTRANTS, default=list(ENTRANTS))
+    parser.add_argument("--sweep", action="store_true", help="also: throughput by number of rows and by K")
+    parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
+    return parser.parse_args()
+
+
+def prepare(arguments: argparse.Namespace) -> Setting:
+    """Load the merged weights and tokenise the prompts, longest first."""
+    folder = backends.find(arguments.model)
+    model = adapters.load_merged(folder, arguments.adapter, "none")
+    prompter = Prompter(backends.load_tokenizer(folder))
+    if arguments.data_dir:
+        problems = datasets.load("gsm8k", split="test", data_dir=arguments.data_dir).problems
+    else:
+        problems = synthetic.generate(arguments.questions, seed=0)
+    prompts = [prompter.prompt_ids(problem.question) for problem in problems[: arguments.questions]]
+    return Setting(
+        model, prompter, sorted(prompts, key=len, reverse=True), arguments.samples, arguments.rows,
+        arguments.max_new_tokens, arguments.temperature,
+    )  # fmt: skip
+
+
+def measure(name: str, setting: Setting, repeats: int) -> dict[str, float]:
+    """Warm an entrant up on a few prompts, then time `repeats` passes over all."""
+    with entrant(name, setting) as run:
+        run(setting.prompts[-4:])
+        outcomes, seconds = [], []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            outcomes.append(run(setting.prompts))
+            seconds.append(time.perf_counter() - started)
+            print(f"{name}: {outcomes[-1].num_tokens} tokens in {seconds[-1]:.1f} s", file=sys.stderr)
+    rates = [outcome.num_tokens / s for outcome, s in zip(outcomes, seconds, strict=True)]
+    last = outcomes[-1]
+    row = {
+        "tokens_per_s": statistics.median(rates),
+        "spread": (max(rates) - min(rates)) / statistics.median(rates),
+        "rationales_per_s": statistics.median(o.num_rationales / s for o, s in zip(outcomes, seconds, strict=True)),
+        "forced": last.num_forced / last.num_tokens,
+        "tokens_per_rationale": last.num_tokens / last.num_rationales,
+    }
+    if last.num_steps:
+        row["steps"] = last.num_steps
+        row["occupancy"] = last.row_steps / last.num_steps / setting.num_rows
+        row.update({f"seconds_{part}": s for part, s in (last.seconds or {}).items()})
+    return row
+
+
+class entrant:
+    """Context manager: build what an entrant needs, hand out its `run(prompts) -> Outcome`, take it down again."""
+
+    def __init__(self, name: str, setting: Setting) -> None:
+        self._name, self._setting, self._folder = name, setting, tempfile.TemporaryDirectory()
+
+    def __enter__(self) -> Callable[[list[tuple[int, ...]]], Outcome]:
+        setting = self._setting
+        builders: dict[str, Callable[[], Any]] = {
+            "ours": lambda: Ours(setting, with_calculator=True),
+            "ours-off": lambda: Ours(setting, with_calculator=False),
+            "papers": lambda: Generate(setting, with_calculator=True),
+            "generate": lambda: Generate(setting, with_calculator=False),
+            "continuous": lambda: Continuous(setting),
+            "llama.cpp": lambda: LlamaCpp(setting, Path(self._folder.name)),
+        }
+        return builders[self._name]()
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+
+class Ours:
+    """The engine of this package, timed by part."""
+
+    def __init__(self, setting: Setting, *, with_calculator: bool) -> None:
+        prompter = setting.prompter
+        self._setting = setting
+        self._forcer = Forcer(prompter.token_text(), prompter.encode, Calculator()) if with_calculator else None
+
+    def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
+        setting = self._setting
+        engine = Engine(setting.model, forcer=self._forcer, num_rows=setting.num_rows)
+        requests = [
+            Request(
+                key=i, prompt_ids=prompt, stop_ids=frozenset({setting.prompter.stop_id}), seed=i,
+                num_samples=setting.num_samples, temperature=setting.temperature,
+                max_new_tokens=setting.max_new_tokens,
+            )
+            for i, prompt in enumerate(prompts)
+        ]  # fmt: skip
+        samples = list(engine.run(requests))
+        stats = engine.statistics
+        return Outcome(
+            num_tokens=sum(len(sample.token_ids) for sample in samples),
+            num_rationales=len(samples),
+            num_forced=sum(map(sum, (sample.forced for sample in samples))),
+            num_steps=stats.num_steps,
+            row_steps=stats.num_row_steps,
+            seconds=stats.seconds,
+        )
+
+
+class Generate:
+    """transformers' generate in padded batches, one pass per sample; with the papers' hook for the calculator."""
+
+    def __init__(self, setting: Setting, *, with_calculator: bool) -> None:
+        self._setting, self._with_calculator = setting, with_calculator
+
+    @torch.inference_mode()
+    def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
+        from transformers import LogitsProcessorList
+
+        setting, stop = self._setting, self._setting.prompter.stop_id
+        num_tokens = num_forced = num_rationales = 0
+        for _ in range(setting.num_samples):
+            for start in range(0, len(prompts), PAPERS_BATCH):
+                batch = prompts[start : start + PAPERS_BATCH]
+                width = max(map(len, batch))
+                ids = torch.tensor([[stop] * (width - len(prompt)) + list(prompt) for prompt in batch])
+                mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
+                hook = PapersHook(setting.prompter, width)
+                out = setting.model.generate(
+                    ids.to(setting.model.device),
+                    attention_mask=mask.to(setting.model.device),
+                    do_sample=True, temperature=setting.temperature, top_k=0, top_p=1.0,
+                    max_new_tokens=setting.max_new_tokens, eos_token_id=stop, pad_token_id=stop,
+                    logits_processor=LogitsProcessorList([hook] if self._with_calculator else []),
+                )  # fmt: skip
+                for answer in out[:, width:].tolist():
+                    num_tokens += answer.index(stop) + 1 if stop in answer else len(answer)
+                num_forced += hook.num_forced
+                num_rationales += len(batch)
+        return Outcome(num_tokens, num_rationales, num_forced)
+
+
+class PapersHook:
+    """The papers' Llama calculator, re-told: at every step decode every row, match an open annotation, force one token.
+
+    Two of its defects are mended so that it works at all here: arithmetic is ours instead of `eval`, and the forced token
+    is found by re-encoding the result, where the original indexes tokens by characters.
+    """
+
+    def __init__(self, prompter: Prompter, prompt_width: int) -> None:
+        self._prompter, self._width, self._calculator = prompter, prompt_width, Calculator()
+        self.num_forced = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for row in range(input_ids.shape[0]):
+            text = self._prompter.tokenizer.decode(input_ids[row][self._width :])
+            match = re.search(r"<<([^>=]+)=([^>]*)$", text)
+            result = self._calculator(match[1]) if match else None
+            if match is None or result is None or not result.startswith(match[2]):
+                continue
+            ids = self._prompter.encode(result[len(match[2]) :] + ">>")
+            scores[row] = torch.full_like(scores[row], -torch.inf)
+            scores[row, ids[0]] = 0.0
+            self.num_forced += 1
+        return scores
+
+
+class Continuous:
+    """transformers' continuous batching: paged cache, no calculator (it has no hook that could force tokens)."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+
+    def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
+        from transformers import GenerationConfig
+
+        setting = self._setting
+        config = GenerationConfig(
+            do_sample=True, temperature=setting.temperature, top_k=0, max_new_tokens=setting.max_new_tokens,
+            eos_token_id=setting.prompter.stop_id, pad_token_id=setting.prompter.stop_id,
+        )  # fmt: skip
+        before = setting.model.config._attn_implementation
+        results = setting.model.generate_batch(
+            [list(prompt) for prompt in prompts for _ in range(setting.num_samples)],
+            generation_config=config,
+            progress_bar=False,
+        )
+        setting.model.set_attn_implementation(before)
+        answers = [result.generated_tokens for result in results.values()]
+        return Outcome(sum(map(len, answers)), len(answers))
+
+
+class LlamaCpp:
+    """llama.cpp with parallel sequences: prompts are computed once and copied to their samples; numpy samples."""
+
+    def __init__(self, setting: Setting, folder: Path) -> None:
+        import llama_cpp
+        from llama_cpp import _internals
+
+        from dpost_lite.local.gguf import write_gguf
+
+        self._setting, self._llama_cpp = setting, llama_cpp
+        adapters.save_merged(setting.model, setting.prompter.tokenizer, folder)
+        setting.model.to(backends.compute_dtype())
+        path = write_gguf(folder, folder / "model-f16.gguf", dtype="f16")
+        self._llm = llama_cpp.Llama(str(path), n_ctx=64, verbose=False, n_threads=torch.get_num_threads())
+        params = llama_cpp.llama_context_default_params()
+        longest = max(map(len, setting.prompts)) + setting.max_new_tokens
+        params.n_seq_max = LLAMA_SEQUENCES
+        params.n_ctx = LLAMA_SEQUENCES * (longest + 8)
+        params.kv_unified = True
+        params.n_threads = params.n_threads_batch = torch.get_num_threads()
+        self._ctx = _internals.LlamaContext(model=self._llm._model, params=params, verbose=False)
+        self._batch = _internals.LlamaBatch(n_tokens=2048, embd=0, n_seq_max=LLAMA_SEQUENCES, verbose=False)
+
+    def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
+        import numpy as np
+
+        setting, generator = self._setting, np.random.default_rng(0)
+        waiting = [prompt for prompt in prompts for _ in range(setting.num_samples)][::-1]
+        running: dict[int, list[int]] = {}  # sequence -> [position, tokens written, newest token]
+        num_tokens = num_rationales = 0
+        while waiting or running:
+            entries, fresh = [], []
+            for seq in range(LLAMA_SEQUENCES):
+                if seq not in running and waiting:
+                    fresh.append((seq, waiting.pop()))
+            for seq, prompt in fresh:
+                entries += [(seq, p, t, p == len(prompt) - 1) for p, t in enumerate(prompt)]
+                running[seq] = [len(prompt), 0, -1]
+                if len(entries) > 1024:
+                    self._decode_and_draw(entries, running, generator)
+                    entries = []
+            new = {entry[0] for entry in entries}
+            entries += [(s, state[0], state[2], True) for s, state in running.items() if s not in new and state[1]]
+            for state in (running[s] for s, _, _, _ in entries if s not in new):
+                state[0] += 1
+            self._decode_and_draw(entries, running, generator)
+            for seq, state in list(running.items()):
+                if state[2] == setting.prompter.stop_id or state[1] >= setting.max_new_tokens:
+                    num_tokens += state[1]
+                    num_rationales += 1
+                    del running[seq]
+                    self._ctx.kv_cache_seq_rm(seq, -1, -1)
+        return Outcome(num_tokens, num_rationales)
+
+    def _decode_and_draw(self, entries: list[Any], running: dict[int, list[int]], generator: Any) -> None:
+        import numpy as np
+
+        raw = self._batch.batch
+        raw.n_tokens = len(entries)
+        for i, (seq, position, token, wants_logits) in enumerate(entries):
+            raw.token[i], raw.pos[i], raw.n_seq_id[i], raw.seq_id[i][0], raw.logits[i] = (
+                token, position, 1, seq, wants_logits,
+            )  # fmt: skip
+        self._ctx.decode(self._batch)
+        size = self._llm.n_vocab()
+        asked = [(i, seq) for i, (seq, _, _, wants_logits) in enumerate(entries) if wants_logits]
+        logits = np.stack([np.ctypeslib.as_array(self._ctx.get_logits_ith(i), shape=(size,)) for i, _ in asked])
+        logits = (logits - logits.max(axis=1, keepdims=True)) / self._setting.temperature
+        cumulative = np.exp(logits).cumsum(axis=1)
+        drawn = (cumulative < generator.random((len(asked), 1)) * cumulative[:, -1:]).sum(axis=1)
+        for (_, seq), token in zip(asked, drawn.tolist(), strict=True):
+            running[seq][1] += 1
+            running[seq][2] = token
+
+
+def machine_rates(model: Any) -> dict[str, float]:
+    """Measure this machine's memory bandwidth (GB/s, reading) and matrix rate (GFLOP/s) in the model's type."""
+    device, dtype = model.device, model.dtype
+    block = torch.zeros(256 * 2**20 // dtype.itemsize, dtype=dtype, device=device)
+    bandwidth = block.nbytes / best_of(lambda: block.sum()) / 1e9
+    a = torch.randn(2048, 2048, device=device, dtype=dtype)
+    matrix = 2 * 2048**3 / best_of(lambda: a @ a) / 1e9
+    return {"bandwidth_gb_s": bandwidth, "matrix_gflop_s": matrix}
+
+
+def best_of(work: Callable[[], Any], repeats: int = 5) -> float:
+    """Return the shortest of a few timings, in seconds."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def print_ceiling(setting: Setting, ours: dict[str, float], rates: dict[str, float]) -> dict[str, float]:
+    """Print what share of the machine's ceiling was reached: reading weights and cache once a step, or the arithmetic."""
+    model, config = setting.model, setting.model.config
+    num_weights = sum(p.numel() for p in model.parameters())
+    heads, head_dim = kv_shape(config)
+    rows = ours["occupancy"] * setting.num_rows
+    context = sum(map(len, setting.prompts)) / len(setting.prompts) + ours["tokens_per_rationale"] / 2
+    cache = 2 * config.num_hidden_layers * heads * head_dim * context * rows
+    tokens_per_step = ours["tokens_per_rationale"] * len(setting.prompts) * setting.num_samples / ours["steps"]
+    reading = (num_weights + cache) * model.dtype.itemsize / rates["bandwidth_gb_s"] / 1e9
+    arithmetic = 2 * num_weights * tokens_per_step / rates["matrix_gflop_s"] / 1e9
+    ceiling = tokens_per_step / max(reading, arithmetic)
+    reached = {
+        "tokens_per_step": tokens_per_step, "reading_ms": reading * 1e3, "arithmetic_ms": arithmetic * 1e3,
+        "ceiling_tokens_per_s": ceiling, "reached": ours["tokens_per_s"] / ceiling,
+    }  # fmt: skip
+    print(
+        f"\nceiling: a step of {tokens_per_step:.0f} tokens takes {reading * 1e3:.0f} ms to read and "
+        f"{arithmetic * 1e3:.0f} ms to multiply, so {ceiling:.0f} tok/s; reached {reached['reached']:.0%}"
+    )
+    parts = {key.removeprefix("seconds_"): value for key, value in ours.items() if key.startswith("seconds_")}
+    total = sum(parts.values())
+    print("time in " + ", ".join(f"{part} {seconds / total:.1%}" for part, seconds in parts.items()))
+    return reached
+
+
+def print_ratios(rows: dict[str, dict[str, float]], result: dict[str, Any]) -> None:
+    """Print the two figures that were aimed at."""
+    if {"ours", "papers"} <= rows.keys():
+        result["against_papers"] = rows["ours"]["tokens_per_s"] / rows["papers"]["tokens_per_s"]
+        print(f"ours against the papers' procedure: {result['against_papers']:.1f}x useful tokens per second")
+    if {"ours", "ours-off"} <= rows.keys():
+        result["calculator_on_off"] = rows["ours"]["rationales_per_s"] / rows["ours-off"]["rationales_per_s"]
+        print(f"calculator on against off: {result['calculator_on_off']:.2f}x rationales per second")
+
+
+def sweep(setting: Setting) -> list[dict[str, float]]:
+    """Throughput by number of rows and by K."""
+    from dataclasses import replace
+
+    points = [(rows, setting.num_samples) for rows in (1, 8, 32, 64, 128, 256, 512)]
+    points += [(setting.num_rows, samples) for samples in (1, 10)]
+    table = []
+    for num_rows, num_samples in points:
+        num_prompts = max(4, min(len(setting.prompts), 2 * num_rows // num_samples))
+        part = replace(setting, num_rows=num_rows, num_samples=num_samples, prompts=setting.prompts[:num_prompts])
+        row = measure("ours", part, repeats=1)
+        table.append({"rows": num_rows, "samples": num_samples, "tokens_per_s": row["tokens_per_s"]})
+        print(f"rows {num_rows:>4}  K {num_samples:>3}  {row['tokens_per_s']:8.1f} tok/s")
+    return table
+
+
+if __name__ == "__main__":
+    main()

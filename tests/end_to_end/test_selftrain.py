@@ -1,0 +1,330 @@
+"""The whole loop, from a user's file to a GGUF file that answers, on a tiny random model.
+
+The problems are made so easy that even this model gets some right after the warm-up and some wrong: every stage has
+something to do, and nothing of it is faked.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpost_lite.errors import DataError, ModelError, RecipeError, RunError
+from dpost_lite.local.solver import Solver
+from dpost_lite.models import backends
+from dpost_lite.problems.prompts import Prompter
+from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem, Rationale, read_jsonl
+from dpost_lite.recipe import Recipe, load_recipe
+from dpost_lite.rundir import Run, read_json
+from dpost_lite.selftrain import Outcome, self_train
+from dpost_lite.stages import calculator_of
+
+SETTINGS = [
+    "rounds=2", "data.num_labelled=12", "data.dev_size=4", "model.prompt=plain", "lora.rank=8", "lora.alpha=16",
+    "sft.learning_rate=1e-2", "sft.epochs=12", "sft.batch_size=8",
+    "sampling.max_new_tokens=24", "sampling.samples_for_pairs=4", "sampling.samples_for_labels=3",
+    "dpo.learning_rate=1e-3", "dpo.batch_size=8", "dpo.max_steps=4", "export.quant=q8_0",
+]  # fmt: skip
+ROUND = {
+    "dpo-st": ["samples-pairs", "pairs", "dpo", "samples-labels", "labels", "sft"],
+    "st": ["samples-labels", "labels", "sft"],
+}
+NAMES = ["Ann", "Bob", "Eve", "Dan", "Fay", "Gus", "Ida", "Jon", "Kim", "Leo", "Mia", "Ned"]
+
+
+@dataclass
+class Finished:
+    """A run that came to its end, with the events that its listeners heard."""
+
+    recipe: Recipe
+    path: Path
+    outcome: Outcome
+    events: list[dict[str, Any]]
+
+    def stages(self, kind: str) -> list[str]:
+        return [event["stage"] for event in self.events if event["kind"] == kind]
+
+    def records(self, name: str, kind: type) -> list[Any]:
+        return list(read_jsonl(self.path / name, kind))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer_of, model_of) -> Path:
+    path = tmp_path_factory.mktemp("base")
+    tokenizer = tokenizer_of("digits")
+    size = -(-len(tokenizer) // 32) * 32
+    model_of("llama", vocab_size=size, intermediate_size=128, initializer_range=0.1).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory) -> Path:
+    """24 questions and two answers: half carry a rationale, half the number alone."""
+    rows = []
+    for i, name in enumerate(NAMES * 2):
+        left, right = (2, 2) if i % 3 else (2, 5)
+        answer = f"{left}+{right}=<<{left}+{right}={left + right}>>{left + right}\n#### {left + right}"
+        place = "in" if i < len(NAMES) else "at"
+        rows.append(
+            {
+                "question": f"{name} {place} {left} and {right}?",
+                "answer": answer if i % 2 else str(left + right),
+            }
+        )
+    path = tmp_path_factory.mktemp("data") / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(base, problems):
+    """A function that runs a recipe in a folder, or continues it."""
+
+    def run(path: Path, *overrides: str) -> Finished:
+        recipe = load_recipe(None, [*SETTINGS, f"model.name={base}", f"data.train={problems}", *overrides])
+        events: list[dict[str, Any]] = []
+        return Finished(recipe, path, self_train(recipe, Run.create(path, recipe, (events.append,))), events)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def dpo_st(start, tmp_path_factory) -> Finished:
+    return start(tmp_path_factory.mktemp("dpo-st") / "run")
+
+
+@pytest.fixture(scope="module")
+def st(start, tmp_path_factory) -> Finished:
+    return start(tmp_path_factory.mktemp("st") / "run", "method=st", "rounds=1")
+
+
+@pytest.fixture(scope="module")
+def sft(start, tmp_path_factory) -> Finished:
+    return start(tmp_path_factory.mktemp("sft") / "run", "method=sft")
+
+
+@pytest.fixture(params=["dpo_st", "st", "sft"])
+def finished(request) -> Finished:
+    return request.getfixturevalue(request.param)
+
+
+def expected_stages(recipe: Recipe) -> list[str]:
+    stages = ["data", "score/base", "sft-0", "score/sft-0"]
+    for i in range(1, recipe.rounds + 1) if recipe.method != "sft" else ():
+        stages += [f"round-{i}/{name}" for name in ROUND[recipe.method]] + [f"score/round-{i}"]
+    return [*stages, "export", "solved"]
+
+
+# Every method
+
+
+def test_every_stage_of_the_algorithm_runs_in_its_order(finished):
+    assert finished.stages("stage_started") == finished.stages("stage_finished") == expected_stages(finished.recipe)
+    assert finished.stages("stage_skipped") == []
+    assert not [event for event in finished.events if event["kind"] == "notice"]
+    assert not list(finished.path.rglob("*.partial"))
+    journal = [json.loads(line) for line in (finished.path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert journal == [event for event in finished.events if event["kind"] != "progress"]
+    assert {event["unit"] for event in finished.events if event["kind"] == "progress"} == {"steps", "rationales"}
+
+
+def test_the_outcome_has_a_score_for_the_base_and_every_policy(finished):
+    scores, recipe = finished.outcome.scores, finished.recipe
+    rounds = [] if recipe.method == "sft" else [f"round-{i}" for i in range(1, recipe.rounds + 1)]
+    assert [score.name for score in scores] == ["base", "sft-0", *rounds]
+    tests = {problem.id: problem for problem in finished.records("data/test.jsonl", Problem)}
+    for score in scores:
+        answers = finished.records(f"score/{score.name}/test.jsonl", Rationale)
+        assert {answer.problem_id for answer in answers} == set(tests)
+        assert score.num_problems == len(tests) == len(answers)
+        assert score.strict == sum(a.correct for a in answers) / len(answers)
+        assert score.low <= score.strict <= score.high
+        assert score.calculator
+
+
+def test_the_best_policy_on_dev_is_exported(finished):
+    names = [score.name for score in finished.outcome.scores[1:]]
+    dev = {name: read_json(finished.path / f"score/{name}/done.json")["metrics"]["dev"]["strict"] for name in names}
+    best = max(names, key=dev.__getitem__)  # the first of equals
+    policy = best if best == "sft-0" else f"{best}/sft"
+    assert finished.outcome.best == policy
+    assert finished.outcome.export.metrics["policy"] == policy
+
+
+def test_the_exported_file_answers(finished, base):
+    export = finished.outcome.export
+    path = export.path / export.metrics["file"]
+    assert path.stat().st_size == export.metrics["bytes"] > 50_000
+    assert sorted(p.name for p in export.path.iterdir()) == ["done.json", path.name]  # no merged weights left behind
+    solver = Solver(path, calculator=calculator_of(finished.recipe), max_new_tokens=24, num_threads=1)
+    tests = finished.records("data/test.jsonl", Problem)
+    solved = read_json(finished.outcome.solved.path / "solved.json")
+    assert [entry["id"] for entry in solved] == [problem.id for problem in tests[:3]]
+    for problem, entry in zip(tests, solved, strict=False):
+        assert solver.solve(problem.question).text == entry["solution"]["text"] != ""
+    assert solver._prompt_ids("Ann in 2?") == list(
+        Prompter(backends.load_tokenizer(base), "plain").prompt_ids("Ann in 2?")
+    )
+
+
+def test_the_warm_up_learned_something(dpo_st):
+    """Else the rounds would have had nothing to work with."""
+    metrics = read_json(dpo_st.path / "sft-0" / "done.json")["metrics"]
+    assert metrics["last_loss"] < 0.5 * metrics["first_loss"]
+
+
+# The rounds
+
+
+def test_pairs_are_right_over_wrong_in_sampled_ids(dpo_st):
+    rationales = [
+        rationale
+        for i in (1, 2)
+        for rationale in dpo_st.records(f"round-{i}/samples-pairs/rationales.jsonl", Rationale)
+    ]
+    gold = {label.problem_id: label for label in dpo_st.records("data/labels.jsonl", LabelledRationale)}
+    right = {(r.problem_id, r.token_ids) for r in rationales if r.correct}
+    right |= {(label.problem_id, label.token_ids) for label in gold.values()}
+    wrong = {(r.problem_id, r.token_ids) for r in rationales if not r.correct and r.end == "stop"}
+    for i in (1, 2):
+        pairs = dpo_st.records(f"round-{i}/pairs/pairs.jsonl", PreferencePair)
+        assert pairs
+        assert {(pair.problem_id, pair.chosen_ids) for pair in pairs} <= right
+        assert {(pair.problem_id, pair.rejected_ids) for pair in pairs} <= wrong
+    assert any(pair.problem_id not in gold for pair in pairs)  # a problem without rationale found its own
+
+
+def test_labels_are_gold_and_right_ones_of_all_rounds(dpo_st):
+    train = {problem.id: problem for problem in dpo_st.records("data/train.jsonl", Problem)}
+    gold = dpo_st.records("data/labels.jsonl", LabelledRationale)
+    assert {label.problem_id for label in gold} == {p.id for p in train.values() if p.rationale}
+    right: set[tuple[str, tuple[int, ...]]] = set()
+    for i in (1, 2):
+        drawn = dpo_st.records(f"round-{i}/samples-labels/rationales.jsonl", Rationale)
+        assert len(drawn) == 3 * len(train)
+        right |= {(r.problem_id, r.token_ids) for r in drawn if r.correct}
+        labels = dpo_st.records(f"round-{i}/labels/labels.jsonl", LabelledRationale)
+        assert [label for label in labels if label.is_gold] == gold
+        pseudo = {(label.problem_id, label.token_ids) for label in labels if not label.is_gold}
+        assert pseudo
+        assert pseudo <= right
+        assert read_json(dpo_st.path / f"round-{i}/sft/done.json")["metrics"]["num_rationales"] == len(labels)
+
+
+def test_dpo_starts_from_the_policy_it_refers_to(dpo_st):
+    for i in (1, 2):
+        assert read_json(dpo_st.path / f"round-{i}/dpo/done.json")["metrics"]["first_loss"] == pytest.approx(
+            0.693147, abs=1e-4
+        )
+
+
+def test_the_methods_share_their_warm_up(dpo_st, st, sft):
+    """They differ in what follows: the same file, seed and base give the same first policy."""
+    weights = [(run.path / "sft-0" / "adapter_model.safetensors").read_bytes() for run in (dpo_st, st, sft)]
+    assert weights[0] == weights[1] == weights[2]
+    assert len({run.outcome.scores[1] for run in (dpo_st, st, sft)}) == 1
+
+
+# Again
+
+
+def test_the_same_command_again_does_nothing_again(finished, start):
+    before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.name != "events.jsonl"}
+    again = start(finished.path, f"method={finished.recipe.method}", f"rounds={finished.recipe.rounds}")
+    assert {event["kind"] for event in again.events} == {"stage_skipped"}
+    assert again.stages("stage_skipped") == expected_stages(finished.recipe)
+    assert again.outcome == finished.outcome
+    after = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.name != "events.jsonl"}
+    assert {path for path in before if before[path] != after[path] and path.is_file()} == set()
+
+
+def test_other_settings_in_the_same_folder_are_refused(dpo_st, start):
+    with pytest.raises(RunError, match=r"stage 'sft-0' made with other settings \(sft\.epochs: 12\.0 -> 13\.0\)"):
+        start(dpo_st.path, "sft.epochs=13")
+    assert Run.open(dpo_st.path).recipe == dpo_st.recipe
+
+
+def test_an_interrupted_run_goes_on_and_ends_like_an_unbroken_one(sft, start, tmp_path, monkeypatch):
+    """Stopped in the middle of the warm-up's training; the repetition trains it anew and ends the same."""
+    from dpost_lite import stages
+
+    real = stages.train_sft
+
+    def stop(*arguments: Any, progress: Any, **options: Any) -> Any:
+        def interrupt(done: float, *_: Any, **__: Any) -> None:
+            if done == 3:
+                raise KeyboardInterrupt
+
+        return real(*arguments, progress=interrupt, **options)
+
+    monkeypatch.setattr(stages, "train_sft", stop)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "run", "method=sft")
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "sft-0").exists()
+    resumed = start(tmp_path / "run", "method=sft")
+    assert resumed.stages("stage_skipped") == ["data", "score/base"]
+    assert resumed.outcome.scores == sft.outcome.scores
+    name = "sft-0/adapter_model.safetensors"
+    assert (resumed.path / name).read_bytes() == (sft.path / name).read_bytes()
+
+
+def test_the_same_seed_elsewhere_gives_the_same_files(dpo_st, start, tmp_path):
+    """One round is enough to see it."""
+    other = start(tmp_path / "elsewhere", "rounds=1")
+    for name in (
+        "data/train.jsonl",
+        "data/labels.jsonl",
+        "round-1/samples-pairs/rationales.jsonl",
+        "round-1/pairs/pairs.jsonl",
+        "round-1/samples-labels/rationales.jsonl",
+        "round-1/labels/labels.jsonl",
+        "score/round-1/test.jsonl",
+    ):
+        assert (other.path / name).read_bytes() == (dpo_st.path / name).read_bytes(), name
+    assert other.outcome.scores == dpo_st.outcome.scores[:3]
+
+
+# Nothing to prefer
+
+
+def test_without_pairs_dpo_is_skipped_with_a_notice(start, tmp_path):
+    """A model that learned nothing gets nothing right, and without the gold rationale there is nothing to choose."""
+    overrides = ("sft.learning_rate=1e-9", "sft.epochs=1", "pairs.gold_first=false", "rounds=1")
+    finished = start(tmp_path / "run", *overrides)
+    assert finished.records("round-1/pairs/pairs.jsonl", PreferencePair) == []
+    notices = [event["text"] for event in finished.events if event["kind"] == "notice"]
+    assert len(notices) == 1
+    assert notices[0].startswith("round-1/dpo: no preference pairs, so DPO is skipped")
+    assert finished.stages("stage_finished") == [s for s in expected_stages(finished.recipe) if s != "round-1/dpo"]
+    labels = finished.records("round-1/labels/labels.jsonl", LabelledRationale)
+    assert labels == finished.records("data/labels.jsonl", LabelledRationale)
+    assert len(finished.outcome.scores) == 3
+
+
+# What is told before anything is trained
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "says"),
+    [
+        ("dpo.loss=sigmoyd", RecipeError, "did you mean 'sigmoid'"),
+        ("model.name=nowhere", ModelError, "there is no folder nowhere"),
+        ("data.train=nowhere.jsonl", DataError, "nowhere.jsonl"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(start, tmp_path, override, error, says):
+    with pytest.raises(error, match=says):
+        start(tmp_path / "run", override)
+    assert not list(tmp_path.rglob("done.json"))
+
+
+def test_problems_without_any_rationale_are_refused(start, tmp_path):
+    path = tmp_path / "numbers.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{i} and 1?", "answer": str(i + 1)}) + "\n" for i in range(12)))
+    with pytest.raises(DataError, match="no problem carries a worked solution ending in '#### N'"):
+        start(tmp_path / "run", f"data.train={path}")
+    assert not list(tmp_path.rglob("done.json"))

