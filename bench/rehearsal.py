@@ -1,10 +1,10 @@
 """Does a round of self-training gain on SFT in the rehearsal? Three seeds, same test problems.
 
-    python bench/rehearsal.py [--seeds 1 2 3] [--out runs/bench-rehearsal] [--save bench/results/rehearsal.json] [key=value …]
+    python bench/rehearsal.py [--seeds 1 2 3] [--out runs/bench-rehearsal] [--save FILE.json] [key=value …]
 
-Each seed is one `dpost-lite run` in a process of its own (its peak memory is measured there), so an interrupted benchmark
-goes on when it is started again. Prints one row per seed and the paired difference over all problems; the last line is
-one JSON object, which `--save` also writes to a file.
+Each seed is one `dpost-lite run` in a process of its own (its peak memory is measured there), so an interrupted
+benchmark goes on when it is started again. Prints one row per seed and the paired difference over all problems; the
+last line is one JSON object, which `--save` also writes to a file.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
 
 def run_seed(seed: int, out: Path, overrides: list[str]) -> dict[str, float]:
     """Run one seed to its end (or go on with it) and return its figures."""
-    command = [sys.executable, "-m", "dpost_lite.cli", "run", "--seed", str(seed), "--out", str(out), *overrides]
+    command = [sys.executable, "-m", "dpost_lite", "run", "--seed", str(seed), "--out", str(out), *overrides]
     started = time.monotonic()
     subprocess.run(command, check=True, stdout=sys.stderr)
     minutes = (time.monotonic() - started) / 60

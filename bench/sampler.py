@@ -3,12 +3,13 @@
     python bench/sampler.py --data-dir DIR [--adapter DIR] [--model NAME] [--questions 64] [--samples 4] [--rows 64]
                             [--entrants ours papers …] [--sweep] [--save bench/results/sampler.json]
 
-Entrants: `ours` (with calculator), `ours-off` (without), `papers` (transformers' generate in padded batches of 32, one
-pass per sample, a hook that decodes and matches every row at every step: papers' code, `generate.py`), `generate` (the
-same without the hook), `continuous` (transformers' continuous batching), `llama.cpp` (llama-cpp-python with parallel
-sequences on the same weights in 16 bit). Same prompts, stop token, temperature and limit for all. A useful token lies
-before the end of its answer, the stop token included. Every entrant is warmed up and repeated; the table shows the median
-and the spread. The ceiling is the time that reading weights and cache once per step, or the arithmetic, would take at this
+Entrants: `ours` (with calculator), `ours-off` (without), `papers` (transformers' generate in padded batches of 32,
+one pass per sample, a hook that decodes and matches every row at every step: papers' code, `generate.py`), `generate`
+(the same without the hook), `continuous` (transformers' continuous batching), `llama.cpp` (llama-cpp-python with
+parallel sequences on the same weights in 16 bit). Same prompts, stop token, temperature and limit for all. A useful
+token lies before the end of its answer, the stop token included. Every entrant is warmed up and repeated; the table
+shows the median and the spread.
+The ceiling is the time that reading weights and cache once per step, or the arithmetic, would take at this
 machine's measured rates. The last line is one JSON object.
 """
 
@@ -245,10 +246,10 @@ class Generate:
 
 
 class PapersHook:
-    """The papers' Llama calculator, re-told: at every step decode every row, match an open annotation, force one token.
+    """The papers' Llama calculator, re-told: at every step decode every row, match an open annotation, force a token.
 
-    Two of its defects are mended so that it works at all here: arithmetic is ours instead of `eval`, and the forced token
-    is found by re-encoding the result, where the original indexes tokens by characters.
+    Two of its defects are mended so that it works at all here: arithmetic is ours instead of `eval`, and the forced
+    token is found by re-encoding the result, where the original indexes tokens by characters.
     """
 
     def __init__(self, prompter: Prompter, prompt_width: int) -> None:
@@ -392,7 +393,7 @@ def best_of(work: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def print_ceiling(setting: Setting, ours: dict[str, float], rates: dict[str, float]) -> dict[str, float]:
-    """Print what share of the machine's ceiling was reached: reading weights and cache once a step, or the arithmetic."""
+    """Print what share of the ceiling was reached: reading weights and cache once a step, or the arithmetic."""
     model, config = setting.model, setting.model.config
     num_weights = sum(p.numel() for p in model.parameters())
     heads, head_dim = kv_shape(config)

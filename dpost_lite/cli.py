@@ -147,6 +147,7 @@ def run(
     from dpost_lite.report.terminal import TerminalView, plain
     from dpost_lite.rundir import Run, read_json
     from dpost_lite.selftrain import self_train
+    from dpost_lite.stages import preflight
 
     options = {
         "data.train": data,
@@ -163,6 +164,7 @@ def run(
     loaded = load_recipe(source, _as_overrides(options) + settings)
     folder = out or Path("runs") / Path(source or loaded.data.train).stem
     console = Console()
+    preflight(loaded, folder)  # a mistake shall not leave a folder behind
     with TerminalView(console, stages=planned_stages(loaded)) as view:
         outcome = self_train(loaded, Run.create(folder, loaded, listeners=(view,)))
     console.print("", summary.score_table(outcome.scores), "")

@@ -14,6 +14,7 @@ from typing import Any
 
 from dpost_lite.errors import DataError, RunError, nearest
 from dpost_lite.models import adapters, backends
+from dpost_lite.models.packing import pack
 from dpost_lite.problems import datasets
 from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
 from dpost_lite.problems.prompts import Prompter
@@ -117,6 +118,7 @@ def evaluate(
     prompter = Prompter(backends.load_tokenizer(model_dir), recipe.model.prompt)
     for name, adapter_dir in target.policies.items():
         model = adapters.load_merged(model_dir, adapter_dir, recipe.model.quantization)
+        pack(model, recipe.sampling.num_rows)
         for has_calculator in calculator:
             settings = recipe.calculator.model_copy(update={"enabled": has_calculator})
             asked = recipe.model_copy(update={"calculator": settings})

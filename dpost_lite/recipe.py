@@ -47,8 +47,8 @@ class DataRecipe(_Section):
     """A folder with the named sets as files, instead of the hub."""
     split_file: Path | None = None
     """A JSON file with line numbers `train` and `dev`; unset, a fixed rule splits."""
-    dev_size: int = Field(768, ge=0)
-    """Problems held out of train, to choose the best round."""
+    dev_size: int | None = Field(None, ge=0)
+    """Problems held out of train, to choose the best round; unset, 768 of gsm8k (the paper's) or a tenth of a file."""
     limit: int | None = Field(None, ge=1)
     """At most this many problems of train, of dev and of test."""
     test_limit: int | None = Field(None, ge=1)
@@ -196,6 +196,16 @@ class Recipe(_Section):
     def _steps_in_order(self) -> "Recipe":
         if self.synthetic.min_steps > self.synthetic.max_steps:
             raise ValueError("synthetic.min_steps is larger than synthetic.max_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "Recipe":
+        for name, section in (("sft", self.sft), ("dpo", self.dpo)):
+            if section.batch_size > section.micro_batch_size and section.batch_size % section.micro_batch_size:
+                raise ValueError(
+                    f"{name}.batch_size={section.batch_size} is not a multiple of "
+                    f"{name}.micro_batch_size={section.micro_batch_size}; change one of them"
+                )
         return self
 
 

@@ -75,12 +75,18 @@ class Run:
         return Recipe.model_validate(json.loads((self.path / "run.json").read_text(encoding="utf-8"))["recipe"])
 
     def stage(
-        self, name: str, work: Callable[[Path], dict[str, Any] | None], *inputs: Artifact, settings: dict[str, Any]
+        self,
+        name: str,
+        work: Callable[[Path], dict[str, Any] | None],
+        *inputs: Artifact,
+        settings: dict[str, Any],
+        renew: bool = False,
     ) -> Artifact:
         """Do `work(folder)` once, and never again: a finished stage of the same settings and inputs is loaded.
 
         `work` writes its files into the folder it is given and may return metrics. Raises RunError, with the
-        difference, if the stage was finished with other settings or inputs.
+        difference, if the stage was finished with other settings or inputs. With `renew`, a stage whose inputs alone
+        changed (a run that was given more rounds exports another policy) is done again; the old folder is kept aside.
         """
         settings = json.loads(json.dumps(settings, default=str))
         given = {"settings": settings, "inputs": {a.name: a.fingerprint for a in inputs}}
@@ -88,17 +94,23 @@ class Run:
         folder = self.path / name
         if (folder / "done.json").exists():
             done = read_json(folder / "done.json")
-            if done["fingerprint"] != fingerprint:
+            if done["fingerprint"] == fingerprint:
+                self.emit("stage_skipped", stage=name, seconds=done["seconds"], metrics=done["metrics"])
+                return Artifact(name, folder, fingerprint, done["metrics"])
+            if not renew or done["settings"] != settings:
                 raise RunError(self._difference(name, done, given))
-            self.emit("stage_skipped", stage=name, metrics=done["metrics"])
-            return Artifact(name, folder, fingerprint, done["metrics"])
+            folder.rename(folder.with_name(f"{folder.name}-before-{done['fingerprint'][:8]}"))
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         self._record_recipe()
         self.emit("stage_started", stage=name)
         started = time.monotonic()
-        metrics = work(partial) or {}
+        try:
+            metrics = work(partial) or {}
+        except Exception:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         seconds = round(time.monotonic() - started, 1)
         write_json(partial / "done.json", {"fingerprint": fingerprint, **given, "seconds": seconds, "metrics": metrics})
         partial.rename(folder)

@@ -29,7 +29,6 @@ class Outcome:
 def self_train(recipe: Recipe, run: Run) -> Outcome:
     """Run the recipe in the run folder, or continue it, and return what came out."""
     stages = Stages(recipe, run)
-    stages.preflight()
     data = stages.data()
     stages.score("base", None, data)
     policies = [stages.sft("sft-0", data, data)]  # 1: f_0 <- SFT(f, L)

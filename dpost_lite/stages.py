@@ -15,9 +15,10 @@ from dpost_lite.local import gguf
 from dpost_lite.local.config import read_config
 from dpost_lite.models import adapters, backends
 from dpost_lite.models.dpo import check_loss, train_dpo
+from dpost_lite.models.packing import pack
 from dpost_lite.models.sft import train_sft
 from dpost_lite.problems.calculator import Calculator
-from dpost_lite.problems.corpus import Corpus, load_corpus
+from dpost_lite.problems.corpus import Corpus, digests, load_corpus
 from dpost_lite.problems.pairs import make_labels, make_pairs
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import (
@@ -37,13 +38,26 @@ from dpost_lite.rundir import Artifact, Run, write_json
 MODEL_PARTS = ("model", "calculator")
 
 
+def preflight(recipe: Recipe, folder: Path) -> Path:
+    """Check, before hours are spent, that a run in `folder` can be finished; return the base model's folder.
+
+    Raises RecipeError, ModelError or ExportError.
+    """
+    check_loss(recipe.dpo.loss)
+    model_dir = backends.find(recipe.model.name)
+    read_config(model_dir)
+    weights = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
+    gguf.check_disk(folder / "export", 3 * weights)  # merged 16-bit weights, f16 GGUF, quantised GGUF
+    return model_dir
+
+
 class Stages:
     """The stages of one run. Scores gather as stages finish; everything else passes through files."""
 
     def __init__(self, recipe: Recipe, run: Run) -> None:
         self._recipe = recipe
         self._run = run
-        self._model_dir = Path()
+        self._model_dir = preflight(recipe, run.path)
         self.test_scores: list[Score] = []
         self._dev_scores: list[Score] = []
 
@@ -51,17 +65,6 @@ class Stages:
     def num_rounds(self) -> int:
         """Rounds of self-training that the method asks for."""
         return 0 if self._recipe.method == "sft" else self._recipe.rounds
-
-    def preflight(self) -> None:
-        """Find the model and check, before hours are spent, that the run can be finished.
-
-        Raises RecipeError, ModelError or ExportError.
-        """
-        check_loss(self._recipe.dpo.loss)
-        self._model_dir = backends.find(self._recipe.model.name)
-        read_config(self._model_dir)
-        weights = sum(file.stat().st_size for file in self._model_dir.glob("*.safetensors"))
-        gguf.check_disk(self._run.path, 3 * weights)  # merged 16-bit weights, f16 GGUF, quantised GGUF
 
     def data(self) -> Artifact:
         """Load, split and check problems; tokenise gold rationales. Files: train, dev, test, gold."""
@@ -81,7 +84,8 @@ class Stages:
                 "refused": corpus.num_refused,
             }
 
-        return self._run.stage("data", work, settings=self._settings("data", "synthetic", "model"))
+        settings = self._settings("data", "synthetic", "model")
+        return self._run.stage("data", work, settings={**settings, "files": digests(recipe.data)})
 
     def sft(self, name: str, labels: Artifact, data: Artifact) -> Artifact:
         """Train a fresh adapter on the labelled rationales of `labels`, from the base."""
@@ -215,7 +219,7 @@ class Stages:
             file = export_gguf(self._recipe, self._model_dir, policy.path, out / f"model-{quant}.gguf")
             return {"policy": policy.name, "file": file.name, "bytes": file.stat().st_size}
 
-        return self._run.stage("export", work, policy, settings=self._settings("model", "export"))
+        return self._run.stage("export", work, policy, settings=self._settings("model", "export"), renew=True)
 
     def solve(self, export: Artifact, data: Artifact, num_problems: int = 3) -> Artifact:
         """Solve a few unseen problems with the exported file, through the calculator."""
@@ -234,7 +238,7 @@ class Stages:
             write_json(out / "solved.json", solved)
             return {"solved": len(solved)}
 
-        return self._run.stage("solved", work, export, data, settings=self._settings(*MODEL_PARTS))
+        return self._run.stage("solved", work, export, data, settings=self._settings(*MODEL_PARTS), renew=True)
 
     def _sample(self, name: str, policy: Artifact, data: Artifact, num_samples: int) -> Artifact:
         recipe = self._recipe.sampling
@@ -260,7 +264,7 @@ class Stages:
         with _memory_returned():
             model = adapters.load_merged(self._model_dir, policy.path if policy else None, recipe.model.quantization)
             for rationale in sample(
-                model,
+                pack(model, recipe.sampling.num_rows),
                 self._prompter(),
                 problems,
                 calculator=calculator_of(recipe),

@@ -262,7 +262,7 @@ class RecordedStages:
 
     def __getattr__(self, verb: str) -> Any:
         def work(*arguments: Any) -> Any:
-            if verb in ("preflight", "has_converged"):
+            if verb == "has_converged":
                 return False
             if verb == "best_policy":
                 return arguments[0][-1]

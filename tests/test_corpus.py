@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dpost_lite.errors import DataError
-from dpost_lite.problems.corpus import Corpus, load_corpus
+from dpost_lite.problems.corpus import Corpus, digests, load_corpus
 from dpost_lite.problems.records import Problem
 from dpost_lite.recipe import DataRecipe, SyntheticRecipe
 
@@ -83,20 +83,31 @@ def test_labels_are_counted_after_the_limit():
 # A user's file
 
 
-def test_a_tenth_of_a_small_file_is_dev_and_test(tmp_path):
+def test_a_tenth_of_a_file_is_dev_and_another_test(tmp_path):
     source = write(tmp_path / "mine.jsonl", 40)
     corpus = from_file(source)
-    assert len(corpus.train) == 36
-    assert len(corpus.dev) == 4
-    assert corpus.test == corpus.dev
-    assert not set(questions(corpus.train)) & set(questions(corpus.dev))
-    assert num_labelled(corpus.train) == 36
+    parts = [set(questions(part)) for part in (corpus.train, corpus.dev, corpus.test)]
+    assert [len(part) for part in parts] == [32, 4, 4]
+    assert len(set.union(*parts)) == 40  # the best round is not chosen on what it is reported on
+    assert num_labelled(corpus.train) == 32
 
 
-def test_dev_size_counts_where_it_is_smaller(tmp_path):
+def test_dev_size_is_what_was_asked_for(tmp_path):
     source = write(tmp_path / "mine.jsonl", 40)
     assert len(from_file(source, dev_size=2).dev) == 2
-    assert len(from_file(source, dev_size=39).dev) == 4
+    assert len(from_file(source, dev_size=20).dev) == 20
+    with pytest.raises(DataError, match=r"data\.dev_size=36 leaves nothing of 36"):
+        from_file(source, dev_size=36)
+
+
+def test_an_edited_file_has_another_digest(tmp_path):
+    source = write(tmp_path / "mine.jsonl", 4)
+    before = digests(DataRecipe(train=str(source)))
+    assert before == digests(DataRecipe(train=str(source)))
+    write(tmp_path / "mine.jsonl", 5)
+    assert digests(DataRecipe(train=str(source))).keys() == before.keys()
+    assert digests(DataRecipe(train=str(source))) != before
+    assert digests(DataRecipe(train="gsm8k")) == {}
 
 
 def test_the_split_does_not_depend_on_the_limit(tmp_path):
@@ -169,9 +180,11 @@ def test_a_named_set_has_its_own_test_part(tmp_path):
 
 def test_nothing_to_test_on(tmp_path):
     source = write(tmp_path / "mine.jsonl", 9)
-    with pytest.raises(DataError, match=r"nothing to test on; give data\.test, or data\.dev_size above 0"):
-        from_file(source, dev_size=0)
-    assert len(from_file(source, dev_size=1).test) == len(from_file(source).test) == 1
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": list(range(9)), "dev": []}))
+    with pytest.raises(DataError, match=r"nothing to test on; give data\.test"):
+        from_file(source, split_file=split)
+    assert len(from_file(source).test) == 1
     assert len(from_file(source, dev_size=0, test=write(tmp_path / "other.jsonl", 2, first=50)).train) == 9
 
 

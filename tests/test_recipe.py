@@ -7,6 +7,7 @@ import yaml
 
 from dpost_lite.errors import RecipeError
 from dpost_lite.models.dpo import check_loss
+from dpost_lite.problems.corpus import PAPERS_DEV_SIZE
 from dpost_lite.recipe import Recipe, load_recipe, recipes_dir, validate
 
 PRESETS = sorted(path.stem for path in recipes_dir().glob("*.yaml"))
@@ -54,7 +55,7 @@ def test_defaults_are_the_papers():
     """DPO-ST: section 4.1, Table 5 (Llama columns), and make_dpo_data.py, make_rft_data.py of the released code."""
     recipe = load_recipe()
     assert (recipe.method, recipe.rounds, recipe.seed, recipe.patience) == ("dpo-st", 3, 42, None)
-    assert (recipe.data.train, recipe.data.dev_size) == ("gsm8k", 768)
+    assert (recipe.data.train, PAPERS_DEV_SIZE) == ("gsm8k", 768)
     sampling = recipe.sampling
     assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens) == (0.7, 1.0, 300)
     assert (sampling.samples_for_pairs, sampling.samples_for_labels) == (5, 3)

@@ -1,6 +1,8 @@
 """The problems of one run: train (labelled and not), dev and test, loaded, split, limited and kept apart."""
 
+import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dpost_lite.errors import DataError
 from dpost_lite.problems import datasets, synthetic
@@ -8,6 +10,7 @@ from dpost_lite.problems.records import Problem
 from dpost_lite.recipe import DataRecipe, SyntheticRecipe
 
 SYNTHETIC = "synthetic"
+PAPERS_DEV_SIZE = 768  # of GSM8K's 7,473 training problems (DPO-ST, section 4.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +27,8 @@ def load_corpus(recipe: DataRecipe, settings: SyntheticRecipe, *, seed: int) -> 
     """Load what the recipe names. Limits apply after the split, so a limited run sees a part of the full one's
     problems.
 
-    A file without a test set of its own is tested on its dev part. Raises DataError if something cannot be read, a
-    part is empty, or a training question is also a test question.
+    A file without a test set gives a tenth of its problems to test and a tenth to dev. Raises DataError if something
+    cannot be read, there is nothing to test on, or a training question is also a test question.
     """
     corpus = _synthetic(settings, seed) if recipe.train == SYNTHETIC else _loaded(recipe)
     if recipe.test is not None:
@@ -38,7 +41,7 @@ def load_corpus(recipe: DataRecipe, settings: SyntheticRecipe, *, seed: int) -> 
     )
     if not corpus.test:
         raise DataError(
-            f"data.train={recipe.train}: there is nothing to test on; give data.test, or data.dev_size above 0"
+            f"data.train={recipe.train}: there is nothing to test on; give data.test"
         )
     test_name = recipe.test or ("dev part" if corpus.test == corpus.dev else f"{recipe.train} test")
     datasets.check_overlap(corpus.train, corpus.test, train_name=recipe.train, test_name=test_name)
@@ -60,14 +63,23 @@ def _synthetic(settings: SyntheticRecipe, seed: int) -> Corpus:
 
 def _loaded(recipe: DataRecipe) -> Corpus:
     loaded = datasets.load(recipe.train, split="train", data_dir=recipe.data_dir)
-    dev_size = recipe.dev_size
-    if recipe.train not in datasets.NAMED and recipe.split_file is None:
-        dev_size = min(dev_size, max(1, len(loaded.problems) // 10))  # the paper's 768 would swallow a small file
-    train, dev = datasets.split_train_dev(loaded.problems, dev_size=dev_size, split_file=recipe.split_file)
-    test = dev
+    problems, refused = loaded.problems, len(loaded.refused)
     if recipe.train in datasets.NAMED:
         test = datasets.load(recipe.train, split="test", data_dir=recipe.data_dir).problems
-    return Corpus(train, dev, test, len(loaded.refused))
+        train, dev = _without_dev(problems, recipe, PAPERS_DEV_SIZE)
+    elif recipe.split_file is not None:
+        train, dev = _without_dev(problems, recipe, 0)
+        test = dev
+    else:
+        tenth = -(-len(problems) // 10)
+        rest, test = (problems, []) if recipe.test else datasets.split_train_dev(problems, dev_size=tenth)
+        train, dev = _without_dev(rest, recipe, tenth)
+    return Corpus(train, dev, test, refused)
+
+
+def _without_dev(problems: list[Problem], recipe: DataRecipe, dev_size: int) -> tuple[list[Problem], list[Problem]]:
+    wanted = dev_size if recipe.dev_size is None else recipe.dev_size
+    return datasets.split_train_dev(problems, dev_size=wanted, split_file=recipe.split_file)
 
 
 def _test_set(source: str, recipe: DataRecipe, settings: SyntheticRecipe, seed: int) -> list[Problem]:
@@ -82,3 +94,11 @@ def _only_labelled(problems: list[Problem], num_labelled: int | None) -> list[Pr
         return problems
     labelled = [problem.id for problem in problems if problem.rationale][:num_labelled]
     return [problem if problem.id in labelled else replace(problem, rationale=None) for problem in problems]
+
+
+def digests(recipe: DataRecipe) -> dict[str, str]:
+    """Return the SHA-256 of each file that the recipe's problems come from, so that an edited one is noticed."""
+    files = [path for path in (recipe.split_file, recipe.train, recipe.test) if path and Path(path).is_file()]
+    if recipe.data_dir:
+        files += sorted(recipe.data_dir.glob("*.jsonl")) + sorted(recipe.data_dir.glob("gsm8k/*.jsonl"))
+    return {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files}

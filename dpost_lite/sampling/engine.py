@@ -187,6 +187,7 @@ class Engine:
         if forcer:
             for token_id in request.prefix_ids:
                 forcer.push(token_id)
+            forcer.num_calculated = forcer.num_refused = 0  # the prefix is not this sample's
         length = len(request.prompt_ids) + len(request.prefix_ids)
         return _Row(request, Sample(request.key, sample), forcer, length)
 
