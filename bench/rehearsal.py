@@ -13,8 +13,8 @@ import math
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 from machine import describe
 
@@ -34,7 +34,7 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['seed']:>4}  {row['base']:6.1%}  {row['sft']:6.1%}  {row['round']:7.1%}  {row['gain']:+6.1%}"
-            f"  {row['minutes']:7.1f}  {row['peak_gib']:8.2f}"
+            f"  {row['minutes']:7.1f}  " + (f"{row['peak_gib']:8.2f}" if row["peak_gib"] else "       –")
         )
     gains = [row["gain"] for row in rows]
     mean = sum(gains) / len(gains)
@@ -55,12 +55,11 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def run_seed(seed: int, out: Path, overrides: list[str]) -> dict[str, float]:
-    """Run one seed to its end (or go on with it) and return its figures."""
+def run_seed(seed: int, out: Path, overrides: list[str]) -> dict[str, Any]:
+    """Run one seed to its end (or go on with it) and return its figures; peak memory only if it ran in one go."""
     command = [sys.executable, "-m", "dpost_lite", "run", "--seed", str(seed), "--out", str(out), *overrides]
-    started = time.monotonic()
+    is_new = not out.exists()
     subprocess.run(command, check=True, stdout=sys.stderr)
-    minutes = (time.monotonic() - started) / 60
     answers = {name: right_problems(out / "score" / name / "test.jsonl") for name in ("sft-0", "round-1")}
     num_problems = read_json(out / "score" / "base" / "done.json")["metrics"]["test"]["num_problems"]
     accuracy = {
@@ -76,8 +75,8 @@ def run_seed(seed: int, out: Path, overrides: list[str]) -> dict[str, float]:
         "gain": accuracy["round-1"] - accuracy["sft-0"],
         "won": len(answers["round-1"] - answers["sft-0"]),
         "lost": len(answers["sft-0"] - answers["round-1"]),
-        "minutes": minutes,
-        "peak_gib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
+        "minutes": sum(read_json(done)["seconds"] for done in out.rglob("done.json")) / 60,
+        "peak_gib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20 if is_new else None,
     }
 
 
