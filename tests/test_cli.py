@@ -12,7 +12,7 @@ import pytest
 from conftest import trained_tokenizer
 from typer.testing import CliRunner, Result
 
-from dpost_lite import __version__, selftrain
+from dpost_lite import __version__, selftrain, stages
 from dpost_lite.cli import app, planned_stages
 from dpost_lite.errors import DataError, RecipeError, RunError
 from dpost_lite.evaluate import find_target, policies_of, policy_dir, problems_for
@@ -212,6 +212,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
         return selftrain.Outcome(scores, "round-1/sft", exported, Artifact("solved", run.path, ""))
 
     monkeypatch.setattr(selftrain, "self_train", self_train)
+    monkeypatch.setattr(stages, "preflight", lambda recipe, folder: folder)
     return calls
 
 

@@ -108,6 +108,17 @@ def test_a_changed_input_is_refused_and_named(run):
     assert work.num_calls == 1
 
 
+def test_a_stage_to_renew_is_done_again_for_new_inputs_and_kept_aside(run):
+    first = run.stage("export", Work("first"), Artifact("policy", run.path, "one"), settings=SETTINGS, renew=True)
+    second = run.stage("export", Work("second"), Artifact("policy", run.path, "two"), settings=SETTINGS, renew=True)
+    assert first.fingerprint != second.fingerprint
+    kept = run.path / f"export-before-{first.fingerprint[:8]}"
+    assert {path.read_text() for path in kept.glob("*.txt")} == {"first"}
+    assert {path.read_text() for path in (run.path / "export").glob("*.txt")} == {"second"}
+    with pytest.raises(RunError, match="other settings"):
+        run.stage("export", Work("third"), Artifact("policy", run.path, "two"), settings={"seed": -1}, renew=True)
+
+
 def test_a_change_is_seen_through_a_chain_of_stages(tmp_path):
     """Fingerprints cover the inputs' fingerprints: the third stage differs because the first one does."""
     prints = []
