@@ -14,6 +14,7 @@ machine's measured rates. The last line is one JSON object.
 """
 
 import argparse
+import copy
 import json
 import re
 import statistics
@@ -29,6 +30,7 @@ import torch
 from machine import describe
 
 from dpost_lite.models import adapters, backends
+from dpost_lite.models.packing import pack
 from dpost_lite.problems import datasets, synthetic
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import Forcer
@@ -187,11 +189,12 @@ class Ours:
     def __init__(self, setting: Setting, *, with_calculator: bool) -> None:
         prompter = setting.prompter
         self._setting = setting
+        self._model = pack(copy.deepcopy(setting.model), setting.num_rows)  # as `dpost-lite run` samples
         self._forcer = Forcer(prompter.token_text(), prompter.encode, Calculator()) if with_calculator else None
 
     def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
         setting = self._setting
-        engine = Engine(setting.model, forcer=self._forcer, num_rows=setting.num_rows)
+        engine = Engine(self._model, forcer=self._forcer, num_rows=setting.num_rows)
         requests = [
             Request(
                 key=i, prompt_ids=prompt, stop_ids=frozenset({setting.prompter.stop_id}), seed=i,

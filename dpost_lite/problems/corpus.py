@@ -40,9 +40,7 @@ def load_corpus(recipe: DataRecipe, settings: SyntheticRecipe, *, seed: int) -> 
         num_refused=corpus.num_refused,
     )
     if not corpus.test:
-        raise DataError(
-            f"data.train={recipe.train}: there is nothing to test on; give data.test"
-        )
+        raise DataError(f"data.train={recipe.train}: there is nothing to test on; give data.test")
     test_name = recipe.test or ("dev part" if corpus.test == corpus.dev else f"{recipe.train} test")
     datasets.check_overlap(corpus.train, corpus.test, train_name=recipe.train, test_name=test_name)
     return corpus
