@@ -31,7 +31,7 @@ def self_train(recipe: Recipe, run: Run) -> Outcome:
     stages = Stages(recipe, run)
     data = stages.data()
     stages.score("base", None, data)
-    policies = [stages.sft("sft-0", data, data)]  # 1: f_0 <- SFT(f, L)
+    policies = [stages.sft("sft-0", data)]  # 1: f_0 <- SFT(f, L)
     stages.score("sft-0", policies[0], data)
     sampled: list[Artifact] = []
     drawn: list[Artifact] = []
@@ -43,10 +43,10 @@ def self_train(recipe: Recipe, run: Run) -> Outcome:
             teacher = stages.dpo(f"round-{i}/dpo", teacher, pairs)  # 5: f_d <- DPO(f_i-1), reference f_i-1
         drawn.append(stages.sample_for_labels(f"round-{i}/samples-labels", teacher, data))  # 6: sample from f_d
         labels = stages.labels(f"round-{i}/labels", drawn, data)  # 7: keep right ones, deduplicate; 8: L <- L + S
-        policies.append(stages.sft(f"round-{i}/sft", labels, data))  # 9: f_i <- SFT(f, L), from the base again
+        policies.append(stages.sft(f"round-{i}/sft", labels))  # 9: f_i <- SFT(f, L), from the base again
         stages.score(f"round-{i}", policies[-1], data)
         if stages.has_converged():  # 10: until dev accuracy stops rising
             break
     best = stages.best_policy(policies)
-    export = stages.export(best, data)
+    export = stages.export(best)
     return Outcome(stages.test_scores, best.name, export, stages.solve(export, data))

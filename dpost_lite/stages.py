@@ -67,7 +67,7 @@ class Stages:
         return 0 if self._recipe.method == "sft" else self._recipe.rounds
 
     def data(self) -> Artifact:
-        """Load, split and check problems; tokenise gold rationales. Files: train, dev, test, gold."""
+        """Load, split and check problems; tokenise gold rationales. Files: train, dev, test, labels (gold)."""
         recipe = self._recipe
 
         def work(out: Path) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Stages:
         settings = self._settings("data", "synthetic", "model")
         return self._run.stage("data", work, settings={**settings, "files": digests(recipe.data)})
 
-    def sft(self, name: str, labels: Artifact, data: Artifact) -> Artifact:
+    def sft(self, name: str, labels: Artifact) -> Artifact:
         """Train a fresh adapter on the labelled rationales of `labels`, from the base."""
         recipe = self._recipe
 
@@ -211,7 +211,7 @@ class Stages:
         accuracies = [score.strict for score in self._dev_scores[1:]]
         return policies[accuracies.index(max(accuracies))] if accuracies else policies[-1]
 
-    def export(self, policy: Artifact, data: Artifact) -> Artifact:
+    def export(self, policy: Artifact) -> Artifact:
         """Merge the adapter in 16 bit and write the GGUF file."""
         quant = self._recipe.export.quant
 
