@@ -1,6 +1,6 @@
 """How fast are rationales sampled, against the papers' procedure and other engines, on the same weights and prompts?
 
-    python bench/sampler.py --data-dir DIR [--adapter DIR] [--model NAME] [--questions 64] [--samples 4] [--rows 64]
+    python bench/sampler.py --data-dir DIR [--adapter DIR] [--model NAME] [--questions 64] [--samples 4] [--rows 256]
                             [--entrants ours papers …] [--sweep] [--save bench/results/sampler.json]
 
 Entrants: `ours` (with calculator), `ours-off` (without), `papers` (transformers' generate in padded batches of 32,
@@ -39,8 +39,8 @@ from dpost_lite.sampling.engine import Engine, Request
 from dpost_lite.sampling.kvcache import kv_shape
 
 PAPERS_BATCH = 32
-LLAMA_SEQUENCES = 32
-ENTRANTS = ("ours", "ours-off", "papers", "generate", "continuous", "llama.cpp")
+LLAMA_SEQUENCES = 64
+ENTRANTS = ("ours", "ours-off", "llama.cpp", "papers", "continuous", "generate")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Outcome:
     num_forced: int = 0
     num_steps: int = 0
     row_steps: int = 0
+    num_rows: int = 0
     seconds: dict[str, float] | None = None
 
 
@@ -75,30 +76,39 @@ def main() -> None:
     setting = prepare(arguments)
     repeats = arguments.repeats
     rates = machine_rates(setting.model)
-    rows = {name: measure(name, setting, repeats) for name in arguments.entrants}
-    print(f"\n{'entrant':<12}{'tok/s':>9}{'spread':>9}{'rationales/s':>14}{'forced':>8}{'occupancy':>11}")
-    for name, row in rows.items():
-        print(
-            f"{name:<12}{row['tokens_per_s']:>9.1f}{row['spread']:>8.0%} {row['rationales_per_s']:>13.2f}"
-            f"{row['forced']:>8.1%}{row.get('occupancy', float('nan')):>11.1%}"
-        )
     result: dict[str, Any] = {
         "benchmark": "sampler",
         "command": " ".join(["python", "bench/sampler.py", *sys.argv[1:]]),
         "machine": describe(),
         "questions": len(setting.prompts),
         "samples": setting.num_samples,
+        "repeats": repeats,
         "rates": rates,
-        "entrants": rows,
     }
+    rows: dict[str, dict[str, float]] = {}
+    result["entrants"] = rows
+    for name in arguments.entrants:
+        rows[name] = measure(name, setting, repeats)
+        save(result, arguments.save)
+    print(f"\n{'entrant':<12}{'tok/s':>9}{'spread':>9}{'rationales/s':>14}{'forced':>8}{'occupancy':>11}")
+    for name, row in rows.items():
+        print(
+            f"{name:<12}{row['tokens_per_s']:>9.1f}{row['spread']:>8.0%} {row['rationales_per_s']:>13.2f}"
+            f"{row['forced']:>8.1%}{row.get('occupancy', float('nan')):>11.1%}"
+        )
     if "ours" in rows:
         result["ceiling"] = print_ceiling(setting, rows["ours"], rates)
     print_ratios(rows, result)
     if arguments.sweep:
         result["sweep"] = sweep(setting)
-    if arguments.save:
-        arguments.save.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save(result, arguments.save)
     print(json.dumps(result))
+
+
+def save(result: dict[str, Any], path: Path | None) -> None:
+    """Write what is known so far: a run takes more than an hour on two cores."""
+    if path:
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def parse() -> argparse.Namespace:
@@ -109,7 +119,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="folder with gsm8k/test.jsonl; without it, built-in problems")
     parser.add_argument("--questions", type=int, default=64)
     parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--repeats", type=int, default=3)
@@ -156,7 +166,8 @@ def measure(name: str, setting: Setting, repeats: int) -> dict[str, float]:
     }
     if last.num_steps:
         row["steps"] = last.num_steps
-        row["occupancy"] = last.row_steps / last.num_steps / setting.num_rows
+        row["rows"] = last.num_rows
+        row["occupancy"] = last.row_steps / last.num_steps / last.num_rows
         row.update({f"seconds_{part}": s for part, s in (last.seconds or {}).items()})
     return row
 
@@ -194,7 +205,7 @@ class Ours:
 
     def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
         setting = self._setting
-        engine = Engine(self._model, forcer=self._forcer, num_rows=setting.num_rows)
+        engine = Engine(self._model, forcer=self._forcer, max_rows=setting.num_rows)
         requests = [
             Request(
                 key=i, prompt_ids=prompt, stop_ids=frozenset({setting.prompter.stop_id}), seed=i,
@@ -210,6 +221,7 @@ class Ours:
             num_rationales=len(samples),
             num_forced=sum(map(sum, (sample.forced for sample in samples))),
             num_steps=stats.num_steps,
+            num_rows=stats.num_rows,
             row_steps=stats.num_row_steps,
             seconds=stats.seconds,
         )
@@ -308,8 +320,7 @@ class LlamaCpp:
         from dpost_lite.local.gguf import write_gguf
 
         self._setting, self._llama_cpp = setting, llama_cpp
-        adapters.save_merged(setting.model, setting.prompter.tokenizer, folder)
-        setting.model.to(backends.compute_dtype())
+        adapters.save_merged(copy.deepcopy(setting.model), setting.prompter.tokenizer, folder)  # rounds to 16 bit
         path = write_gguf(folder, folder / "model-f16.gguf", dtype="f16")
         self._llm = llama_cpp.Llama(str(path), n_ctx=64, verbose=False, n_threads=torch.get_num_threads())
         params = llama_cpp.llama_context_default_params()
@@ -400,9 +411,9 @@ def print_ceiling(setting: Setting, ours: dict[str, float], rates: dict[str, flo
     model, config = setting.model, setting.model.config
     num_weights = sum(p.numel() for p in model.parameters())
     heads, head_dim = kv_shape(config)
-    rows = ours["occupancy"] * setting.num_rows
-    context = sum(map(len, setting.prompts)) / len(setting.prompts) + ours["tokens_per_rationale"] / 2
-    cache = 2 * config.num_hidden_layers * heads * head_dim * context * rows
+    rows = ours["occupancy"] * ours["rows"]
+    prompt = sum(map(len, setting.prompts)) / len(setting.prompts) / setting.num_samples  # one for all of its samples
+    cache = 2 * config.num_hidden_layers * heads * head_dim * (prompt + ours["tokens_per_rationale"] / 2) * rows
     tokens_per_step = ours["tokens_per_rationale"] * len(setting.prompts) * setting.num_samples / ours["steps"]
     reading = (num_weights + cache) * model.dtype.itemsize / rates["bandwidth_gb_s"] / 1e9
     arithmetic = 2 * num_weights * tokens_per_step / rates["matrix_gflop_s"] / 1e9
@@ -436,10 +447,10 @@ def sweep(setting: Setting) -> list[dict[str, float]]:
     from dataclasses import replace
 
     points = [(rows, setting.num_samples) for rows in (1, 8, 32, 64, 128, 256, 512)]
-    points += [(setting.num_rows, samples) for samples in (1, 10)]
+    points += [(64, samples) for samples in (1, 4, 10)]
     table = []
     for num_rows, num_samples in points:
-        num_prompts = max(4, min(len(setting.prompts), 2 * num_rows // num_samples))
+        num_prompts = max(2, min(len(setting.prompts), min(256, 2 * num_rows) // num_samples))
         part = replace(setting, num_rows=num_rows, num_samples=num_samples, prompts=setting.prompts[:num_prompts])
         row = measure("ours", part, repeats=1)
         table.append({"rows": num_rows, "samples": num_samples, "tokens_per_s": row["tokens_per_s"]})

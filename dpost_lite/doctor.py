@@ -124,7 +124,7 @@ def _cpu_name() -> str:
 
 
 def _disks() -> Iterator[Finding]:
-    import psutil  # comes with accelerate
+    import psutil
 
     memory = psutil.virtual_memory()
     yield Finding("memory", f"{_gib(memory.available)} of {_gib(memory.total)} free")

@@ -118,7 +118,7 @@ def evaluate(
     prompter = Prompter(backends.load_tokenizer(model_dir), recipe.model.prompt)
     for name, adapter_dir in target.policies.items():
         model = adapters.load_merged(model_dir, adapter_dir, recipe.model.quantization)
-        pack(model, recipe.sampling.num_rows)
+        pack(model, recipe.sampling.max_rows)
         for has_calculator in calculator:
             settings = recipe.calculator.model_copy(update={"enabled": has_calculator})
             asked = recipe.model_copy(update={"calculator": settings})
@@ -144,7 +144,8 @@ def _score(
         calculator=calculator_of(recipe),
         purpose="eval",
         max_new_tokens=recipe.sampling.max_new_tokens,
-        num_rows=recipe.sampling.num_rows,
+        max_rows=recipe.sampling.max_rows,
+        memory_gib=recipe.sampling.memory_gib,
         seed=recipe.seed,
     ):
         answers.append(answer)

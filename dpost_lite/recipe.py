@@ -125,8 +125,10 @@ class SamplingRecipe(_Section):
     temperature: float = Field(0.7, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(300, ge=8)
-    num_rows: int = Field(64, ge=1)
-    """Rationales that are decoded side by side."""
+    max_rows: int = Field(256, ge=1)
+    """Rationales that are decoded side by side, if memory allows."""
+    memory_gib: float | None = Field(None, gt=0)
+    """Memory for their cache and logits; by default a share of what is free (half of RAM, four fifths of a GPU)."""
 
 
 class PairsRecipe(_Section):

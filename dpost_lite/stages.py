@@ -264,7 +264,7 @@ class Stages:
         with _memory_returned():
             model = adapters.load_merged(self._model_dir, policy.path if policy else None, recipe.model.quantization)
             for rationale in sample(
-                pack(model, recipe.sampling.num_rows),
+                pack(model, recipe.sampling.max_rows),
                 self._prompter(),
                 problems,
                 calculator=calculator_of(recipe),
@@ -273,7 +273,8 @@ class Stages:
                 temperature=temperature,
                 top_p=recipe.sampling.top_p if temperature else 1.0,
                 max_new_tokens=recipe.sampling.max_new_tokens,
-                num_rows=recipe.sampling.num_rows,
+                max_rows=recipe.sampling.max_rows,
+                memory_gib=recipe.sampling.memory_gib,
                 seed=recipe.seed,
             ):
                 done.append(rationale)

@@ -36,7 +36,7 @@ def ask(prompt: Iterable[int], key: Any = None, **settings: Any) -> Request:
 def run(model: Any, requests: Iterable[Request], num_rows: int = 4, forcer: Forcer | None = None) -> dict[Any, Sample]:
     """All samples by (key, sample number), each of which must come exactly once."""
     requests = list(requests)
-    samples = list(Engine(model, forcer=forcer, num_rows=num_rows).run(requests))
+    samples = list(Engine(model, forcer=forcer, max_rows=num_rows).run(requests))
     found = {(sample.key, sample.sample): sample for sample in samples}
     assert len(found) == len(samples)
     assert found.keys() == {(request.key, i) for request in requests for i in range(request.num_samples)}
@@ -453,7 +453,7 @@ def test_the_model_is_left_as_it_was(attention, training):
     ids = torch.tensor([prompts(2)[1]])
     before = model(input_ids=ids).logits
     model.train(training)
-    engine = Engine(model, forcer=None, num_rows=2)
+    engine = Engine(model, forcer=None, max_rows=2)
     list(engine.run([ask(p, max_new_tokens=4) for p in prompts(3)]))
     assert (model.config._attn_implementation, model.training) == (attention, training)
     stopped = engine.run([ask(p, num_samples=3, max_new_tokens=4) for p in prompts(5)])
@@ -466,7 +466,7 @@ def test_the_model_is_left_as_it_was(attention, training):
 
 
 def test_an_engine_that_was_stopped_early_starts_afresh(model_of):
-    engine = Engine(model_of("llama"), forcer=None, num_rows=2)
+    engine = Engine(model_of("llama"), forcer=None, max_rows=2)
     stopped = engine.run([ask(p, num_samples=3, max_new_tokens=4) for p in prompts(5)])
     next(stopped)
     stopped.close()
@@ -479,7 +479,7 @@ def test_an_error_on_the_way_leaves_the_model_as_it_was(monkeypatch):
     model = tiny_model("llama")
     monkeypatch.setattr("dpost_lite.sampling.engine.choose", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        list(Engine(model, forcer=None, num_rows=2).run([ask(prompts(1)[0])]))
+        list(Engine(model, forcer=None, max_rows=2).run([ask(prompts(1)[0])]))
     assert model.config._attn_implementation == "sdpa"
 
 

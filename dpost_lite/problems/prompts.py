@@ -71,6 +71,11 @@ class Prompter:
 
         return text_of
 
+    def step_ids(self) -> frozenset[int]:
+        """Return the tokens that end a step of a rationale: those with a line break."""
+        text_of = self.token_text()
+        return frozenset(i for i in range(len(self.tokenizer)) if "\n" in text_of(i))
+
     def _encode_text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 

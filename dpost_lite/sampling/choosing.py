@@ -3,6 +3,8 @@
 import torch
 
 _MASK = (1 << 64) - 1
+_BLOCK = 256  # tokens whose probabilities are summed before the cumulative distribution is searched
+_CPU_CHUNK = 2**18  # logits that stay in a core's cache through all passes over them
 
 
 def choose(
@@ -14,19 +16,30 @@ def choose(
     is a hash of (seed, step), so it depends on neither batch nor device. Returns token ids `(rows,)` and log π of
     each at temperature 1, in nats, `(rows,)`.
     """
-    logits = logits.float()
-    greedy = logits.argmax(dim=-1)
-    tokens = greedy
-    if any(temperature):
-        scale = torch.tensor([t or 1.0 for t in temperature], device=logits.device)
-        probs = torch.softmax(logits / scale[:, None], dim=-1)
-        if min(top_p) < 1.0:
-            probs = _nucleus(probs, torch.tensor(top_p, device=logits.device))
-        uniform = torch.tensor(list(map(uniform_number, seed, step)), device=logits.device)
-        drawn = _invert(probs, uniform)
-        tokens = torch.where(torch.tensor([t > 0 for t in temperature], device=logits.device), drawn, greedy)
-    chosen = logits.gather(1, tokens[:, None])[:, 0]
-    return tokens, chosen - logits.logsumexp(dim=-1)
+    settings = torch.tensor([temperature, top_p, list(map(uniform_number, seed, step))], device=logits.device)
+    size = max(1, _CPU_CHUNK // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    is_drawn, has_nucleus = any(temperature), min(top_p) < 1.0
+    chunks = [
+        _choose(part, *setting.unbind(), is_drawn=is_drawn, has_nucleus=has_nucleus)
+        for part, setting in zip(logits.split(size), settings.split(size, dim=1), strict=True)
+    ]
+    tokens, logprobs = zip(*chunks, strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _choose(
+    logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor, *, is_drawn: bool,
+    has_nucleus: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    peak, tokens = logits.float().max(dim=-1)
+    below = logits - peak[:, None]  # so that no exponential overflows
+    total = below.exp().sum(dim=-1)
+    if is_drawn:
+        probs = (below / temperature.where(temperature > 0, 1.0)[:, None]).exp_()
+        if has_nucleus:
+            probs = _nucleus(probs, top_p)
+        tokens = torch.where(temperature > 0, _invert(probs, uniform), tokens)
+    return tokens, below.gather(1, tokens[:, None])[:, 0] - total.log()
 
 
 def uniform_number(seed: int, step: int) -> float:
@@ -40,15 +53,32 @@ def uniform_number(seed: int, step: int) -> float:
     return (((z ^ (z >> 31)) >> 41) + 0.5) / (1 << 23)
 
 
-def _invert(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Return for each row the first token at which the cumulative probability passes its uniform number."""
-    cumulative = probs.cumsum(dim=-1)
-    target = uniform[:, None] * cumulative[:, -1:]  # rounding: the sum need not be 1
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=probs.shape[-1] - 1)
+def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Return for each row the first token at which its cumulative weight passes its uniform number's share.
+
+    Found in two steps, first the block and then the token in it, which is one pass over the weights less.
+    """
+    weights = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    by_block = weights.sum(dim=-1).cumsum(dim=-1)
+    target = uniform[:, None] * by_block[:, -1:]
+    block = _first_above(by_block, target)
+    before = torch.nn.functional.pad(by_block, (1, 0)).gather(1, block)
+    inside = weights.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0].cumsum(dim=-1)
+    return (block * _BLOCK + _first_above(inside, (target - before).clamp_(min=0)))[:, 0]
 
 
-def _nucleus(probs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the first position at which `cumulative` exceeds `target`, `(rows, 1)`: one whose own weight is not 0.
+
+    Rounding may put a target at or above the total; the last position that carries weight is meant then.
+    """
+    below_total = torch.nextafter(cumulative[:, -1:], torch.zeros((), device=cumulative.device))
+    return torch.searchsorted(cumulative, torch.minimum(target, below_total), right=True)
+
+
+def _nucleus(weights: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """Zero all but the smallest set of tokens that holds `top_p` of the mass (Holtzman et al. 2020)."""
-    ordered, index = probs.sort(dim=-1, descending=True)
-    outside = ordered.cumsum(dim=-1) - ordered >= top_p[:, None]
-    return torch.zeros_like(probs).scatter_(1, index, ordered.masked_fill(outside, 0.0))
+    ordered, index = weights.sort(dim=-1, descending=True)
+    cumulative = ordered.cumsum(dim=-1)
+    outside = cumulative - ordered >= top_p[:, None] * cumulative[:, -1:]
+    return torch.zeros_like(weights).scatter_(1, index, ordered.masked_fill(outside, 0.0))

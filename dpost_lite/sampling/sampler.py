@@ -23,16 +23,19 @@ def sample(
     calculator: Calculator | None,
     purpose: str,
     num_samples: int = 1,
-    temperature: float = 0.0,
+    temperature: float | tuple[float, ...] = 0.0,
     top_p: float = 1.0,
     max_new_tokens: int = 300,
-    num_rows: int = 64,
+    max_rows: int = 256,
+    memory_gib: float | None = None,
     seed: int = 0,
 ) -> Iterator[Rationale]:
     """Yield `num_samples` graded rationales for each problem, in the order in which they end.
 
-    `purpose` names the stage that asks and is part of the seed; `temperature` 0 is greedy. A rationale is right when
-    the number after its last `####` equals the problem's answer (DPO-ST, section 4.1); an unfinished one never is.
+    `purpose` names the stage that asks and is part of the seed; `temperature` 0 is greedy, a tuple gives one for each
+    step (line) of the rationale, the last for all that follow. `memory_gib` bounds cache and logits; None takes a share
+    of what is free. A rationale is right when the number after its last `####` equals the problem's answer (DPO-ST,
+    section 4.1); an unfinished one never is.
     """
     forcer = Forcer(prompter.token_text(), prompter.encode, calculator) if calculator else None
     requests = [
@@ -49,8 +52,26 @@ def sample(
         for problem in problems
     ]
     requests.sort(key=lambda request: len(request.prompt_ids), reverse=True)  # the long ones do not trail alone
-    for finished in Engine(model, forcer=forcer, num_rows=num_rows).run(requests):
+    engine = Engine(
+        model,
+        forcer=forcer,
+        max_rows=max_rows,
+        memory_gib=memory_gib or free_share_gib(model.device),
+        step_ids=prompter.step_ids() if isinstance(temperature, tuple) else frozenset(),
+    )
+    for finished in engine.run(requests):
         yield _grade(finished, prompter)
+
+
+def free_share_gib(device: Any) -> float:
+    """Return how much memory sampling may take: half of the free RAM, or four fifths of a GPU's free memory."""
+    if device.type == "cuda":
+        import torch
+
+        return 0.8 * torch.cuda.mem_get_info(device)[0] / 2**30
+    import psutil
+
+    return 0.5 * psutil.virtual_memory().available / 2**30
 
 
 def seed_of(*parts: object) -> int:

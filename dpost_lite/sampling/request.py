@@ -1,0 +1,44 @@
+"""What the engine is asked for, and what it answers with."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Ask for `num_samples` answers to one prompt. `key` is the caller's own handle and comes back with each answer.
+
+    `prefix_ids` is an optional start of the answer; it is not part of the output. `temperature` 0 is greedy; a tuple is
+    a schedule by step of the rationale: its first value for the first step that is written (a prefix's do not count),
+    its last for all that follow (SCDPO, section 3.2). Equal `(seed, sample)` draw equal answers.
+    """
+
+    key: Any
+    prompt_ids: tuple[int, ...]
+    stop_ids: frozenset[int]
+    prefix_ids: tuple[int, ...] = ()
+    num_samples: int = 1
+    temperature: float | tuple[float, ...] = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 300
+    seed: int = 0
+
+    @property
+    def read_ids(self) -> tuple[int, ...]:
+        """What the model reads before it writes."""
+        return self.prompt_ids + self.prefix_ids
+
+
+@dataclass(slots=True)
+class Sample:
+    """One finished answer. `forced[i]` is True where the calculator wrote token i; `logprobs[i]` is log π of a sampled
+    token in nats at temperature 1, and 0.0 where forced. `end` is "stop" (its stop token is the last id) or "limit"."""
+
+    key: Any
+    sample: int
+    token_ids: list[int] = field(default_factory=list)
+    forced: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    end: Literal["stop", "limit"] = "limit"
+    num_calculated: int = 0
+    num_refused: int = 0
