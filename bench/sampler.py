@@ -40,6 +40,7 @@ from dpost_lite.sampling.kvcache import kv_shape
 
 PAPERS_BATCH = 32
 LLAMA_SEQUENCES = 64
+LLAMA_PROMPTS = 8  # computed together, then copied to their samples
 ENTRANTS = ("ours", "ours-off", "llama.cpp", "papers", "continuous", "generate")
 
 
@@ -311,7 +312,7 @@ class Continuous:
 
 
 class LlamaCpp:
-    """llama.cpp with parallel sequences: prompts are computed once and copied to their samples; numpy samples."""
+    """llama.cpp with parallel sequences: prompts are computed once and copied to their samples; numpy draws."""
 
     def __init__(self, setting: Setting, folder: Path) -> None:
         import llama_cpp
@@ -325,45 +326,56 @@ class LlamaCpp:
         self._llm = llama_cpp.Llama(str(path), n_ctx=64, verbose=False, n_threads=torch.get_num_threads())
         params = llama_cpp.llama_context_default_params()
         longest = max(map(len, setting.prompts)) + setting.max_new_tokens
-        params.n_seq_max = LLAMA_SEQUENCES
-        params.n_ctx = LLAMA_SEQUENCES * (longest + 8)
-        params.kv_unified = True
+        params.n_seq_max = LLAMA_SEQUENCES + LLAMA_PROMPTS
+        params.n_ctx = params.n_seq_max * (longest + 8)  # each sequence has its own part: attention reads no other's
         params.n_threads = params.n_threads_batch = torch.get_num_threads()
         self._ctx = _internals.LlamaContext(model=self._llm._model, params=params, verbose=False)
-        self._batch = _internals.LlamaBatch(n_tokens=2048, embd=0, n_seq_max=LLAMA_SEQUENCES, verbose=False)
+        self._batch = _internals.LlamaBatch(n_tokens=2048, embd=0, n_seq_max=params.n_seq_max, verbose=False)
 
     def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
         import numpy as np
 
         setting, generator = self._setting, np.random.default_rng(0)
-        waiting = [prompt for prompt in prompts for _ in range(setting.num_samples)][::-1]
+        waiting, held = list(prompts)[::-1], []  # held: [sequence, its length, logits, samples still to start]
+        free, free_prompts = (
+            list(range(LLAMA_SEQUENCES))[::-1],
+            [LLAMA_SEQUENCES + i for i in range(LLAMA_PROMPTS)][::-1],
+        )
         running: dict[int, list[int]] = {}  # sequence -> [position, tokens written, newest token]
         num_tokens = num_rationales = 0
-        while waiting or running:
-            entries, fresh = [], []
-            for seq in range(LLAMA_SEQUENCES):
-                if seq not in running and waiting:
-                    fresh.append((seq, waiting.pop()))
-            for seq, prompt in fresh:
-                entries += [(seq, p, t, p == len(prompt) - 1) for p, t in enumerate(prompt)]
-                running[seq] = [len(prompt), 0, -1]
-                if len(entries) > 1024:
-                    self._decode_and_draw(entries, running, generator)
-                    entries = []
-            new = {entry[0] for entry in entries}
-            entries += [(s, state[0], state[2], True) for s, state in running.items() if s not in new and state[1]]
-            for state in (running[s] for s, _, _, _ in entries if s not in new):
-                state[0] += 1
-            self._decode_and_draw(entries, running, generator)
-            for seq, state in list(running.items()):
-                if state[2] == setting.prompter.stop_id or state[1] >= setting.max_new_tokens:
-                    num_tokens += state[1]
+        while waiting or held or running:
+            while free and (held or waiting):
+                if not held:
+                    free_prompts.sort(reverse=True)
+                    batch = [(free_prompts.pop(), waiting.pop()) for _ in range(min(len(waiting), LLAMA_PROMPTS))]
+                    logits = self._decode([(s, p, t, p == len(ids) - 1) for s, ids in batch for p, t in enumerate(ids)])
+                    held = [
+                        [s, len(ids), row, setting.num_samples] for (s, ids), row in zip(batch, logits, strict=True)
+                    ]
+                source, length, row, _ = held[0]
+                self._ctx.kv_cache_seq_cp(source, free[-1], -1, -1)
+                running[free.pop()] = [length, 1, self._draw(row[None], generator)[0]]
+                held[0][3] -= 1
+                if not held[0][3]:
+                    self._ctx.kv_cache_seq_rm(source, -1, -1)
+                    free_prompts.append(held.pop(0)[0])
+            for seq, (_, written, newest) in list(running.items()):
+                if newest == setting.prompter.stop_id or written >= setting.max_new_tokens:
+                    num_tokens += written
                     num_rationales += 1
                     del running[seq]
                     self._ctx.kv_cache_seq_rm(seq, -1, -1)
+                    free.append(seq)
+            free.sort(reverse=True)
+            running = dict(sorted(running.items()))  # it computes neighbouring sequences together, in this order
+            if running:
+                logits = self._decode([(seq, state[0], state[2], True) for seq, state in running.items()])
+                for state, token in zip(running.values(), self._draw(logits, generator), strict=True):
+                    state[:] = state[0] + 1, state[1] + 1, token
         return Outcome(num_tokens, num_rationales)
 
-    def _decode_and_draw(self, entries: list[Any], running: dict[int, list[int]], generator: Any) -> None:
+    def _decode(self, entries: list[tuple[int, int, int, bool]]) -> Any:
+        """Compute (sequence, position, token, wants logits) entries; return the logits that were asked for."""
         import numpy as np
 
         raw = self._batch.batch
@@ -374,14 +386,16 @@ class LlamaCpp:
             )  # fmt: skip
         self._ctx.decode(self._batch)
         size = self._llm.n_vocab()
-        asked = [(i, seq) for i, (seq, _, _, wants_logits) in enumerate(entries) if wants_logits]
-        logits = np.stack([np.ctypeslib.as_array(self._ctx.get_logits_ith(i), shape=(size,)) for i, _ in asked])
-        logits = (logits - logits.max(axis=1, keepdims=True)) / self._setting.temperature
-        cumulative = np.exp(logits).cumsum(axis=1)
-        drawn = (cumulative < generator.random((len(asked), 1)) * cumulative[:, -1:]).sum(axis=1)
-        for (_, seq), token in zip(asked, drawn.tolist(), strict=True):
-            running[seq][1] += 1
-            running[seq][2] = token
+        asked = [i for i, entry in enumerate(entries) if entry[3]]
+        return np.stack([np.ctypeslib.as_array(self._ctx.get_logits_ith(i), shape=(size,)) for i in asked])
+
+    def _draw(self, logits: Any, generator: Any) -> list[int]:
+        import numpy as np
+
+        scaled = (logits - logits.max(axis=1, keepdims=True)) / self._setting.temperature
+        cumulative = np.exp(scaled).cumsum(axis=1)
+        drawn = (cumulative < generator.random((len(logits), 1)) * cumulative[:, -1:]).sum(axis=1)
+        return [int(token) for token in drawn]
 
 
 def machine_rates(model: Any) -> dict[str, float]:
