@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from dpost_lite.errors import DpostError, ExportError, RecipeError, nearest
 
 if TYPE_CHECKING:
+    from dpost_lite.models.memory import Plan
     from dpost_lite.recipe import Recipe
 
 REHEARSAL = "rehearsal"  # the recipe of a bare `dpost-lite run`
@@ -71,6 +72,10 @@ DataDir = Annotated[
 Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use at most this many problems of each part.")]
 Model = Annotated[
     str | None, typer.Option(metavar="NAME", help="A folder, a hub id (owner/name), or smollm2-135m-instruct.")
+]
+GpuMem = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Fit the run into this much GPU memory: 24GB, 24GiB, or auto (what is free)."),
 ]
 Policy = Annotated[
     str | None, typer.Option(metavar="NAME", help="base, sft-0, round-1 …, or a stage such as round-1/dpo.")
@@ -134,6 +139,7 @@ def run(
             metavar="dpo-st|st|sft", help="The paper's method, self-training without DPO, or the warm-up alone."
         ),
     ] = None,
+    gpu_mem: GpuMem = None,
     debug: Debug = False,
 ) -> None:
     """Train a model on its own right answers, score each round, and write a GGUF file.
@@ -160,8 +166,11 @@ def run(
     }
     settings = settings or []
     train = next((s.partition("=")[2] for s in reversed(settings) if s.startswith("data.train=")), data)
-    source = recipe or _default_recipe(train)
-    loaded = load_recipe(source, _as_overrides(options) + settings)
+    source = recipe or (None if gpu_mem and train is None else _default_recipe(train))
+    overrides = _as_overrides(options)
+    if gpu_mem:
+        overrides += _fitted(source, overrides + settings, gpu_mem)
+    loaded = load_recipe(source, overrides + settings)
     folder = out or Path("runs") / Path(source or loaded.data.train).stem
     console = Console()
     preflight(loaded, folder)  # a mistake shall not leave a folder behind
@@ -302,6 +311,45 @@ def data(
 
 
 @app.command()
+def plan(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any recipe key, such as sft.max_length=512.")
+    ] = None,
+    gpu_mem: GpuMem = "auto",
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="A recipe. [default: the paper's constants]")
+    ] = None,
+    model: Model = None,
+    debug: Debug = False,
+) -> None:
+    """Say what each stage of a run would take in a GPU's memory, and how it would be cut to fit; no GPU is needed.
+
+    Without --model, the largest open base model that fits is picked.
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from dpost_lite.models.memory import GIB
+    from dpost_lite.models.shapes import BASES
+    from dpost_lite.report.summary import plan_choices, plan_table
+
+    made = _plan(recipe, _as_overrides({"model.name": model}) + (settings or []), gpu_mem or "auto")
+    console, base = Console(), BASES.get(made.shape.name)
+    licence = f", {base.licence}{', gated' if base.is_gated else ''}" if base else ""
+    billions = made.shape.num_parameters / 1e9
+    typer.echo(f"{made.shape.name}: {billions:.2f} B parameters, {2 * billions:.1f} GB in 16 bit{licence}")
+    stages = [asdict(stage) for stage in made.stages]
+    console.print("", plan_table(stages), "")
+    for stage in stages:
+        typer.echo(plan_choices(stage))
+    typer.echo(
+        f"\npeak {made.peak_bytes / GIB:.1f} of {made.budget_bytes / GIB:.1f} GiB; counted from the model's shape, "
+        f"not measured\nnext: dpost-lite run --gpu-mem {gpu_mem} --model {made.shape.name}"
+    )
+
+
+@app.command()
 def doctor(debug: Debug = False) -> None:
     """Say what this machine has and what is missing for which feature; exit code 1 if something required is."""
     from rich.console import Console
@@ -331,6 +379,33 @@ def planned_stages(recipe: "Recipe") -> list[str]:
 def _default_recipe(data: str | None) -> str | None:
     """The built-in problems go with the rehearsal; anybody's own with the schema's defaults, the paper's constants."""
     return REHEARSAL if data in (None, "synthetic") else None
+
+
+def _plan(source: str | None, overrides: list[str], gpu_mem: str) -> "Plan":
+    """Plan a recipe for a size; where nobody named a model, the largest open base that fits is taken."""
+    from dpost_lite.models import memory
+    from dpost_lite.recipe import load_recipe
+
+    recipe = load_recipe(source, overrides)
+    budget = memory.free_memory() if gpu_mem == "auto" else memory.parse_memory(gpu_mem)
+    is_named = "name" in recipe.model.model_fields_set
+    shape = memory.find_shape(recipe.model.name) if is_named else memory.pick_base(recipe, budget)
+    return memory.make_plan(recipe, shape, budget)
+
+
+def _fitted(source: str | None, overrides: list[str], gpu_mem: str) -> list[str]:
+    """Return the settings that fit a run into a size, and hold this process to it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RecipeError(
+            f"--gpu-mem {gpu_mem}: this machine has no CUDA GPU; leave it out to run on the CPU, "
+            f"or see what a GPU would do with `dpost-lite plan --gpu-mem {gpu_mem}`"
+        )
+    made = _plan(source, overrides, gpu_mem)
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, made.budget_bytes / total))
+    return [f'model.name="{made.shape.name}"', *made.overrides]
 
 
 def _as_overrides(options: dict[str, Any]) -> list[str]:

@@ -14,7 +14,6 @@ from typing import Any
 
 from dpost_lite.errors import DataError, RunError, nearest
 from dpost_lite.models import adapters, backends
-from dpost_lite.models.packing import pack
 from dpost_lite.problems import datasets
 from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
 from dpost_lite.problems.prompts import Prompter
@@ -117,8 +116,7 @@ def evaluate(
     model_dir = backends.find(recipe.model.name)
     prompter = Prompter(backends.load_tokenizer(model_dir), recipe.model.prompt)
     for name, adapter_dir in target.policies.items():
-        model = adapters.load_merged(model_dir, adapter_dir, recipe.model.quantization)
-        pack(model, recipe.sampling.max_rows)
+        model = adapters.load_policy(model_dir, adapter_dir, recipe)
         for has_calculator in calculator:
             settings = recipe.calculator.model_copy(update={"enabled": has_calculator})
             asked = recipe.model_copy(update={"calculator": settings})

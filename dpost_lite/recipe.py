@@ -125,6 +125,8 @@ class SamplingRecipe(_Section):
     temperature: float = Field(0.7, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(300, ge=8)
+    weights: Literal["merged", "quantized"] = "merged"
+    """Sample from merged 16-bit weights, or, slower and in a third of their memory, from the base with its adapter."""
     max_rows: int = Field(256, ge=1)
     """Rationales that are decoded side by side, if memory allows."""
     memory_gib: float | None = Field(None, gt=0)

@@ -15,7 +15,6 @@ from dpost_lite.local import gguf
 from dpost_lite.local.config import read_config
 from dpost_lite.models import adapters, backends
 from dpost_lite.models.dpo import check_loss, train_dpo
-from dpost_lite.models.packing import pack
 from dpost_lite.models.sft import train_sft
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.corpus import Corpus, digests, load_corpus
@@ -36,6 +35,12 @@ from dpost_lite.recipe import Recipe
 from dpost_lite.rundir import Artifact, Run, write_json
 
 MODEL_PARTS = ("model", "calculator")
+MACHINE_KEYS = (
+    ("sft", "micro_batch_size"),
+    ("dpo", "micro_batch_size"),
+    ("sampling", "max_rows"),
+    ("sampling", "memory_gib"),
+)
 
 
 def preflight(recipe: Recipe, folder: Path) -> Path:
@@ -262,9 +267,9 @@ class Stages:
         recipe = self._recipe
         total, num_right, done = len(problems) * num_samples, 0, []
         with _memory_returned():
-            model = adapters.load_merged(self._model_dir, policy.path if policy else None, recipe.model.quantization)
+            model = adapters.load_policy(self._model_dir, policy.path if policy else None, recipe)
             for rationale in sample(
-                pack(model, recipe.sampling.max_rows),
+                model,
                 self._prompter(),
                 problems,
                 calculator=calculator_of(recipe),
@@ -302,8 +307,10 @@ class Stages:
         return gold
 
     def _settings(self, *parts: str) -> dict[str, Any]:
-        """The parts of the recipe that a stage depends on."""
+        """The parts of the recipe that a stage depends on; how work is cut to fit the machine changes no result."""
         values = self._recipe.model_dump(mode="json")
+        for part, key in MACHINE_KEYS:
+            values[part].pop(key)
         return {"seed": values["seed"], **{part: values[part] for part in parts}}
 
 
@@ -318,7 +325,8 @@ def calculator_of(recipe: Recipe) -> Calculator | None:
 def export_gguf(recipe: Recipe, model_dir: Path, adapter_dir: Path | None, out: Path) -> Path:
     """Merge an adapter into its base in 16 bit and write `out` as GGUF, quantised as `recipe.export.quant` says."""
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="merged-") as folder, _memory_returned():
-        model = adapters.load_merged(model_dir, adapter_dir, recipe.model.quantization)
+        where = None if recipe.sampling.weights == "merged" else "cpu"  # what did not fit to sample does not to merge
+        model = adapters.load_merged(model_dir, adapter_dir, recipe.model.quantization, on=where)
         prompter = Prompter(backends.load_tokenizer(model_dir), recipe.model.prompt)
         adapters.save_merged(model, prompter.tokenizer, Path(folder))
         del model

@@ -6,6 +6,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from dpost_lite.problems.records import Problem, Score, write_jsonl
 from dpost_lite.recipe import DataRecipe, ModelRecipe, Recipe, load_recipe
 from dpost_lite.rundir import Artifact, Run, write_json
 
-COMMANDS = ("run", "eval", "solve", "export", "data", "doctor")
+COMMANDS = ("run", "plan", "eval", "solve", "export", "data", "doctor")
 HEAVY = ("torch", "transformers", "datasets", "trl", "llama_cpp", "numpy", "yaml", "rich", "dpost_lite.recipe")
 TINY = {  # as much of a model as the command line looks at before it works
     "model_type": "llama",
@@ -281,6 +282,80 @@ def test_planned_stages_are_those_that_self_train_goes_through(monkeypatch: pyte
     monkeypatch.setattr(selftrain, "Stages", RecordedStages)
     selftrain.self_train(recipe, names)  # type: ignore[arg-type]
     assert planned_stages(recipe) == names
+
+
+# plan
+
+
+def test_plan_names_base_licence_sizes_choices_and_the_next_command() -> None:
+    result = dpost_lite("plan", "--gpu-mem", "24GB")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("Qwen/Qwen3-8B-Base: 8.19 B parameters, 16.4 GB in 16 bit, Apache-2.0\n")
+    assert all(len(line) <= 100 for line in result.stdout.splitlines())
+    peak = next(line.split() for line in result.stdout.splitlines() if line.startswith("GPU peak"))
+    assert all(0 < float(size) < 22.4 for size in peak[2:])
+    assert len(peak) == 6
+    assert "sampling: weights merged, rows 64" in result.stdout
+    assert "not measured" in result.stdout
+    assert result.stdout.rstrip().endswith("next: dpost-lite run --gpu-mem 24GB --model Qwen/Qwen3-8B-Base")
+
+
+def test_plan_takes_a_folder_and_recipe_keys(model: Path) -> None:
+    plain = dpost_lite("plan", "--gpu-mem", "2GB", "--model", model)
+    longer = dpost_lite("plan", "--gpu-mem", "2GB", "--model", model, "sampling.max_new_tokens=900")
+    assert plain.exit_code == longer.exit_code == 0, plain.output + longer.output
+    assert "longest 556" in plain.stdout
+    assert "longest 1156" in longer.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--gpu-mem", "lots"), "'lots' is no size; give one like 24GB"),
+        (("--gpu-mem", "8GB", "--model", "Qwen/Qwen3-14B-Base"), "Qwen/Qwen3-1.7B-Base fits"),
+        (("--gpu-mem", "1GB"), "needs at least"),
+        (("--gpu-mem", "8GB", "sft.maxlength=3"), "did you mean 'max_length'?"),
+        (("--gpu-mem", "8GB", "--model", "nowhere"), "there is no folder nowhere"),
+    ],
+)
+def test_plan_refuses_in_one_line(arguments: tuple[str, ...], words: str) -> None:
+    result = dpost_lite("plan", *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_size_without_a_gpu_is_refused_before_a_folder_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for size in ("24GB", "auto"):
+        result = dpost_lite("run", "--gpu-mem", size)
+        assert result.exit_code == 2
+        assert f"dpost-lite plan --gpu-mem {size}" in result.stderr
+    assert not Path("runs").exists()
+    assert "no CUDA GPU" in dpost_lite("plan").stderr
+
+
+def test_run_fits_itself_into_the_size_and_holds_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU that is only said to be there: the plan's settings reach the run, and what the user gave wins."""
+    shares: list[float] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=48e9))
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
+    seen: list[Recipe] = []
+
+    def stop(recipe: Recipe, _: Path) -> None:
+        seen.append(recipe)
+        raise RecipeError("far enough")
+
+    monkeypatch.setattr("dpost_lite.stages.preflight", stop)
+    result = dpost_lite("run", "--gpu-mem", "24GB", "sft.micro_batch_size=4")
+    assert "far enough" in result.stderr, result.output
+    assert shares == [0.5]
+    assert seen[0].model.name == "Qwen/Qwen3-8B-Base"
+    assert seen[0].data.train == "gsm8k"
+    assert seen[0].sft.micro_batch_size == 4
+    assert seen[0].dpo.micro_batch_size == 2
+    assert seen[0].sampling.max_rows == 64
 
 
 # data

@@ -16,8 +16,9 @@ from dpost_lite.errors import DataError, ModelError, RecipeError
 from dpost_lite.models import adapters, backends, dpo, sft
 from dpost_lite.models.training import keep_float32, shared_arguments
 from dpost_lite.problems.prompts import Prompter
-from dpost_lite.problems.records import LabelledRationale, PreferencePair
-from dpost_lite.recipe import DpoRecipe, LoraRecipe, SftRecipe
+from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem
+from dpost_lite.recipe import DpoRecipe, LoraRecipe, SftRecipe, load_recipe
+from dpost_lite.sampling.sampler import sample
 
 LN2 = math.log(2)
 LORA = LoraRecipe(rank=4, alpha=8)
@@ -502,6 +503,41 @@ def test_merged_weights_answer_like_the_trained_model(folder, policy_dir, prompt
     assert float((found - trained).abs().max() / trained.abs().max()) < TOLERANCE
     base = logits(adapters.load_merged(folder, None, quantization), ids)
     assert float((base - trained).abs().max() / trained.abs().max()) > 3 * TOLERANCE
+
+
+@pytest.mark.parametrize("weights", ["merged", "quantized"])
+def test_a_policy_is_sampled_from_merged_weights_or_from_four_bits(folder, policy_dir, prompter, weights):
+    """The engine draws from either, and draws what the trained policy itself finds likeliest."""
+    recipe = load_recipe(None, [f"sampling.weights={weights}"])
+    policy = adapters.load_policy(folder, policy_dir, recipe)
+    assert any(is_of_bitsandbytes(module) for module in policy.modules()) == (weights == "quantized")
+    problems = [Problem(f"p{i}", f"How many are {i} and {i}?", str(2 * i)) for i in range(3)]
+    drawn = list(sample(policy, prompter, problems, calculator=None, purpose="x", max_new_tokens=6, max_rows=2))
+    trained = adapters.attach(backends.load(folder), policy_dir, trainable=False)
+    question = {problem.id: problem.question for problem in problems}
+    assert len(drawn) == 3
+    for rationale in drawn:
+        ids = [*prompter.prompt_ids(question[rationale.problem_id]), *rationale.token_ids]
+        found = logits(trained, tuple(ids)).log_softmax(-1)
+        start = len(ids) - len(rationale.token_ids) - 1
+        own = sum(float(found[start + i, token]) for i, token in enumerate(rationale.token_ids))
+        assert rationale.logprob == pytest.approx(own, abs=50 * TOLERANCE)
+        best = sum(float(found[start + i].max()) for i in range(len(rationale.token_ids)))
+        assert own == pytest.approx(best, abs=50 * TOLERANCE)  # greedy
+
+
+def test_training_leaves_the_base_as_it_was_loaded(folder, policy_dir):
+    """Nothing but LoRA is trainable or in float32 by our doing; peft would hold embedding and head in float32 too."""
+    base = {name: p.dtype for name, p in backends.load(folder).named_parameters()}
+    for model in (
+        adapters.create(backends.load(folder), LORA, seed=1),
+        adapters.attach(backends.load(folder), policy_dir, trainable=True),
+    ):
+        for name, parameter in model.named_parameters():
+            is_lora = "lora_" in name
+            assert parameter.requires_grad == is_lora
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            assert parameter.dtype == (torch.float32 if is_lora else base[plain])
 
 
 def test_without_an_adapter_the_base_is_the_dequantised_one(folder, prompter):

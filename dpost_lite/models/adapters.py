@@ -11,16 +11,18 @@ from typing import Any
 
 from dpost_lite.errors import ModelError
 from dpost_lite.models.backends import Quantization, count_as_plain, load, quiet_transformers
-from dpost_lite.recipe import LoraRecipe
+from dpost_lite.models.packing import pack
+from dpost_lite.recipe import LoraRecipe, Recipe
 
 
 def create(model: Any, recipe: LoraRecipe, *, seed: int) -> Any:
-    """Wrap `model` with a fresh LoRA adapter named "default" on all linear layers but the head; seeded."""
-    import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    """Wrap `model` with a fresh LoRA adapter named "default" on all linear layers but the head; seeded.
 
-    if getattr(model, "is_loaded_in_4bit", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    peft's prepare_model_for_kbit_training is left out: it would hold embedding and head in float32, 4 GB more for 8 B.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(seed)
     config = LoraConfig(
         r=recipe.rank,
@@ -34,11 +36,9 @@ def create(model: Any, recipe: LoraRecipe, *, seed: int) -> Any:
 
 def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
     """Wrap `model` with the adapter saved in `adapter_dir`, named "default"."""
-    from peft import PeftModel, prepare_model_for_kbit_training
+    from peft import PeftModel
     from safetensors import SafetensorError
 
-    if trainable and getattr(model, "is_loaded_in_4bit", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
         return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -50,12 +50,23 @@ def save(model: Any, adapter_dir: Path) -> None:
     model.save_pretrained(str(adapter_dir), selected_adapters=["default"])
 
 
-def load_merged(model_dir: Path, adapter_dir: Path | None, quantization: Quantization = "nf4") -> Any:
+def load_policy(model_dir: Path, adapter_dir: Path | None, recipe: Recipe) -> Any:
+    """Return a policy to sample from: merged weights, or the 4-bit base with its adapter, as the recipe says."""
+    if recipe.sampling.weights == "merged":
+        return pack(load_merged(model_dir, adapter_dir, recipe.model.quantization), recipe.sampling.max_rows)
+    model = load(model_dir, recipe.model.quantization)
+    return model if adapter_dir is None else attach(model, adapter_dir, trainable=False).eval()
+
+
+def load_merged(
+    model_dir: Path, adapter_dir: Path | None, quantization: Quantization = "nf4", *, on: str | None = None
+) -> Any:
     """Return plain weights in the compute type: the dequantised base, plus the adapter if one is given.
 
-    The result samples faster than 4-bit weights and answers like the model that was trained.
+    The result samples faster than 4-bit weights and answers like the model that was trained. `on` names a device where
+    it shall be other than the first choice.
     """
-    model = load(model_dir, quantization)
+    model = load(model_dir, quantization, on=on)
     if quantization == "nf4":
         with quiet_transformers():
             model = model.dequantize()

