@@ -1,88 +1,26 @@
-"""Arguments -> one call; an error that the user can mend -> one line and exit code 2.
+"""The commands: arguments -> one call.
 
 Only typer is imported up here: `--help` answers at once, and torch comes when a command needs it.
 """
 
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from dpost_lite.errors import DpostError, ExportError, RecipeError, nearest
-
-if TYPE_CHECKING:
-    from dpost_lite.models.memory import Plan
-    from dpost_lite.recipe import Recipe
+from dpost_lite.command import GPU_MEM, Data, DataDir, Debug, Limit, Model, OneLineErrors, Policy, print_version
+from dpost_lite.errors import ExportError, RecipeError, nearest
 
 REHEARSAL = "rehearsal"  # the recipe of a bare `dpost-lite run`
 
 
-class _OneLineErrors(TyperGroup):
-    """Turns errors of errors.py and Ctrl-C into one line on stderr, and exit codes 2 and 130."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except DpostError as error:
-            if ctx.meta.get("debug"):
-                raise
-            _fail(str(error))
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as interrupt:
-            _fail("interrupted; the same command goes on" if ctx.invoked_subcommand == "run" else "interrupted")
-            raise typer.Exit(130) from interrupt
-
-
-def _fail(message: str) -> None:
-    from dpost_lite.report.terminal import printable
-
-    typer.echo(f"dpost-lite: {printable(' '.join(message.split()))}", err=True)
-
-
-def _print_version(asked: bool) -> None:
-    if asked:
-        from dpost_lite import __version__
-
-        typer.echo(f"dpost-lite {__version__}")
-        raise typer.Exit
-
-
-def _remember_debug(ctx: typer.Context, asked: bool) -> bool:
-    if asked:
-        ctx.meta["debug"] = True  # shared by the app and its command
-    return asked
-
-
-# Options that more than one command takes.
-Debug = Annotated[bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback of an error.")]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SOURCE", help="gsm8k, multiarith, asdiv, svamp, synthetic, or a .jsonl/.json/.csv/.parquet file."
-    ),
-]
-DataDir = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="A folder with the named sets as files, instead of the hub.")
-]
-Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use at most this many problems of each part.")]
-Model = Annotated[
-    str | None, typer.Option(metavar="NAME", help="A folder, a hub id (owner/name), or smollm2-135m-instruct.")
-]
-GpuMem = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="Fit the run into this much GPU memory: 24GB, 24GiB, or auto (what is free)."),
-]
-Policy = Annotated[
-    str | None, typer.Option(metavar="NAME", help="base, sft-0, round-1 …, or a stage such as round-1/dpo.")
-]
-
 app = typer.Typer(
-    cls=_OneLineErrors,
+    cls=OneLineErrors,
     help="A small language model teaches itself maths word problems, and goes home as a GGUF file.",
     epilog="Begin with `dpost-lite run`.",
     no_args_is_help=True,
@@ -105,7 +43,7 @@ def _app(
     debug: Debug = False,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.", show_default=False),
+        typer.Option("--version", callback=print_version, is_eager=True, help="Show the version.", show_default=False),
     ] = False,
 ) -> None:
     if not debug:
@@ -139,7 +77,7 @@ def run(
             metavar="dpo-st|st|sft", help="The paper's method, self-training without DPO, or the warm-up alone."
         ),
     ] = None,
-    gpu_mem: GpuMem = None,
+    gpu_mem: Annotated[str | None, GPU_MEM] = None,
     debug: Debug = False,
 ) -> None:
     """Train a model on its own right answers, score each round, and write a GGUF file.
@@ -148,11 +86,12 @@ def run(
     """
     from rich.console import Console
 
+    from dpost_lite.planner import fit_to_gpu
     from dpost_lite.recipe import load_recipe
     from dpost_lite.report import summary
     from dpost_lite.report.terminal import TerminalView, plain
     from dpost_lite.rundir import Run, read_json
-    from dpost_lite.selftrain import self_train
+    from dpost_lite.selftrain import planned_stages, self_train
     from dpost_lite.stages import preflight
 
     options = {
@@ -167,12 +106,15 @@ def run(
     settings = settings or []
     train = next((s.partition("=")[2] for s in reversed(settings) if s.startswith("data.train=")), data)
     source = recipe or (None if gpu_mem and train is None else _default_recipe(train))
-    overrides = _as_overrides(options)
-    if gpu_mem:
-        overrides += _fitted(source, overrides + settings, gpu_mem)
-    loaded = load_recipe(source, overrides + settings)
+    given = _as_overrides(options) + settings
+    loaded = load_recipe(source, given)
     folder = out or Path("runs") / Path(source or loaded.data.train).stem
     console = Console()
+    if gpu_mem:
+        begun = Run.open(folder).recipe.model.name if (folder / "run.json").is_file() else None
+        made = fit_to_gpu(loaded, gpu_mem, base=begun)
+        typer.echo(f"{made}\n")
+        loaded = load_recipe(source, [*made.settings, *given])
     preflight(loaded, folder)  # a mistake shall not leave a folder behind
     with TerminalView(console, stages=planned_stages(loaded)) as view:
         outcome = self_train(loaded, Run.create(folder, loaded, listeners=(view,)))
@@ -229,10 +171,10 @@ def solve(
     """Solve word problems with an exported model, on this machine alone."""
     from dpost_lite.evaluate import finished_export
     from dpost_lite.local.solver import Solver
+    from dpost_lite.policies import calculator_of
     from dpost_lite.recipe import Recipe
     from dpost_lite.report.terminal import printable
     from dpost_lite.rundir import Run
-    from dpost_lite.stages import calculator_of
 
     with_calculator = _choice("--calculator", calculator, {"on": True, "off": False})
     file, recipe = Path(source), Recipe()
@@ -263,9 +205,9 @@ def export(
     """Write a run's best policy, or the one named, as a GGUF file."""
     from dpost_lite.evaluate import finished_export, policy_dir
     from dpost_lite.models import backends
+    from dpost_lite.policies import export_gguf
     from dpost_lite.recipe import validate
     from dpost_lite.rundir import Run
-    from dpost_lite.stages import export_gguf
 
     opened = Run.open(source)
     recipe = validate({**opened.recipe.model_dump(), "export": {"quant": quant.lower()}}, where="--quant")
@@ -315,7 +257,7 @@ def plan(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any recipe key, such as sft.max_length=512.")
     ] = None,
-    gpu_mem: GpuMem = "auto",
+    gpu_mem: Annotated[str, GPU_MEM] = "auto",
     recipe: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="A recipe. [default: the paper's constants]")
     ] = None,
@@ -330,22 +272,18 @@ def plan(
 
     from rich.console import Console
 
-    from dpost_lite.models.memory import GIB
-    from dpost_lite.models.shapes import BASES
-    from dpost_lite.report.summary import plan_choices, plan_table
+    from dpost_lite.planner import GIB, plan_for
+    from dpost_lite.recipe import load_recipe
+    from dpost_lite.report.summary import plan_table
 
-    made = _plan(recipe, _as_overrides({"model.name": model}) + (settings or []), gpu_mem or "auto")
-    console, base = Console(), BASES.get(made.shape.name)
-    licence = f", {base.licence}{', gated' if base.is_gated else ''}" if base else ""
-    billions = made.shape.num_parameters / 1e9
-    typer.echo(f"{made.shape.name}: {billions:.2f} B parameters, {2 * billions:.1f} GB in 16 bit{licence}")
-    stages = [asdict(stage) for stage in made.stages]
-    console.print("", plan_table(stages), "")
-    for stage in stages:
-        typer.echo(plan_choices(stage))
+    settings = settings or []
+    made = plan_for(load_recipe(recipe, _as_overrides({"model.name": model}) + settings), gpu_mem)
+    typer.echo(made)
+    Console().print("", plan_table([asdict(stage) for stage in made.stages]))
+    again = ["--gpu-mem", gpu_mem, *(["--recipe", recipe] if recipe else []), "--model", made.shape.name, *settings]
     typer.echo(
-        f"\npeak {made.peak_bytes / GIB:.1f} of {made.budget_bytes / GIB:.1f} GiB; counted from the model's shape, "
-        f"not measured\nnext: dpost-lite run --gpu-mem {gpu_mem} --model {made.shape.name}"
+        f"\npeak {made.largest.peak_bytes / GIB:.1f} of {made.budget_bytes / GIB:.1f} GiB; counted from the model's "
+        f"shape, not measured\nnext: dpost-lite run {shlex.join(again)}"
     )
 
 
@@ -366,46 +304,9 @@ def doctor(debug: Debug = False) -> None:
         raise typer.Exit(1)
 
 
-def planned_stages(recipe: "Recipe") -> list[str]:
-    """Return the names of the stages that `self_train` goes through if every round is run, in order."""
-    names = ["data", "score/base", "sft-0", "score/sft-0"]
-    for i in range(1, 1 + (0 if recipe.method == "sft" else recipe.rounds)):
-        if recipe.method == "dpo-st":
-            names += [f"round-{i}/samples-pairs", f"round-{i}/pairs", f"round-{i}/dpo"]
-        names += [f"round-{i}/samples-labels", f"round-{i}/labels", f"round-{i}/sft", f"score/round-{i}"]
-    return [*names, "export", "solved"]
-
-
 def _default_recipe(data: str | None) -> str | None:
     """The built-in problems go with the rehearsal; anybody's own with the schema's defaults, the paper's constants."""
     return REHEARSAL if data in (None, "synthetic") else None
-
-
-def _plan(source: str | None, overrides: list[str], gpu_mem: str) -> "Plan":
-    """Plan a recipe for a size; where nobody named a model, the largest open base that fits is taken."""
-    from dpost_lite.models import memory
-    from dpost_lite.recipe import load_recipe
-
-    recipe = load_recipe(source, overrides)
-    budget = memory.free_memory() if gpu_mem == "auto" else memory.parse_memory(gpu_mem)
-    is_named = "name" in recipe.model.model_fields_set
-    shape = memory.find_shape(recipe.model.name) if is_named else memory.pick_base(recipe, budget)
-    return memory.make_plan(recipe, shape, budget)
-
-
-def _fitted(source: str | None, overrides: list[str], gpu_mem: str) -> list[str]:
-    """Return the settings that fit a run into a size, and hold this process to it."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise RecipeError(
-            f"--gpu-mem {gpu_mem}: this machine has no CUDA GPU; leave it out to run on the CPU, "
-            f"or see what a GPU would do with `dpost-lite plan --gpu-mem {gpu_mem}`"
-        )
-    made = _plan(source, overrides, gpu_mem)
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, made.budget_bytes / total))
-    return [f'model.name="{made.shape.name}"', *made.overrides]
 
 
 def _as_overrides(options: dict[str, Any]) -> list[str]:

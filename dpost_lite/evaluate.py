@@ -14,6 +14,7 @@ from typing import Any
 
 from dpost_lite.errors import DataError, RunError, nearest
 from dpost_lite.models import adapters, backends
+from dpost_lite.policies import answers
 from dpost_lite.problems import datasets
 from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
 from dpost_lite.problems.prompts import Prompter
@@ -21,7 +22,6 @@ from dpost_lite.problems.records import Problem, Score, read_jsonl
 from dpost_lite.problems.scoring import score
 from dpost_lite.recipe import DataRecipe, Recipe
 from dpost_lite.rundir import Run, read_json
-from dpost_lite.stages import calculator_of
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -128,29 +128,17 @@ def evaluate(
 def _score(
     name: str, model: Any, prompter: Prompter, problems: Sequence[Problem], recipe: Recipe, listener: Listener
 ) -> Score:
-    from dpost_lite.sampling.sampler import sample
-
-    answers = []
+    graded = []
     num_right = 0
     stage = f"{name}, calculator {'on' if recipe.calculator.enabled else 'off'}"
     listener({"kind": "stage_started", "stage": stage})
     started = time.monotonic()
-    for answer in sample(
-        model,
-        prompter,
-        problems,
-        calculator=calculator_of(recipe),
-        purpose="eval",
-        max_new_tokens=recipe.sampling.max_new_tokens,
-        max_rows=recipe.sampling.max_rows,
-        memory_gib=recipe.sampling.memory_gib,
-        seed=recipe.seed,
-    ):
-        answers.append(answer)
+    for answer in answers(model, prompter, problems, recipe, purpose="eval"):
+        graded.append(answer)
         num_right += answer.correct
-        progress = {"done": len(answers), "total": len(problems), "unit": "answers"}
-        listener({"kind": "progress", **progress, "metrics": {"right": num_right / len(answers)}})
-    result = score(name, answers, problems, has_calculator=recipe.calculator.enabled)
+        progress = {"done": len(graded), "total": len(problems), "unit": "answers"}
+        listener({"kind": "progress", **progress, "metrics": {"right": num_right / len(graded)}})
+    result = score(name, graded, problems, has_calculator=recipe.calculator.enabled)
     metrics = {"strict": asdict(result)}
     listener({"kind": "stage_finished", "stage": stage, "seconds": time.monotonic() - started, "metrics": metrics})
     return result

@@ -50,3 +50,13 @@ def self_train(recipe: Recipe, run: Run) -> Outcome:
     best = stages.best_policy(policies)
     export = stages.export(best)
     return Outcome(stages.test_scores, best.name, export, stages.solve(export, data))
+
+
+def planned_stages(recipe: Recipe) -> list[str]:
+    """Return the names of the stages that `self_train` goes through if every round is run, in order."""
+    names = ["data", "score/base", "sft-0", "score/sft-0"]
+    for i in range(1, 1 + (0 if recipe.method == "sft" else recipe.rounds)):
+        if recipe.method == "dpo-st":
+            names += [f"round-{i}/samples-pairs", f"round-{i}/pairs", f"round-{i}/dpo"]
+        names += [f"round-{i}/samples-labels", f"round-{i}/labels", f"round-{i}/sft", f"score/round-{i}"]
+    return [*names, "export", "solved"]

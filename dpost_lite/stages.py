@@ -3,8 +3,6 @@
 `selftrain.py` says in which order. Weights are loaded inside a stage and gone when it ends: adapters are what stays.
 """
 
-import gc
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +14,7 @@ from dpost_lite.local.config import read_config
 from dpost_lite.models import adapters, backends
 from dpost_lite.models.dpo import check_loss, train_dpo
 from dpost_lite.models.sft import train_sft
-from dpost_lite.problems.calculator import Calculator
+from dpost_lite.policies import answers, calculator_of, export_gguf, memory_returned
 from dpost_lite.problems.corpus import Corpus, digests, load_corpus
 from dpost_lite.problems.pairs import make_labels, make_pairs
 from dpost_lite.problems.prompts import Prompter
@@ -38,6 +36,7 @@ MODEL_PARTS = ("model", "calculator")
 MACHINE_KEYS = (
     ("sft", "micro_batch_size"),
     ("dpo", "micro_batch_size"),
+    ("sampling", "weights"),
     ("sampling", "max_rows"),
     ("sampling", "memory_gib"),
 )
@@ -97,7 +96,7 @@ class Stages:
         recipe = self._recipe
 
         def work(out: Path) -> dict[str, Any]:
-            with _memory_returned():
+            with memory_returned():
                 return train_sft(
                     backends.load(self._model_dir, recipe.model.quantization),
                     self._prompter(),
@@ -150,7 +149,7 @@ class Stages:
             return policy
 
         def work(out: Path) -> dict[str, Any]:
-            with _memory_returned():
+            with memory_returned():
                 return train_dpo(
                     backends.load(self._model_dir, recipe.model.quantization),
                     self._prompter(),
@@ -192,9 +191,9 @@ class Stages:
             metrics = {}
             for part in parts:
                 problems = _problems(data, part)
-                answers = self._draw(policy, problems, f"score/{part}", num_samples=1, temperature=0.0)
-                metrics[part] = asdict(score(name, answers, problems, has_calculator=recipe.calculator.enabled))
-                write_jsonl(out / f"{part}.jsonl", answers)
+                graded = self._draw(policy, problems, f"score/{part}", num_samples=1, temperature=0.0)
+                metrics[part] = asdict(score(name, graded, problems, has_calculator=recipe.calculator.enabled))
+                write_jsonl(out / f"{part}.jsonl", graded)
             return metrics
 
         inputs = (data,) if policy is None else (data, policy)
@@ -261,26 +260,19 @@ class Stages:
     def _draw(
         self, policy: Artifact | None, problems: list[Problem], purpose: str, *, num_samples: int, temperature: float
     ) -> list[Rationale]:
-        """Sample from a policy's merged weights; rationales come back in the order of (problem, sample)."""
-        from dpost_lite.sampling.sampler import sample
-
+        """Sample from a policy; rationales come back in the order of (problem, sample)."""
         recipe = self._recipe
         total, num_right, done = len(problems) * num_samples, 0, []
-        with _memory_returned():
+        with memory_returned():
             model = adapters.load_policy(self._model_dir, policy.path if policy else None, recipe)
-            for rationale in sample(
+            for rationale in answers(
                 model,
                 self._prompter(),
                 problems,
-                calculator=calculator_of(recipe),
+                recipe,
                 purpose=purpose,
                 num_samples=num_samples,
                 temperature=temperature,
-                top_p=recipe.sampling.top_p if temperature else 1.0,
-                max_new_tokens=recipe.sampling.max_new_tokens,
-                max_rows=recipe.sampling.max_rows,
-                memory_gib=recipe.sampling.memory_gib,
-                seed=recipe.seed,
             ):
                 done.append(rationale)
                 num_right += rationale.correct
@@ -312,38 +304,6 @@ class Stages:
         for part, key in MACHINE_KEYS:
             values[part].pop(key)
         return {"seed": values["seed"], **{part: values[part] for part in parts}}
-
-
-def calculator_of(recipe: Recipe) -> Calculator | None:
-    """The calculator that a recipe asks for, or None."""
-    settings = recipe.calculator
-    if not settings.enabled:
-        return None
-    return Calculator(max_decimals=settings.max_decimals, rounded_decimals=settings.rounded_decimals)
-
-
-def export_gguf(recipe: Recipe, model_dir: Path, adapter_dir: Path | None, out: Path) -> Path:
-    """Merge an adapter into its base in 16 bit and write `out` as GGUF, quantised as `recipe.export.quant` says."""
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix="merged-") as folder, _memory_returned():
-        where = None if recipe.sampling.weights == "merged" else "cpu"  # what did not fit to sample does not to merge
-        model = adapters.load_merged(model_dir, adapter_dir, recipe.model.quantization, on=where)
-        prompter = Prompter(backends.load_tokenizer(model_dir), recipe.model.prompt)
-        adapters.save_merged(model, prompter.tokenizer, Path(folder))
-        del model
-        return gguf.export(Path(folder), out, quant=recipe.export.quant)
-
-
-class _memory_returned:
-    """Give memory back at the end of a `with` block that loaded weights."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def _problems(data: Artifact, part: str) -> list[Problem]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,3 +126,14 @@ def tiny_model(family: str, **overrides: Any) -> Any:
 def model_of() -> Callable[..., Any]:
     """A function: (family, **config overrides) -> a tiny random model in float32, made once; not to be changed."""
     return cache(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory, tokenizer_of, model_of) -> Path:
+    """A random Llama and its tokenizer as a folder; sizes are those that bitsandbytes' packed CPU kernel can take."""
+    path = tmp_path_factory.mktemp("base")
+    tokenizer = tokenizer_of("digits")
+    size = -(-len(tokenizer) // 32) * 32
+    model_of("llama", vocab_size=size, intermediate_size=128, initializer_range=0.1).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

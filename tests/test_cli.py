@@ -14,7 +14,7 @@ from conftest import trained_tokenizer
 from typer.testing import CliRunner, Result
 
 from dpost_lite import __version__, selftrain, stages
-from dpost_lite.cli import app, planned_stages
+from dpost_lite.cli import app
 from dpost_lite.errors import DataError, RecipeError, RunError
 from dpost_lite.evaluate import find_target, policies_of, policy_dir, problems_for
 from dpost_lite.problems.records import Problem, Score, write_jsonl
@@ -281,7 +281,7 @@ def test_planned_stages_are_those_that_self_train_goes_through(monkeypatch: pyte
     names: list[str] = []
     monkeypatch.setattr(selftrain, "Stages", RecordedStages)
     selftrain.self_train(recipe, names)  # type: ignore[arg-type]
-    assert planned_stages(recipe) == names
+    assert selftrain.planned_stages(recipe) == names
 
 
 # plan
@@ -298,6 +298,13 @@ def test_plan_names_base_licence_sizes_choices_and_the_next_command() -> None:
     assert "sampling: weights merged, rows 64" in result.stdout
     assert "not measured" in result.stdout
     assert result.stdout.rstrip().endswith("next: dpost-lite run --gpu-mem 24GB --model Qwen/Qwen3-8B-Base")
+
+
+def test_the_next_command_repeats_what_was_asked() -> None:
+    asked = ("--gpu-mem", "24GB", "--recipe", "paper-llama3-8b-24gb", "sft.max_length=512")
+    result = dpost_lite("plan", *asked)
+    given = "--gpu-mem 24GB --recipe paper-llama3-8b-24gb --model meta-llama/Meta-Llama-3-8B sft.max_length=512"
+    assert result.stdout.rstrip().endswith(f"next: dpost-lite run {given}")
 
 
 def test_plan_takes_a_folder_and_recipe_keys(model: Path) -> None:
@@ -330,7 +337,7 @@ def test_a_size_without_a_gpu_is_refused_before_a_folder_is_made(monkeypatch: py
     for size in ("24GB", "auto"):
         result = dpost_lite("run", "--gpu-mem", size)
         assert result.exit_code == 2
-        assert f"dpost-lite plan --gpu-mem {size}" in result.stderr
+        assert "dpost-lite plan --gpu-mem 24GB" in result.stderr
     assert not Path("runs").exists()
     assert "no CUDA GPU" in dpost_lite("plan").stderr
 
@@ -350,6 +357,7 @@ def test_run_fits_itself_into_the_size_and_holds_to_it(monkeypatch: pytest.Monke
     monkeypatch.setattr("dpost_lite.stages.preflight", stop)
     result = dpost_lite("run", "--gpu-mem", "24GB", "sft.micro_batch_size=4")
     assert "far enough" in result.stderr, result.output
+    assert "sampling: weights merged, rows 64" in result.stdout
     assert shares == [0.5]
     assert seen[0].model.name == "Qwen/Qwen3-8B-Base"
     assert seen[0].data.train == "gsm8k"
@@ -461,7 +469,7 @@ def test_export_writes_the_best_policy_or_the_one_named(
         out.write_bytes(b"GGUF")
         return out
 
-    monkeypatch.setattr("dpost_lite.stages.export_gguf", export_gguf)
+    monkeypatch.setattr("dpost_lite.policies.export_gguf", export_gguf)
     a_run(folder)
     result = dpost_lite("export", "run", "--quant", "Q8_0", *arguments.split())
     if not file:

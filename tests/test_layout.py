@@ -1,5 +1,7 @@
 """Segments, padded shapes, memory and schedules: none of them may change what is drawn."""
 
+import copy
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -18,7 +20,9 @@ from test_engine import (  # noqa: E402
 )
 
 from dpost_lite.errors import ModelError  # noqa: E402
+from dpost_lite.sampling import engine as engine_module  # noqa: E402
 from dpost_lite.sampling.engine import Engine  # noqa: E402
+from dpost_lite.sampling.graphs import Graphs  # noqa: E402
 from dpost_lite.sampling.kvcache import KVCache, Prefill  # noqa: E402
 from dpost_lite.sampling.layout import Prompt, Row, Shape  # noqa: E402
 from dpost_lite.sampling.request import Sample  # noqa: E402
@@ -87,6 +91,22 @@ def test_padded_shapes_change_nothing(model_of, family):
         assert sample.token_ids == generated(model, prompt, 14)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma2", "gemma3"])
+def test_graphs_change_nothing(model_of, family, monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = model_of(family)
+    asked = [ask(p, max_new_tokens=14, num_samples=2) for p in prompts(6)]
+    expected = {request.prompt_ids: generated(model, request.prompt_ids, 14) for request in asked}
+    recorded, inner = [], Graphs._record
+    monkeypatch.setattr(Graphs, "_record", lambda *args: recorded.append(args) or inner(*args))
+    engine = Engine(copy.deepcopy(model).cuda(), forcer=None, max_rows=5)
+    for (prompt, _), sample in drawn(engine, asked).items():
+        assert sample.token_ids == expected[prompt]
+    assert recorded
+
+
 def test_padded_shapes_with_forced_tokens_change_nothing(storyteller):  # noqa: F811
     padded = drawn(Engine(storyteller, forcer=FORCER, max_rows=13, static=True), stories())
     same(run(storyteller, stories(), 13, FORCER), padded)
@@ -132,21 +152,31 @@ def test_no_row_decodes_after_its_end(model_of):
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def test_rows_come_from_the_memory_budget(model_of):
+def test_rows_come_from_the_memory_budget(model_of, monkeypatch):
     model = model_of("llama")
     asked = [ask(p, num_samples=4, temperature=1.0, max_new_tokens=30) for p in prompts(8)]
     plenty = Engine(model, forcer=None, max_rows=64)
     expected = drawn(plenty, asked)
     assert plenty.statistics.num_rows == 32  # no more than there are samples
-    heads, head_dim, layers = 2, model.config.head_dim, model.config.num_hidden_layers
-    last = 33
-    for budget_mib in (1.0, 0.3, 0.1):
+    caches = []
+
+    def made(*args, **kwargs):
+        caches.append(KVCache(*args, **kwargs))
+        return caches[-1]
+
+    monkeypatch.setattr(engine_module, "KVCache", made)
+    last = 32
+    for budget_mib in (0.5, 0.3, 0.1):
         engine = Engine(model, forcer=None, max_rows=64, memory_gib=budget_mib / 1024)
         same(expected, drawn(engine, asked))
-        num_rows = engine.statistics.num_rows
-        position = 2 * layers * heads * head_dim * 4
-        rows_only = num_rows * 30 * position
-        assert rows_only <= budget_mib * 2**20
+        num_rows, cache = engine.statistics.num_rows, caches.pop()
+        stores = (cache.prompt_keys, cache.prompt_values, cache.row_keys, cache.row_values)
+        logits = 4 * 4 * model.config.vocab_size  # of one row, float32, four copies while choosing
+        taken = sum(store.nbytes for store in stores) + num_rows * logits
+        row = (cache.row_keys.nbytes + cache.row_values.nbytes) / num_rows
+        prompt = (cache.prompt_keys.nbytes + cache.prompt_values.nbytes) / cache.num_prompts
+        assert taken <= budget_mib * 2**20
+        assert taken + row + logits + 2 * prompt > budget_mib * 2**20  # no room for one row more
         assert 1 <= num_rows < last
         last = num_rows
     assert drawn(Engine(model, forcer=None, max_rows=64, memory_gib=1e-9), asked[:1])  # a single row is always tried

@@ -26,26 +26,15 @@ TOLERANCE = 1e-4 if backends.compute_dtype() is torch.float32 else 3e-2  # logit
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tokenizer_of, model_of) -> Path:
-    """A random Llama as a folder. Its sizes are those that bitsandbytes' packed CPU kernel can take (trap 1)."""
-    path = tmp_path_factory.mktemp("base")
-    tokenizer = tokenizer_of("digits")
-    size = -(-len(tokenizer) // 32) * 32
-    model_of("llama", vocab_size=size, intermediate_size=128, initializer_range=0.1).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+def prompter(base_dir) -> Prompter:
+    return Prompter(backends.load_tokenizer(base_dir))
 
 
 @pytest.fixture(scope="module")
-def prompter(folder) -> Prompter:
-    return Prompter(backends.load_tokenizer(folder))
-
-
-@pytest.fixture(scope="module")
-def policy_dir(folder, tmp_path_factory) -> Path:
+def policy_dir(base_dir, tmp_path_factory) -> Path:
     """A saved adapter that does something: B is not zero, and its values are no bfloat16 numbers."""
     path = tmp_path_factory.mktemp("policy")
-    model = adapters.create(backends.load(folder), LORA, seed=1)
+    model = adapters.create(backends.load(base_dir), LORA, seed=1)
     torch.manual_seed(2)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -87,25 +76,27 @@ def rows(prompter: Prompter, num: int = 4) -> list[dict[str, list[int]]]:
 def no_progress(*_: Any, **__: Any) -> None: ...
 
 
-def run_sft(folder: Path, prompter: Prompter, out: Path, *, seed: int = 42, num: int = 8, **settings) -> dict[str, Any]:
+def run_sft(
+    base_dir: Path, prompter: Prompter, out: Path, *, seed: int = 42, num: int = 8, **settings
+) -> dict[str, Any]:
     recipe = SftRecipe(**{"epochs": 1, "batch_size": 4, "micro_batch_size": 4, **settings})
     return sft.train_sft(
-        backends.load(folder), prompter, labelled(prompter, num), out,
+        backends.load(base_dir), prompter, labelled(prompter, num), out,
         recipe=recipe, lora=LORA, seed=seed, progress=no_progress,
     )  # fmt: skip
 
 
-def run_dpo(folder, prompter, policy_dir, out, *, seed: int = 42, num: int = 4, progress=no_progress, **settings):
+def run_dpo(base_dir, prompter, policy_dir, out, *, seed: int = 42, num: int = 4, progress=no_progress, **settings):
     recipe = DpoRecipe(**{"batch_size": 4, "micro_batch_size": 4, **settings})
     return dpo.train_dpo(
-        backends.load(folder), prompter, pairs(prompter, num), policy_dir, out,
+        backends.load(base_dir), prompter, pairs(prompter, num), policy_dir, out,
         recipe=recipe, seed=seed, progress=progress,
     )  # fmt: skip
 
 
-def make_trainer(folder, prompter, policy_dir, out, *, quantization="nf4", **settings) -> Any:
+def make_trainer(base_dir, prompter, policy_dir, out, *, quantization="nf4", **settings) -> Any:
     recipe = DpoRecipe(**{"batch_size": 4, "micro_batch_size": 4, **settings})
-    policy = adapters.attach(backends.load(folder, quantization), policy_dir, trainable=True)
+    policy = adapters.attach(backends.load(base_dir, quantization), policy_dir, trainable=True)
     return dpo.make_trainer(policy, prompter, rows(prompter), out, recipe, 42)
 
 
@@ -155,8 +146,8 @@ def answer_logprob(model: Any, prompt: list[int], answer: list[int]) -> float:
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_dpo_starts_at_ln_2_with_rewards_of_0(folder, prompter, policy_dir, tmp_path, quantization):
-    trainer = make_trainer(folder, prompter, policy_dir, tmp_path, quantization=quantization)
+def test_dpo_starts_at_ln_2_with_rewards_of_0(base_dir, prompter, policy_dir, tmp_path, quantization):
+    trainer = make_trainer(base_dir, prompter, policy_dir, tmp_path, quantization=quantization)
     assert getattr(trainer.model, "is_loaded_in_4bit", False) == (quantization == "nf4")
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows(prompter)))
@@ -167,22 +158,22 @@ def test_dpo_starts_at_ln_2_with_rewards_of_0(folder, prompter, policy_dir, tmp_
 
 @pytest.mark.parametrize("micro_batch_size", [4, 2, 1])
 def test_the_first_logged_loss_is_ln_2_however_the_batch_is_cut(
-    folder, prompter, policy_dir, tmp_path, micro_batch_size
+    base_dir, prompter, policy_dir, tmp_path, micro_batch_size
 ):
-    figures = run_dpo(folder, prompter, policy_dir, tmp_path, micro_batch_size=micro_batch_size)
+    figures = run_dpo(base_dir, prompter, policy_dir, tmp_path, micro_batch_size=micro_batch_size)
     assert figures["first_loss"] == pytest.approx(LN2, abs=1e-4)
     assert figures["steps"] == 1
     assert figures["num_pairs"] == 4
 
 
-def test_dpo_learns_to_prefer(folder, prompter, policy_dir, tmp_path):
+def test_dpo_learns_to_prefer(base_dir, prompter, policy_dir, tmp_path):
     steps: list[tuple[int, int, str, float]] = []
 
     def progress(done: int, total: int, unit: str, *, loss: float) -> None:
         steps.append((done, total, unit, loss))
 
     figures = run_dpo(
-        folder, prompter, policy_dir, tmp_path, num=16, learning_rate=1e-3, batch_size=4, progress=progress
+        base_dir, prompter, policy_dir, tmp_path, num=16, learning_rate=1e-3, batch_size=4, progress=progress
     )
     assert [step[:3] for step in steps] == [(i, 4, "steps") for i in range(1, 5)]
     assert steps[-1][3] == figures["last_loss"] < figures["first_loss"]
@@ -190,26 +181,26 @@ def test_dpo_learns_to_prefer(folder, prompter, policy_dir, tmp_path):
     assert figures["last_accuracy"] == 1
 
 
-def test_max_steps_ends_training_early(folder, prompter, policy_dir, tmp_path):
-    figures = run_dpo(folder, prompter, policy_dir, tmp_path, num=6, batch_size=1, micro_batch_size=1, max_steps=2)
+def test_max_steps_ends_training_early(base_dir, prompter, policy_dir, tmp_path):
+    figures = run_dpo(base_dir, prompter, policy_dir, tmp_path, num=6, batch_size=1, micro_batch_size=1, max_steps=2)
     assert figures["steps"] == 2
 
 
-def test_the_reference_is_the_sft_policy_before_and_after(folder, prompter, policy_dir, tmp_path, monkeypatch):
+def test_the_reference_is_the_sft_policy_before_and_after(base_dir, prompter, policy_dir, tmp_path, monkeypatch):
     trainers = trainers_of(dpo, monkeypatch)
-    run_dpo(folder, prompter, policy_dir, tmp_path, learning_rate=1e-3)
+    run_dpo(base_dir, prompter, policy_dir, tmp_path, learning_rate=1e-3)
     model = trainers[0].model
-    policy = lora_weights(adapters.attach(backends.load(folder), policy_dir, trainable=False))
+    policy = lora_weights(adapters.attach(backends.load(base_dir), policy_dir, trainable=False))
     assert same(lora_weights(model, "ref"), policy)
     assert not any(p.requires_grad for n, p in model.named_parameters() if ".ref." in n)
     assert not same(lora_weights(model), policy)
 
 
-def test_reference_log_probabilities_are_the_policys_and_not_the_bases(folder, prompter, policy_dir, tmp_path):
-    trainer = make_trainer(folder, prompter, policy_dir, tmp_path)
+def test_reference_log_probabilities_are_the_policys_and_not_the_bases(base_dir, prompter, policy_dir, tmp_path):
+    trainer = make_trainer(base_dir, prompter, policy_dir, tmp_path)
     given = rows(prompter)
     chosen, rejected = trainer.compute_ref_log_probs(trainer.model.eval(), trainer.data_collator(given))
-    policy = adapters.attach(backends.load(folder), policy_dir, trainable=False)
+    policy = adapters.attach(backends.load(base_dir), policy_dir, trainable=False)
     by_hand = [answer_logprob(policy, row["prompt_ids"], row["chosen_ids"]) for row in given]
     assert chosen.tolist() == pytest.approx(by_hand, rel=TOLERANCE)
     by_hand = [answer_logprob(policy, row["prompt_ids"], row["rejected_ids"]) for row in given]
@@ -219,9 +210,9 @@ def test_reference_log_probabilities_are_the_policys_and_not_the_bases(folder, p
     assert all(abs(a - b) > 1e-2 for a, b in zip(chosen.tolist(), base, strict=True))
 
 
-def test_dpo_trains_on_the_sampled_token_ids_alone(folder, prompter, policy_dir, tmp_path):
+def test_dpo_trains_on_the_sampled_token_ids_alone(base_dir, prompter, policy_dir, tmp_path):
     """No stop token behind a cut-off answer, nothing tokenised again."""
-    trainer = make_trainer(folder, prompter, policy_dir, tmp_path)
+    trainer = make_trainer(base_dir, prompter, policy_dir, tmp_path)
     given = rows(prompter)
     sides = [row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids") for row in given]
     answers = [row[side] for side in ("chosen_ids", "rejected_ids") for row in given]
@@ -233,22 +224,22 @@ def test_dpo_trains_on_the_sampled_token_ids_alone(folder, prompter, policy_dir,
     assert found == {(tuple(both), tuple(answer)) for both, answer in zip(sides, answers, strict=True)}
 
 
-def test_long_pairs_are_left_out_and_counted(folder, prompter, policy_dir, tmp_path):
+def test_long_pairs_are_left_out_and_counted(base_dir, prompter, policy_dir, tmp_path):
     made = pairs(prompter, 12)
     longest = max(len(prompter.prompt_ids(p.question)) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in made)
-    figures = run_dpo(folder, prompter, policy_dir, tmp_path, num=12, max_length=longest - 1)
+    figures = run_dpo(base_dir, prompter, policy_dir, tmp_path, num=12, max_length=longest - 1)
     assert figures["num_too_long"] > 0
     assert figures["num_pairs"] + figures["num_too_long"] == 12
     with pytest.raises(DataError, match=r"dpo\.max_length=16 leaves none of 4 preference pairs"):
-        run_dpo(folder, prompter, policy_dir, tmp_path, max_length=16)
+        run_dpo(base_dir, prompter, policy_dir, tmp_path, max_length=16)
 
 
 AT_STEP_0 = {"sigmoid": LN2, "robust": LN2, "sigmoid_norm": LN2, "hinge": 1.0, "ipo": 25.0, "bco_pair": 2 * LN2}
 
 
 @pytest.mark.parametrize("loss", dpo.LOSSES)
-def test_each_loss_of_trl_trains(folder, prompter, policy_dir, tmp_path, loss):
-    figures = run_dpo(folder, prompter, policy_dir, tmp_path, loss=loss)
+def test_each_loss_of_trl_trains(base_dir, prompter, policy_dir, tmp_path, loss):
+    figures = run_dpo(base_dir, prompter, policy_dir, tmp_path, loss=loss)
     assert math.isfinite(figures["first_loss"])
     assert figures["first_loss"] == pytest.approx(AT_STEP_0.get(loss, figures["first_loss"]), abs=1e-3)
     assert not same(saved(tmp_path), saved(policy_dir))
@@ -268,21 +259,21 @@ def test_unknown_losses_are_refused():
         dpo.check_loss("sigmiod")
 
 
-def test_the_nll_term_is_the_mean_over_the_chosen_tokens(folder, prompter, policy_dir, tmp_path):
-    policy = adapters.attach(backends.load(folder), policy_dir, trainable=False)
+def test_the_nll_term_is_the_mean_over_the_chosen_tokens(base_dir, prompter, policy_dir, tmp_path):
+    policy = adapters.attach(backends.load(base_dir), policy_dir, trainable=False)
     given = rows(prompter)
     total = sum(answer_logprob(policy, row["prompt_ids"], row["chosen_ids"]) for row in given)
     nll = -total / sum(len(row["chosen_ids"]) for row in given)
-    figures = run_dpo(folder, prompter, policy_dir, tmp_path, nll_weight=0.5)
+    figures = run_dpo(base_dir, prompter, policy_dir, tmp_path, nll_weight=0.5)
     assert figures["first_loss"] == pytest.approx(LN2 + 0.5 * nll, rel=max(TOLERANCE, 1e-3))
 
 
 # Supervised fine-tuning
 
 
-def test_sft_loss_is_on_the_answer_and_its_stop_token_alone(folder, prompter, tmp_path, monkeypatch):
+def test_sft_loss_is_on_the_answer_and_its_stop_token_alone(base_dir, prompter, tmp_path, monkeypatch):
     trainers = trainers_of(sft, monkeypatch)
-    figures = run_sft(folder, prompter, tmp_path, num=4)
+    figures = run_sft(base_dir, prompter, tmp_path, num=4)
     batch = next(iter(trainers[0].get_train_dataloader()))
     expected = {(prompter.prompt_ids(i.question) + i.token_ids, i.token_ids) for i in labelled(prompter, 4)}
     found = set()
@@ -291,29 +282,29 @@ def test_sft_loss_is_on_the_answer_and_its_stop_token_alone(folder, prompter, tm
     assert found == expected
     assert all(answer[-1] == prompter.stop_id for _, answer in found)
 
-    base = backends.load(folder)  # a fresh adapter does nothing yet, so the first loss is the base's
+    base = backends.load(base_dir)  # a fresh adapter does nothing yet, so the first loss is the base's
     items = labelled(prompter, 4)
     total = sum(answer_logprob(base, list(prompter.prompt_ids(i.question)), list(i.token_ids)) for i in items)
     nll = -total / sum(len(i.token_ids) for i in items)
     assert figures["first_loss"] == pytest.approx(nll, rel=max(TOLERANCE, 1e-3))
 
 
-def test_sft_learns_and_counts(folder, prompter, tmp_path):
+def test_sft_learns_and_counts(base_dir, prompter, tmp_path):
     items = labelled(prompter, 12)
     longest = max(len(prompter.prompt_ids(i.question)) + len(i.token_ids) for i in items)
-    figures = run_sft(folder, prompter, tmp_path, num=12, epochs=3, learning_rate=1e-2, max_length=longest - 1)
+    figures = run_sft(base_dir, prompter, tmp_path, num=12, epochs=3, learning_rate=1e-2, max_length=longest - 1)
     assert figures["last_loss"] < figures["first_loss"]
     assert figures["num_too_long"] > 0
     assert figures["num_rationales"] + figures["num_too_long"] == 12
     with pytest.raises(DataError, match=r"sft\.max_length=16 leaves none of 8 labelled rationales"):
-        run_sft(folder, prompter, tmp_path, max_length=16)
+        run_sft(base_dir, prompter, tmp_path, max_length=16)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2])
-def test_sft_batches_do_not_depend_on_how_they_are_cut(folder, prompter, tmp_path, micro_batch_size):
+def test_sft_batches_do_not_depend_on_how_they_are_cut(base_dir, prompter, tmp_path, micro_batch_size):
     """Accumulated losses weigh every token alike: one step of 4 is one step of 2 × 2 and of 4 × 1."""
-    run_sft(folder, prompter, tmp_path / "cut", num=4, micro_batch_size=micro_batch_size, learning_rate=1e-3)
-    run_sft(folder, prompter, tmp_path / "whole", num=4, micro_batch_size=4, learning_rate=1e-3)
+    run_sft(base_dir, prompter, tmp_path / "cut", num=4, micro_batch_size=micro_batch_size, learning_rate=1e-3)
+    run_sft(base_dir, prompter, tmp_path / "whole", num=4, micro_batch_size=4, learning_rate=1e-3)
     cut, whole = saved(tmp_path / "cut"), saved(tmp_path / "whole")
     num_far = sum(int((cut[name] - whole[name]).abs().gt(2e-4).sum()) for name in cut)
     assert num_far <= 0.02 * sum(t.numel() for t in cut.values())  # Adam's first step is ±lr: noise flips only zeros
@@ -344,18 +335,18 @@ def test_number_of_steps(tmp_path, recipe, num_rows, num_steps, num_warmup):
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_the_saved_folder_holds_one_adapter_and_nothing_else(folder, prompter, policy_dir, tmp_path, stage):
+def test_the_saved_folder_holds_one_adapter_and_nothing_else(base_dir, prompter, policy_dir, tmp_path, stage):
     if stage == "sft":
-        run_sft(folder, prompter, tmp_path)
+        run_sft(base_dir, prompter, tmp_path)
     else:
-        run_dpo(folder, prompter, policy_dir, tmp_path)
+        run_dpo(base_dir, prompter, policy_dir, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names <= {"adapter_config.json", "adapter_model.safetensors", "README.md"}
     assert {"adapter_config.json", "adapter_model.safetensors"} <= names
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_lora_weights_are_float32_throughout(folder, prompter, policy_dir, tmp_path, monkeypatch, stage):
+def test_lora_weights_are_float32_throughout(base_dir, prompter, policy_dir, tmp_path, monkeypatch, stage):
     """Trap 3: trl casts them to bfloat16 on a quantised base."""
     module = {"sft": sft, "dpo": dpo}[stage]
     real, dtypes = module.train, set()
@@ -368,15 +359,15 @@ def test_lora_weights_are_float32_throughout(folder, prompter, policy_dir, tmp_p
 
     monkeypatch.setattr(module, "train", watched)
     if stage == "sft":
-        run_sft(folder, prompter, tmp_path)
+        run_sft(base_dir, prompter, tmp_path)
     else:
-        run_dpo(folder, prompter, policy_dir, tmp_path)
+        run_dpo(base_dir, prompter, policy_dir, tmp_path)
     assert dtypes == {torch.float32}
     assert {tensor.dtype for tensor in saved(tmp_path).values()} == {torch.float32}
 
 
-def test_every_lora_weight_moves_at_the_learning_rate_of_dpo(folder, prompter, policy_dir, tmp_path):
-    run_dpo(folder, prompter, policy_dir, tmp_path, num=8, learning_rate=5e-6, batch_size=1, micro_batch_size=1)
+def test_every_lora_weight_moves_at_the_learning_rate_of_dpo(base_dir, prompter, policy_dir, tmp_path):
+    run_dpo(base_dir, prompter, policy_dir, tmp_path, num=8, learning_rate=5e-6, batch_size=1, micro_batch_size=1)
     before, after = saved(policy_dir), saved(tmp_path)
     assert before.keys() == after.keys()
     for name in before:
@@ -388,8 +379,8 @@ def test_every_lora_weight_moves_at_the_learning_rate_of_dpo(folder, prompter, p
             assert in_bfloat16.float().mean() < 0.5, name  # the trap is real: most of this would have rounded away
 
 
-def test_keep_float32_leaves_frozen_weights_alone(folder):
-    model = adapters.create(backends.load(folder), LORA, seed=1)
+def test_keep_float32_leaves_frozen_weights_alone(base_dir):
+    model = adapters.create(backends.load(base_dir), LORA, seed=1)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
@@ -399,13 +390,13 @@ def test_keep_float32_leaves_frozen_weights_alone(folder):
     assert frozen == {n: p.dtype for n, p in model.named_parameters() if not p.requires_grad}
 
 
-def test_the_seed_decides(folder, prompter, policy_dir, tmp_path):
-    inits = [lora_weights(adapters.create(backends.load(folder), LORA, seed=s)) for s in (1, 1, 2)]
+def test_the_seed_decides(base_dir, prompter, policy_dir, tmp_path):
+    inits = [lora_weights(adapters.create(backends.load(base_dir), LORA, seed=s)) for s in (1, 1, 2)]
     assert same(inits[0], inits[1])
     assert not same(inits[0], inits[2])
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run_sft(folder, prompter, tmp_path / "sft" / name, seed=seed)
-        run_dpo(folder, prompter, policy_dir, tmp_path / "dpo" / name, seed=seed, num=8)
+        run_sft(base_dir, prompter, tmp_path / "sft" / name, seed=seed)
+        run_dpo(base_dir, prompter, policy_dir, tmp_path / "dpo" / name, seed=seed, num=8)
     for stage in ("sft", "dpo"):
         a, b, c = (saved(tmp_path / stage / name) for name in "abc")
         assert same(a, b), stage
@@ -434,7 +425,7 @@ def packed(model: Any) -> int:
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
-def test_gradients_after_an_evaluation_equal_those_before(folder, policy_dir, prompter, monkeypatch, is_kept):
+def test_gradients_after_an_evaluation_equal_those_before(base_dir, policy_dir, prompter, monkeypatch, is_kept):
     """Every CPU is told here that it has AVX512-BF16; without `keep_differentiable` the weights are then repacked."""
     if torch.cuda.is_available():
         pytest.skip("the trap is one of CPUs")
@@ -443,7 +434,7 @@ def test_gradients_after_an_evaluation_equal_those_before(folder, policy_dir, pr
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
     if not is_kept:
         monkeypatch.setattr(backends, "keep_differentiable", lambda model: None)
-    model = adapters.attach(backends.load(folder), policy_dir, trainable=True)
+    model = adapters.attach(backends.load(base_dir), policy_dir, trainable=True)
     before, after = gradients_around_an_evaluation(model, labelled(prompter, 1)[0].token_ids)
     if is_kept:
         assert packed(model) == 0
@@ -454,8 +445,8 @@ def test_gradients_after_an_evaluation_equal_those_before(folder, policy_dir, pr
         assert before.shape != after.shape or not torch.allclose(before, after, rtol=0.1)
 
 
-def test_keep_differentiable_resets_the_flag(folder):
-    model = backends.load(folder)
+def test_keep_differentiable_resets_the_flag(base_dir):
+    model = backends.load(base_dir)
     linears = [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
     assert len(linears) == 14  # q, k, v, o, gate, up, down in two layers
     assert not any(m.support_avx512bf16_for_cpu for m in linears)
@@ -469,13 +460,13 @@ def test_keep_differentiable_resets_the_flag(folder):
 
 
 @pytest.fixture(scope="module")
-def small_dir(folder, tmp_path_factory) -> Path:
+def small_dir(base_dir, tmp_path_factory) -> Path:
     """An adapter whose update is half a percent of each weight's size."""
     path = tmp_path_factory.mktemp("small")
-    model = adapters.create(backends.load(folder), LORA, seed=1)
+    model = adapters.create(backends.load(base_dir), LORA, seed=1)
     torch.manual_seed(3)
     weights = dict(model.named_parameters())
-    dense = dict(backends.load(folder, "none").named_parameters())
+    dense = dict(backends.load(base_dir, "none").named_parameters())
     for name in [n for n in weights if "lora_B" in n]:
         a, b = weights[name.replace("lora_B", "lora_A")].data, weights[name].data
         torch.nn.init.normal_(b)
@@ -491,29 +482,29 @@ def is_of_bitsandbytes(module: torch.nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_merged_weights_answer_like_the_trained_model(folder, policy_dir, prompter, quantization):
+def test_merged_weights_answer_like_the_trained_model(base_dir, policy_dir, prompter, quantization):
     ids = labelled(prompter, 1)[0].token_ids
-    trained = logits(adapters.attach(backends.load(folder, quantization), policy_dir, trainable=False), ids)
-    merged = adapters.load_merged(folder, policy_dir, quantization)
+    trained = logits(adapters.attach(backends.load(base_dir, quantization), policy_dir, trainable=False), ids)
+    merged = adapters.load_merged(base_dir, policy_dir, quantization)
     assert not any(is_of_bitsandbytes(module) for module in merged.modules())
     assert not any("lora" in name for name, _ in merged.named_parameters())
     assert {p.dtype for p in merged.parameters()} == {backends.compute_dtype()}
     assert not merged.training
     found = logits(merged, ids)
     assert float((found - trained).abs().max() / trained.abs().max()) < TOLERANCE
-    base = logits(adapters.load_merged(folder, None, quantization), ids)
+    base = logits(adapters.load_merged(base_dir, None, quantization), ids)
     assert float((base - trained).abs().max() / trained.abs().max()) > 3 * TOLERANCE
 
 
 @pytest.mark.parametrize("weights", ["merged", "quantized"])
-def test_a_policy_is_sampled_from_merged_weights_or_from_four_bits(folder, policy_dir, prompter, weights):
+def test_a_policy_is_sampled_from_merged_weights_or_from_four_bits(base_dir, policy_dir, prompter, weights):
     """The engine draws from either, and draws what the trained policy itself finds likeliest."""
     recipe = load_recipe(None, [f"sampling.weights={weights}"])
-    policy = adapters.load_policy(folder, policy_dir, recipe)
+    policy = adapters.load_policy(base_dir, policy_dir, recipe)
     assert any(is_of_bitsandbytes(module) for module in policy.modules()) == (weights == "quantized")
     problems = [Problem(f"p{i}", f"How many are {i} and {i}?", str(2 * i)) for i in range(3)]
     drawn = list(sample(policy, prompter, problems, calculator=None, purpose="x", max_new_tokens=6, max_rows=2))
-    trained = adapters.attach(backends.load(folder), policy_dir, trainable=False)
+    trained = adapters.attach(backends.load(base_dir), policy_dir, trainable=False)
     question = {problem.id: problem.question for problem in problems}
     assert len(drawn) == 3
     for rationale in drawn:
@@ -526,12 +517,12 @@ def test_a_policy_is_sampled_from_merged_weights_or_from_four_bits(folder, polic
         assert own == pytest.approx(best, abs=50 * TOLERANCE)  # greedy
 
 
-def test_training_leaves_the_base_as_it_was_loaded(folder, policy_dir):
+def test_training_leaves_the_base_as_it_was_loaded(base_dir, policy_dir):
     """Nothing but LoRA is trainable or in float32 by our doing; peft would hold embedding and head in float32 too."""
-    base = {name: p.dtype for name, p in backends.load(folder).named_parameters()}
+    base = {name: p.dtype for name, p in backends.load(base_dir).named_parameters()}
     for model in (
-        adapters.create(backends.load(folder), LORA, seed=1),
-        adapters.attach(backends.load(folder), policy_dir, trainable=True),
+        adapters.create(backends.load(base_dir), LORA, seed=1),
+        adapters.attach(backends.load(base_dir), policy_dir, trainable=True),
     ):
         for name, parameter in model.named_parameters():
             is_lora = "lora_" in name
@@ -540,23 +531,23 @@ def test_training_leaves_the_base_as_it_was_loaded(folder, policy_dir):
             assert parameter.dtype == (torch.float32 if is_lora else base[plain])
 
 
-def test_without_an_adapter_the_base_is_the_dequantised_one(folder, prompter):
+def test_without_an_adapter_the_base_is_the_dequantised_one(base_dir, prompter):
     ids = labelled(prompter, 1)[0].token_ids
-    in_4_bit = logits(backends.load(folder), ids)
-    found = logits(adapters.load_merged(folder, None), ids)
-    original = logits(backends.load(folder, "none"), ids)
+    in_4_bit = logits(backends.load(base_dir), ids)
+    found = logits(adapters.load_merged(base_dir, None), ids)
+    original = logits(backends.load(base_dir, "none"), ids)
     assert float((found - in_4_bit).abs().max() / in_4_bit.abs().max()) < TOLERANCE
     assert divergence(in_4_bit, original) > 10 * divergence(in_4_bit, found)
 
 
 @pytest.mark.skipif(TOLERANCE > 1e-3, reason="half a percent is below bfloat16's noise on so small a model")
-def test_a_small_adapter_survives_the_merge_and_would_not_in_nf4(folder, small_dir, prompter):
+def test_a_small_adapter_survives_the_merge_and_would_not_in_nf4(base_dir, small_dir, prompter):
     """Trap 7: merged back into NF4, as peft does, an update of 0.5 % falls between the codes."""
     ids = labelled(prompter, 1)[0].token_ids
-    trained = logits(adapters.attach(backends.load(folder), small_dir, trainable=False), ids)
-    base = divergence(trained, logits(backends.load(folder), ids))
-    ours = divergence(trained, logits(adapters.load_merged(folder, small_dir), ids))
-    peft_model = adapters.attach(backends.load(folder), small_dir, trainable=False).merge_and_unload()
+    trained = logits(adapters.attach(backends.load(base_dir), small_dir, trainable=False), ids)
+    base = divergence(trained, logits(backends.load(base_dir), ids))
+    ours = divergence(trained, logits(adapters.load_merged(base_dir, small_dir), ids))
+    peft_model = adapters.attach(backends.load(base_dir), small_dir, trainable=False).merge_and_unload()
     assert any(is_of_bitsandbytes(module) for module in peft_model.modules())
     in_nf4 = divergence(trained, logits(peft_model, ids))
     assert base > 0
@@ -564,9 +555,9 @@ def test_a_small_adapter_survives_the_merge_and_would_not_in_nf4(folder, small_d
     assert in_nf4 > 0.1 * base
 
 
-def test_saved_merged_weights_read_back_alike(folder, policy_dir, prompter, tmp_path):
+def test_saved_merged_weights_read_back_alike(base_dir, policy_dir, prompter, tmp_path):
     ids = labelled(prompter, 1)[0].token_ids
-    merged = adapters.load_merged(folder, policy_dir)
+    merged = adapters.load_merged(base_dir, policy_dir)
     expected = logits(merged, ids)
     adapters.save_merged(merged, prompter.tokenizer, tmp_path)
     again = backends.load(tmp_path, "none")
@@ -578,8 +569,8 @@ def test_saved_merged_weights_read_back_alike(folder, policy_dir, prompter, tmp_
     assert Prompter(tokenizer).stop_id == prompter.stop_id
 
 
-def test_weights_beyond_float16_are_saved_in_bfloat16(folder, prompter, tmp_path):
-    model = adapters.load_merged(folder, None)
+def test_weights_beyond_float16_are_saved_in_bfloat16(base_dir, prompter, tmp_path):
+    model = adapters.load_merged(base_dir, None)
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 1e6
     adapters.save_merged(model, prompter.tokenizer, tmp_path)
     assert {t.dtype for t in saved_weights(tmp_path).values()} == {torch.bfloat16}
@@ -594,28 +585,28 @@ def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
 # Adapters and backends: what a user can get wrong
 
 
-def test_adapters_cover_all_linear_layers_but_the_head(folder):
-    model = adapters.create(backends.load(folder), LORA, seed=1)
+def test_adapters_cover_all_linear_layers_but_the_head(base_dir):
+    model = adapters.create(backends.load(base_dir), LORA, seed=1)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 7 * 2
     assert not any("lm_head" in name or "embed" in name for name in trained)
 
 
-def test_adapters_that_do_not_fit_are_refused(folder, policy_dir, model_of, tmp_path):
+def test_adapters_that_do_not_fit_are_refused(base_dir, policy_dir, model_of, tmp_path):
     other = tmp_path / "other"
     model_of("llama", vocab_size=352, hidden_size=128, intermediate_size=128).save_pretrained(other)
     with pytest.raises(ModelError, match="does not fit this base"):
         adapters.attach(backends.load(other), policy_dir, trainable=False)
     with pytest.raises(ModelError, match=r"adapter .*none does not fit this base.*adapter_config\.json"):
-        adapters.attach(backends.load(folder), tmp_path / "none", trainable=False)
+        adapters.attach(backends.load(base_dir), tmp_path / "none", trainable=False)
     damaged = Path(shutil.copytree(policy_dir, tmp_path / "damaged"))
     (damaged / "adapter_model.safetensors").write_bytes(b"junk")
     with pytest.raises(ModelError, match="damaged does not fit"):
-        adapters.attach(backends.load(folder), damaged, trainable=False)
+        adapters.attach(backends.load(base_dir), damaged, trainable=False)
 
 
-def test_find_takes_a_folder(folder):
-    assert backends.find(str(folder)) == folder
+def test_find_takes_a_folder(base_dir):
+    assert backends.find(str(base_dir)) == base_dir
 
 
 def test_find_refuses_what_is_no_model(tmp_path):
@@ -663,16 +654,16 @@ def test_errors_of_the_hub_say_the_way_out(monkeypatch, error, says):
     assert "\n" not in str(raised.value)
 
 
-def test_a_model_of_the_hub_is_downloaded_without_other_formats(monkeypatch, folder):
+def test_a_model_of_the_hub_is_downloaded_without_other_formats(monkeypatch, base_dir):
     import fnmatch
 
     import huggingface_hub
 
     asked = {}
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options, name=name) or str(folder)
+        huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options, name=name) or str(base_dir)
     )
-    assert backends.find("owner/name") == folder
+    assert backends.find("owner/name") == base_dir
     wanted = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "chat_template.jinja", "merges.txt"]
     for file in wanted:
         assert any(fnmatch.fnmatch(file, pattern) for pattern in asked["allow_patterns"]), file
@@ -700,8 +691,8 @@ def test_without_the_demo_extra_the_error_says_so(monkeypatch, tmp_path):
         ("model.safetensors", None, "cannot be loaded"),
     ],
 )
-def test_damaged_models_are_refused(folder, tmp_path, name, content, says):
-    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+def test_damaged_models_are_refused(base_dir, tmp_path, name, content, says):
+    copy = Path(shutil.copytree(base_dir, tmp_path / "model"))
     (copy / name).unlink()
     if content is not None:
         (copy / name).write_bytes(content)
@@ -710,10 +701,10 @@ def test_damaged_models_are_refused(folder, tmp_path, name, content, says):
     assert "\n" not in str(error.value)
 
 
-def test_weights_that_are_missing_are_not_made_up(folder, tmp_path):
+def test_weights_that_are_missing_are_not_made_up(base_dir, tmp_path):
     from safetensors.torch import save_file
 
-    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+    copy = Path(shutil.copytree(base_dir, tmp_path / "model"))
     weights = saved_weights(copy)
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
@@ -722,8 +713,8 @@ def test_weights_that_are_missing_are_not_made_up(folder, tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"{ broken", b"{}"])
-def test_damaged_tokenizers_are_refused(folder, tmp_path, content):
-    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+def test_damaged_tokenizers_are_refused(base_dir, tmp_path, content):
+    copy = Path(shutil.copytree(base_dir, tmp_path / "model"))
     (copy / "tokenizer.json").unlink()
     if content is not None:
         (copy / "tokenizer.json").write_bytes(content)

@@ -31,8 +31,10 @@ def cache_dir() -> Path:
     return Path(os.environ.get("DPOST_LITE_CACHE") or Path.home() / ".cache" / "dpost-lite")
 
 
-def find(name: str) -> Path:
+def find(name: str, files: tuple[str, ...] = MODEL_FILES) -> Path:
     """Return a local folder with the weights and tokenizer of `name`, downloading or converting if needed.
+
+    Of a hub model no more than `files` is downloaded.
 
     Raises ModelError if the model is missing, gated, or cannot be reached.
     """
@@ -47,17 +49,10 @@ def find(name: str) -> Path:
         raise ModelError(
             f"model.name: there is no folder {name}; give a folder, a hub id (owner/name), or '{DEMO_MODEL}'"
         )
-    return _download(name)
+    return _download(name, files)
 
 
-def find_config(name: str) -> Path:
-    """Return a local folder with the `config.json` of `name`: as `find`, but without fetching weights."""
-    if name == DEMO_MODEL or "/" not in name or Path(name).expanduser().is_dir():
-        return find(name)
-    return _download(name, ("config.json",))
-
-
-def _download(name: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
+def _download(name: str, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,

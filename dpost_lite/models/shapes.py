@@ -1,6 +1,7 @@
-"""The numbers of a model without its weights: what the planner, and benchmarks with random weights, need to know.
+"""The numbers of a model without its weights: what the planner needs to know.
 
-Shapes are read from a `config.json`, or taken from `BASES`: the base models that dpost-lite picks from or compares on.
+Shapes are read from a `config.json`, or taken from `BASES`: the base models that
+dpost-lite picks from.
 Dense decoders of the Llama, Mistral, Qwen2, Qwen3 and Gemma kind are counted exactly.
 """
 
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.errors import ModelError, nearest
+from dpost_lite.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,21 +69,6 @@ class ModelShape:
     def cache_position_values(self) -> int:
         """Keys and values of one position over all layers, in numbers (not bytes)."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
-
-    def config(self) -> dict[str, Any]:
-        """Return a `config.json` of this shape, for a model with random weights."""
-        family = "qwen3" if self.has_qk_norm else "qwen2" if self.has_qkv_bias else "llama"
-        return {
-            "model_type": family,
-            "num_hidden_layers": self.num_layers,
-            "hidden_size": self.hidden,
-            "intermediate_size": self.intermediate,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": self.vocabulary,
-            "tie_word_embeddings": self.is_tied,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +166,3 @@ def shape_of(config: dict[str, Any], name: str) -> ModelShape:
         raise ModelError(
             f"model.name: the config.json of {name} lacks {error}; its memory cannot be planned"
         ) from error
-
-
-def named_shape(name: str) -> ModelShape:
-    """Return a shape of `BASES` by hub id or by its last part in any case. Raises ModelError for an unknown one."""
-    short = {key.rpartition("/")[2].lower(): base.shape for key, base in BASES.items()}
-    found = short.get(name.rpartition("/")[2].lower())
-    if found is None:
-        raise ModelError(f"no shape '{name}'{nearest(name, tuple(short))}; known: {', '.join(short)}")
-    return found

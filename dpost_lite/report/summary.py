@@ -71,11 +71,6 @@ def plan_table(stages: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def plan_choices(stage: Mapping[str, Any]) -> str:
-    """Return what a plan chose for one stage, in one line."""
-    return f"{stage['name']}: " + ", ".join(f"{name} {value}" for name, value in stage["choices"].items())
-
-
 def solved_problem(solved: Mapping[str, Any]) -> Text:
     """Return one entry of a run's solved.json as text: question, the model's rationale, and ✓ or ✗ with the answer."""
     solution = solved["solution"]

@@ -24,9 +24,8 @@ from dpost_lite.sampling.choosing import choose
 from dpost_lite.sampling.graphs import Graphs
 from dpost_lite.sampling.kvcache import KVCache, Prefill, position_bytes, register
 from dpost_lite.sampling.layout import Prompt, Row, Shape, bind, lay_out
-from dpost_lite.sampling.request import Request, Sample
+from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, Request, Sample, max_prompts
 
-MAX_PREFILL_TOKENS = 2048
 SEGMENT_ROWS = 64  # rows whose attention is one product; each segment reads as far as its longest row
 
 
@@ -121,8 +120,7 @@ class Engine:
         config, dtype = self._model.config, self._model.dtype
 
         def prompts_of(num_rows: int) -> int:
-            """Prompts whose samples fill the rows, and as many again: the last sample of a prompt keeps its cache."""
-            return min(num_rows, len(requests), 2 * -(-num_rows * len(requests) // num_samples) + 1)
+            return min(len(requests), max_prompts(num_rows, num_samples / len(requests)))
 
         def size_gib(num_rows: int) -> float:
             positions = prompts_of(num_rows) * prompt_length + num_rows * row_length

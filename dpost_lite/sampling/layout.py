@@ -115,21 +115,21 @@ class Shape:
 
     def rounded(self, cache: KVCache) -> "Shape":
         """Return one of few shapes that holds this one, so that graphs repeat; `cache` sets the upper bounds."""
-        num_rows = min(_round(self.num_rows), cache.num_rows)
+        num_rows = min(_power_of_two(self.num_rows), cache.num_rows)
         length = max(length for *_, length in self.segments)
-        num_many = _round(self.num_many, 8) if self.num_many else 0
-        many_width = _round(self.many_width, 8) if self.num_many else 0
+        num_many = _power_of_two(self.num_many, 8) if self.num_many else 0
+        many_width = _power_of_two(self.many_width, 8) if self.num_many else 0
         return replace(
             self,
             num_rows=num_rows,
             num_extra=num_many * many_width,
             num_many=num_many,
             many_width=many_width,
-            many_length=min(_up(self.many_length), cache.row_length),
-            num_prompts=min(_round(self.num_prompts), cache.num_prompts),
-            prompt_width=_round(self.prompt_width),
+            many_length=min(_multiple_of_64(self.many_length), cache.row_length),
+            num_prompts=min(_power_of_two(self.num_prompts), cache.num_prompts),
+            prompt_width=_power_of_two(self.prompt_width),
             prompt_length=cache.prompt_length,
-            segments=((0, num_rows, min(_up(length), cache.row_length)),),
+            segments=((0, num_rows, min(_multiple_of_64(length), cache.row_length)),),
         )
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
@@ -217,11 +217,11 @@ def _end(rows: Iterable[Row]) -> int:
     return max((row.length + len(row.pending) for row in rows), default=0)
 
 
-def _round(number: int, least: int = 1) -> int:
-    """Return the next power of two."""
+def _power_of_two(number: int, least: int = 1) -> int:
+    """Return the next power of two from `number` on."""
     return max(least, 1 << (number - 1).bit_length())
 
 
-def _up(length: int) -> int:
-    """Return the next multiple of 64."""
+def _multiple_of_64(length: int) -> int:
+    """Return the next multiple of 64 from `length` on."""
     return -(-length // 64) * 64

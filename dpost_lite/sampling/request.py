@@ -1,7 +1,18 @@
-"""What the engine is asked for, and what it answers with."""
+"""What the engine is asked for, what it answers with, and how much it holds at once; no torch, the planner reads it."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+MAX_PREFILL_TOKENS = 2048  # of all prompts that are computed together
+
+
+def max_prompts(num_rows: int, samples_per_prompt: float) -> int:
+    """Return the prompts to hold for `num_rows` rows: those that fill them, and as many again.
+
+    A prompt leaves the cache with its last sample, which may be long after the others.
+    """
+    return min(num_rows, 2 * math.ceil(num_rows / samples_per_prompt) + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,12 +14,12 @@ import pytest
 from dpost_lite.errors import DataError, ModelError, RecipeError, RunError
 from dpost_lite.local.solver import Solver
 from dpost_lite.models import backends
+from dpost_lite.policies import calculator_of
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem, Rationale, read_jsonl
 from dpost_lite.recipe import Recipe, load_recipe
 from dpost_lite.rundir import Run, read_json
 from dpost_lite.selftrain import Outcome, self_train
-from dpost_lite.stages import calculator_of
 
 SETTINGS = [
     "rounds=2", "data.num_labelled=12", "data.dev_size=4", "model.prompt=plain", "lora.rank=8", "lora.alpha=16",
@@ -51,16 +51,6 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, tokenizer_of, model_of) -> Path:
-    path = tmp_path_factory.mktemp("base")
-    tokenizer = tokenizer_of("digits")
-    size = -(-len(tokenizer) // 32) * 32
-    model_of("llama", vocab_size=size, intermediate_size=128, initializer_range=0.1).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def problems(tmp_path_factory) -> Path:
     """24 questions and two answers: half carry a rationale, half the number alone."""
     rows = []
@@ -80,11 +70,11 @@ def problems(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def start(base, problems):
+def start(base_dir, problems):
     """A function that runs a recipe in a folder, or continues it."""
 
     def run(path: Path, *overrides: str) -> Finished:
-        recipe = load_recipe(None, [*SETTINGS, f"model.name={base}", f"data.train={problems}", *overrides])
+        recipe = load_recipe(None, [*SETTINGS, f"model.name={base_dir}", f"data.train={problems}", *overrides])
         events: list[dict[str, Any]] = []
         return Finished(recipe, path, self_train(recipe, Run.create(path, recipe, (events.append,))), events)
 
@@ -154,7 +144,7 @@ def test_the_best_policy_on_dev_is_exported(finished):
     assert finished.outcome.export.metrics["policy"] == policy
 
 
-def test_the_exported_file_answers(finished, base):
+def test_the_exported_file_answers(finished, base_dir):
     export = finished.outcome.export
     path = export.path / export.metrics["file"]
     assert path.stat().st_size == export.metrics["bytes"] > 50_000
@@ -166,7 +156,7 @@ def test_the_exported_file_answers(finished, base):
     for problem, entry in zip(tests, solved, strict=False):
         assert solver.solve(problem.question).text == entry["solution"]["text"] != ""
     assert solver._prompt_ids("Ann in 2?") == list(
-        Prompter(backends.load_tokenizer(base), "plain").prompt_ids("Ann in 2?")
+        Prompter(backends.load_tokenizer(base_dir), "plain").prompt_ids("Ann in 2?")
     )
 
 

@@ -6,8 +6,18 @@ import pytest
 import yaml
 
 from dpost_lite.errors import ModelError, RecipeError
-from dpost_lite.models.memory import GIB, MIN_ROWS, find_shape, make_plan, parse_memory, pick_base, weight_bytes
-from dpost_lite.models.shapes import BASES, named_shape
+from dpost_lite.models.shapes import BASES
+from dpost_lite.planner import (
+    GIB,
+    MIN_ROWS,
+    find_shape,
+    fit_to_gpu,
+    make_plan,
+    parse_memory,
+    pick_base,
+    plan_for,
+    weight_bytes,
+)  # fmt: skip
 from dpost_lite.recipe import Recipe, load_recipe, recipes_dir
 
 SIZES = ("6GB", "8GB", "12GB", "16GB", "24GB", "32GB", "48GB", "80GB")
@@ -30,25 +40,26 @@ def test_what_is_no_size_is_refused(text):
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_picked_fits_and_a_larger_card_takes_no_smaller_model(size):
     budget, recipe = parse_memory(size), Recipe()
-    shape = pick_base(recipe, budget)
-    plan = make_plan(recipe, shape, budget)
-    assert plan.peak_bytes <= budget
-    assert not BASES[shape.name].is_gated
-    smaller = [pick_base(recipe, parse_memory(other)).num_parameters for other in SIZES[: SIZES.index(size)]]
-    assert all(other <= shape.num_parameters for other in smaller)
+    plan = pick_base(recipe, budget)
+    assert all(stage.peak_bytes <= budget for stage in plan.stages)
+    assert plan == make_plan(recipe, plan.shape, budget)
+    assert plan.samples_merged
+    assert not BASES[plan.shape.name].is_gated
+    smaller = [pick_base(recipe, parse_memory(other)) for other in SIZES[: SIZES.index(size)]]
+    assert all(other.shape.num_parameters <= plan.shape.num_parameters for other in smaller)
 
 
 def test_the_effective_batch_never_changes():
     for size in SIZES:
-        for name in ("smollm2-135m", "qwen3-0.6b-base"):
-            plan = make_plan(Recipe(), named_shape(name), parse_memory(size))
+        for name in ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-0.6B-Base"):
+            plan = make_plan(Recipe(), find_shape(name), parse_memory(size))
             for stage in plan.stages:
                 if "micro-batch" in stage.choices:
                     assert stage.choices["micro-batch"] * stage.choices["accumulation"] == 128
 
 
 def test_parts_add_up_and_are_what_they_are_called():
-    recipe, shape = Recipe(), named_shape("llama-3.1-8b")
+    recipe, shape = Recipe(), find_shape("meta-llama/Llama-3.1-8B")
     plan = make_plan(recipe, shape, parse_memory("24GB"))
     sft, sampling, dpo, _ = plan.stages
     assert sft.peak_bytes == sum(sft.parts.values())
@@ -77,7 +88,7 @@ def test_cache_bytes_are_the_engines(model_of):
 
 
 def test_less_memory_means_smaller_micro_batches_then_fewer_rows_then_four_bits():
-    recipe, shape = Recipe(), named_shape("qwen3-8b-base")
+    recipe, shape = Recipe(), find_shape("Qwen/Qwen3-8B-Base")
     plans = [make_plan(recipe, shape, parse_memory(size)) for size in ("80GB", "48GB", "24GB", "16GB")]
     for stage in (0, 2):
         micro = [plan.stages[stage].choices["micro-batch"] for plan in plans]
@@ -92,16 +103,21 @@ def test_a_model_that_does_not_fit_says_which_does():
     with pytest.raises(
         ModelError, match=r"Qwen3-14B-Base needs at least \d+\.\d GiB for \w+.*; Qwen/Qwen3-1.7B-Base fits"
     ):
-        make_plan(Recipe(), named_shape("qwen3-14b-base"), parse_memory("8GB"))
+        make_plan(Recipe(), find_shape("Qwen/Qwen3-14B-Base"), parse_memory("8GB"))
 
 
 def test_a_size_that_fits_nothing_says_what_the_smallest_plan_would_be():
-    with pytest.raises(ModelError, match=r"SmolLM2-135M needs at least 1\.\d GiB"):
+    with pytest.raises(ModelError, match="SmolLM2-135M needs at least") as caught:
         pick_base(Recipe(), parse_memory("1GB"))
+    named = float(re.search(r"at least (\d+\.\d) GiB", str(caught.value))[1])
+    smallest = pick_base(Recipe(), (named + 0.1) * GIB)  # what is named is enough, and not much less would be
+    assert smallest.shape.name.endswith("SmolLM2-135M")
+    with pytest.raises(ModelError):
+        pick_base(Recipe(), (named - 0.1) * GIB)
 
 
 def test_unquantised_weights_are_counted_in_16_bit():
-    shape = named_shape("qwen3-4b-base")
+    shape = find_shape("Qwen/Qwen3-4B-Base")
     recipe = load_recipe(None, ["model.quantization=none"])
     assert weight_bytes(recipe, shape) == 2 * shape.num_parameters
     assert weight_bytes(Recipe(), shape) < 0.4 * weight_bytes(recipe, shape)
@@ -110,8 +126,8 @@ def test_unquantised_weights_are_counted_in_16_bit():
 
 
 def test_overrides_are_keys_of_the_recipe_and_say_what_was_planned():
-    plan = make_plan(Recipe(), named_shape("qwen3-1.7b-base"), parse_memory("8GB"))
-    recipe = load_recipe(None, list(plan.overrides))
+    plan = make_plan(Recipe(), find_shape("Qwen/Qwen3-1.7B-Base"), parse_memory("8GB"))
+    recipe = load_recipe(None, plan.settings)
     assert recipe.sft.micro_batch_size == plan.stages[0].choices["micro-batch"]
     assert recipe.dpo.micro_batch_size == plan.stages[2].choices["micro-batch"]
     assert recipe.sampling.max_rows == plan.stages[1].choices["rows"]
@@ -130,8 +146,7 @@ def test_recipes_for_gpus_are_what_the_planner_makes(name):
     plan = make_plan(free, find_shape(recipe.model.name), parse_memory(size[1]))
     expected = load_recipe(
         None,
-        [f"model.name={recipe.model.name}", f"sampling.samples_for_labels={recipe.sampling.samples_for_labels}",
-         *plan.overrides],
+        [f"sampling.samples_for_labels={recipe.sampling.samples_for_labels}", *plan.settings],
     )  # fmt: skip
     assert recipe == expected
     table = (recipes_dir() / "README.md").read_text(encoding="utf-8")
@@ -139,11 +154,31 @@ def test_recipes_for_gpus_are_what_the_planner_makes(name):
     for stage in plan.stages:
         assert f"{stage.peak_bytes / GIB:.1f} GiB" in row
     if name.startswith("gsm8k"):
-        assert pick_base(free, parse_memory(size[1])).name == recipe.model.name
+        assert pick_base(free, parse_memory(size[1])).shape.name == recipe.model.name
     given = yaml.safe_load((recipes_dir() / f"{name}.yaml").read_text(encoding="utf-8"))
     lines = (recipes_dir() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     keys = sum(len(section) for section in given.values())
     assert sum("  #" in line for line in lines) == keys  # one comment a key
+
+
+def test_the_model_is_the_recipes_then_the_begun_runs_then_the_largest():
+    """With "auto" a resumed run meets other free memory: it keeps its base."""
+    named = load_recipe(None, ["model.name=Qwen/Qwen2.5-0.5B"])
+    assert plan_for(Recipe(), "24GB").shape.name == "Qwen/Qwen3-8B-Base"
+    assert plan_for(Recipe(), "24GB", base="Qwen/Qwen3-4B-Base").shape.name == "Qwen/Qwen3-4B-Base"
+    assert plan_for(named, "24GB", base="Qwen/Qwen3-4B-Base").shape.name == "Qwen/Qwen2.5-0.5B"
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_held_to_the_size():
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    fit_to_gpu(Recipe(), "6GB")
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(7 * GIB, dtype=torch.uint8, device="cuda")
+    torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def test_a_local_folder_is_planned_from_its_config(model_of, tmp_path):

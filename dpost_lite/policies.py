@@ -1,0 +1,77 @@
+"""What a policy, an adapter on its base, is for: to answer problems, and to go home as a file."""
+
+import gc
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dpost_lite.local import gguf
+from dpost_lite.models import adapters, backends
+from dpost_lite.problems.calculator import Calculator
+from dpost_lite.problems.prompts import Prompter
+from dpost_lite.problems.records import Problem, Rationale
+from dpost_lite.recipe import Recipe
+
+
+def calculator_of(recipe: Recipe) -> Calculator | None:
+    """The calculator that a recipe asks for, or None."""
+    settings = recipe.calculator
+    if not settings.enabled:
+        return None
+    return Calculator(max_decimals=settings.max_decimals, rounded_decimals=settings.rounded_decimals)
+
+
+def answers(
+    model: Any,
+    prompter: Prompter,
+    problems: Sequence[Problem],
+    recipe: Recipe,
+    *,
+    purpose: str,
+    num_samples: int = 1,
+    temperature: float = 0.0,
+) -> Iterator[Rationale]:
+    """Yield graded rationales of a loaded policy as they end, sampled as the recipe says; greedy unless told."""
+    from dpost_lite.sampling.sampler import sample
+
+    sampling = recipe.sampling
+    return sample(
+        model,
+        prompter,
+        problems,
+        calculator=calculator_of(recipe),
+        purpose=purpose,
+        num_samples=num_samples,
+        temperature=temperature,
+        top_p=sampling.top_p if temperature else 1.0,
+        max_new_tokens=sampling.max_new_tokens,
+        max_rows=sampling.max_rows,
+        memory_gib=sampling.memory_gib,
+        seed=recipe.seed,
+    )
+
+
+def export_gguf(recipe: Recipe, model_dir: Path, adapter_dir: Path | None, out: Path) -> Path:
+    """Merge an adapter into its base in 16 bit and write `out` as GGUF, quantised as `recipe.export.quant` says."""
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix="merged-") as folder, memory_returned():
+        where = None if recipe.sampling.weights == "merged" else "cpu"  # what did not fit to sample does not to merge
+        model = adapters.load_merged(model_dir, adapter_dir, recipe.model.quantization, on=where)
+        prompter = Prompter(backends.load_tokenizer(model_dir), recipe.model.prompt)
+        adapters.save_merged(model, prompter.tokenizer, Path(folder))
+        del model
+        return gguf.export(Path(folder), out, quant=recipe.export.quant)
+
+
+@contextmanager
+def memory_returned() -> Iterator[None]:
+    """Give memory back at the end of a `with` block that loaded weights."""
+    import torch
+
+    try:
+        yield
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
