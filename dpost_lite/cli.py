@@ -3,21 +3,32 @@
 Only typer is imported up here: `--help` answers at once, and torch comes when a command needs it.
 """
 
-import json
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from dpost_lite.command import GPU_MEM, Data, DataDir, Debug, Limit, Model, OneLineErrors, Policy, print_version
-from dpost_lite.errors import ExportError, RecipeError, nearest
-
-REHEARSAL = "rehearsal"  # the recipe of a bare `dpost-lite run`
-
+from dpost_lite.command import (
+    GPU_MEM,
+    Data,
+    DataDir,
+    Debug,
+    Limit,
+    Model,
+    OneLineErrors,
+    Policy,
+    Precision,
+    as_overrides,
+    choice,
+    default_recipe,
+    file_size,
+    lines_of_stdin,
+    print_version,
+)
+from dpost_lite.errors import ExportError
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -78,6 +89,7 @@ def run(
         ),
     ] = None,
     gpu_mem: Annotated[str | None, GPU_MEM] = None,
+    precision: Precision = None,
     debug: Debug = False,
 ) -> None:
     """Train a model on its own right answers, score each round, and write a GGUF file.
@@ -86,12 +98,14 @@ def run(
     """
     from rich.console import Console
 
-    from dpost_lite.planner import fit_to_gpu
+    from dpost_lite.planner.device import hide_gpu
+    from dpost_lite.planner.pace import planned_stages
+    from dpost_lite.planner.plan import estimate, fit
     from dpost_lite.recipe import load_recipe
     from dpost_lite.report import summary
     from dpost_lite.report.terminal import TerminalView, plain
     from dpost_lite.rundir import Run, read_json
-    from dpost_lite.selftrain import planned_stages, self_train
+    from dpost_lite.selftrain import self_train
     from dpost_lite.stages import preflight
 
     options = {
@@ -102,22 +116,27 @@ def run(
         "seed": seed,
         "rounds": rounds,
         "method": method,
+        "model.precision": precision,
     }
     settings = settings or []
     train = next((s.partition("=")[2] for s in reversed(settings) if s.startswith("data.train=")), data)
-    source = recipe or (None if gpu_mem and train is None else _default_recipe(train))
-    given = _as_overrides(options) + settings
+    source = recipe or (None if gpu_mem not in (None, "cpu") and train is None else default_recipe(train))
+    given = as_overrides(options) + settings
     loaded = load_recipe(source, given)
     folder = out or Path("runs") / Path(source or loaded.data.train).stem
     console = Console()
+    made = None
     if gpu_mem:
         begun = Run.open(folder).recipe.model.name if (folder / "run.json").is_file() else None
-        made = fit_to_gpu(loaded, gpu_mem, base=begun)
+        if gpu_mem == "cpu":
+            hide_gpu()
+        made = fit(loaded, gpu_mem, base=begun)
         typer.echo(f"{made}\n")
         loaded = load_recipe(source, [*made.settings, *given])
     preflight(loaded, folder)  # a mistake shall not leave a folder behind
+    made = made or estimate(loaded)
     with TerminalView(console, stages=planned_stages(loaded)) as view:
-        outcome = self_train(loaded, Run.create(folder, loaded, listeners=(view,)))
+        outcome = self_train(loaded, Run.create(folder, loaded, listeners=(view,)), made)
     console.print("", summary.score_table(outcome.scores), "")
     console.print(plain(summary.verdict(outcome.scores)), soft_wrap=True)
     for solved in read_json(outcome.solved.path / "solved.json"):
@@ -148,7 +167,7 @@ def eval_(
     from dpost_lite.report.summary import score_table
     from dpost_lite.report.terminal import TerminalView
 
-    modes = _choice("--calculator", calculator, {"on": [True], "off": [False], "both": [True, False]})
+    modes = choice("--calculator", calculator, {"on": [True], "off": [False], "both": [True, False]})
     scored = evaluate.find_target(target, policy)
     problems = evaluate.problems_for(scored, data, data_dir=data_dir, limit=limit)
     console = Console()
@@ -176,7 +195,7 @@ def solve(
     from dpost_lite.report.terminal import printable
     from dpost_lite.rundir import Run
 
-    with_calculator = _choice("--calculator", calculator, {"on": True, "off": False})
+    with_calculator = choice("--calculator", calculator, {"on": True, "off": False})
     file, recipe = Path(source), Recipe()
     if file.suffix != ".gguf":
         opened = Run.open(file)
@@ -186,7 +205,7 @@ def solve(
         calculator=calculator_of(recipe) if with_calculator else None,
         max_new_tokens=recipe.sampling.max_new_tokens,
     )
-    for text in [question] if question is not None else _lines_of_stdin():
+    for text in [question] if question is not None else lines_of_stdin():
         for piece in solver.stream(text, temperature=temperature):
             typer.echo(printable(piece), nl=False)
         typer.echo("\n" if question is None else "")
@@ -216,7 +235,7 @@ def export(
     name = "-".join(["model", *(policy.split("/") if policy else []), recipe.export.quant])
     file = out or source / "export" / f"{name}.gguf"
     if file.exists():
-        typer.echo(f"{file} is there already ({_size(file)}); remove it to have it written again")
+        typer.echo(f"{file} is there already ({file_size(file)}); remove it to have it written again")
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +243,7 @@ def export(
         raise ExportError(f"--out: {file.parent} cannot be made ({error.strerror}); name another place") from error
     typer.echo(f"writing {file} …")
     export_gguf(recipe, backends.find(recipe.model.name), adapter_dir, file)
-    typer.echo(f'{_size(file)} written; next: dpost-lite solve {file} "…"')
+    typer.echo(f'{file_size(file)} written; next: dpost-lite solve {file} "…"')
 
 
 @app.command()
@@ -245,8 +264,8 @@ def data(
     from dpost_lite.recipe import load_recipe
 
     if split is not None:
-        _choice("--split", split, {"train": None, "test": None})
-    recipe = load_recipe(_default_recipe(source), _as_overrides({"model.name": model, "data.data_dir": data_dir}))
+        choice("--split", split, {"train": None, "test": None})
+    recipe = load_recipe(default_recipe(source), as_overrides({"model.name": model, "data.data_dir": data_dir}))
     console = Console()
     for text in describe(source, recipe, split=split):
         console.print(text, soft_wrap=True)
@@ -259,12 +278,17 @@ def plan(
     ] = None,
     gpu_mem: Annotated[str, GPU_MEM] = "auto",
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="A recipe. [default: the paper's constants]")
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="A recipe. [default: the paper's constants; for cpu: rehearsal]"),
     ] = None,
+    data: Data = None,
+    data_dir: DataDir = None,
+    limit: Limit = None,
     model: Model = None,
+    precision: Precision = None,
     debug: Debug = False,
 ) -> None:
-    """Say what each stage of a run would take in a GPU's memory, and how it would be cut to fit; no GPU is needed.
+    """Say what each stage of a run would take of memory and time, and how it would be cut to fit; no GPU is needed.
 
     Without --model, the largest open base model that fits is picked.
     """
@@ -272,18 +296,32 @@ def plan(
 
     from rich.console import Console
 
-    from dpost_lite.planner import GIB, plan_for
+    from dpost_lite.planner.device import GIB
+    from dpost_lite.planner.plan import plan_for
     from dpost_lite.recipe import load_recipe
     from dpost_lite.report.summary import plan_table
+    from dpost_lite.report.terminal import as_hours
 
     settings = settings or []
-    made = plan_for(load_recipe(recipe, _as_overrides({"model.name": model}) + settings), gpu_mem)
+    options = {
+        "--data": ("data.train", data),
+        "--data-dir": ("data.data_dir", data_dir),
+        "--limit": ("data.limit", limit),
+        "--precision": ("model.precision", precision),
+    }
+    given = as_overrides({"model.name": model, **dict(options.values())}) + settings
+    source = recipe or (default_recipe(data) if gpu_mem == "cpu" else None)
+    made = plan_for(load_recipe(source, given), gpu_mem)
     typer.echo(made)
-    Console().print("", plan_table([asdict(stage) for stage in made.stages]))
-    again = ["--gpu-mem", gpu_mem, *(["--recipe", recipe] if recipe else []), "--model", made.shape.name, *settings]
+    Console().print("", plan_table([asdict(stage) for stage in made.stages], is_cpu=made.device.is_cpu))
+    again = ["--gpu-mem", gpu_mem, *(["--recipe", recipe] if recipe else []), "--model", made.shape.name]
+    again += [word for name, (_, value) in options.items() if value is not None for word in (name, str(value))]
+    device = made.device
     typer.echo(
-        f"\npeak {made.largest.peak_bytes / GIB:.1f} of {made.budget_bytes / GIB:.1f} GiB; counted from the model's "
-        f"shape, not measured\nnext: dpost-lite run {shlex.join(again)}"
+        f"\npeak {made.largest.peak_bytes / GIB:.1f} of {device.memory_bytes / GIB:.1f} GiB, counted from the model's "
+        f"shape; about {as_hours(made.seconds)} in all,\nestimated from {device.flops / 1e12:.3g} TFLOP/s and "
+        f"{device.bandwidth / 1e9:.0f} GB/s ({device.rates_of})\n"
+        f"next: dpost-lite run {shlex.join([*again, *settings])}"
     )
 
 
@@ -302,33 +340,3 @@ def doctor(debug: Debug = False) -> None:
         Console().print(plain(f"{marks[finding.state]} {finding.topic:<18} {finding.value}"), soft_wrap=True)
     if "missing" in states:
         raise typer.Exit(1)
-
-
-def _default_recipe(data: str | None) -> str | None:
-    """The built-in problems go with the rehearsal; anybody's own with the schema's defaults, the paper's constants."""
-    return REHEARSAL if data in (None, "synthetic") else None
-
-
-def _as_overrides(options: dict[str, Any]) -> list[str]:
-    """Return the options that were given as `key=value`; text in quotes, since YAML would read `no` as false."""
-    return [
-        f"{key}={value if isinstance(value, int) else json.dumps(str(value), ensure_ascii=False)}"
-        for key, value in options.items()
-        if value is not None
-    ]
-
-
-def _choice(option: str, given: str, choices: dict[str, Any]) -> Any:
-    if given not in choices:
-        raise RecipeError(f"{option}: {given}{nearest(given, list(choices))}; give {', '.join(choices)}")
-    return choices[given]
-
-
-def _lines_of_stdin() -> Iterator[str]:
-    if sys.stdin.isatty():
-        typer.echo("one problem a line, Ctrl-D to end", err=True)
-    return (line.strip() for line in sys.stdin if line.strip())
-
-
-def _size(file: Path) -> str:
-    return f"{file.stat().st_size / 2**20:,.0f} MiB"

@@ -1,15 +1,20 @@
-"""What all commands share: an error that the user can mend is one line and exit code 2, and options that recur.
+"""What commands share: an error that the user can mend is one line and exit code 2, options, and how they are read.
 
 Only typer is imported up here: `--help` answers at once.
 """
 
+import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from dpost_lite.errors import DpostError
+from dpost_lite.errors import DpostError, RecipeError, nearest
+
+REHEARSAL = "rehearsal"  # the recipe of a bare `dpost-lite run`
 
 
 class OneLineErrors(TyperGroup):
@@ -66,6 +71,42 @@ Model = Annotated[
 Policy = Annotated[
     str | None, typer.Option(metavar="NAME", help="base, sft-0, round-1 …, or a stage such as round-1/dpo.")
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="4bit|16bit|full", help="What is trained: LoRA on a 4-bit base, LoRA on 16 bit, or all weights."
+    ),
+]
 GPU_MEM = typer.Option(
-    metavar="SIZE", help="Fit the run into this much GPU memory: 24GB, 24GiB, or auto (what is free)."
+    metavar="SIZE", help="Fit the run into this much GPU memory: 24GB, 24GiB, auto (what is free); or cpu: into RAM."
 )
+
+
+def default_recipe(data: str | None) -> str | None:
+    """The built-in problems go with the rehearsal; anybody's own with the schema's defaults, the paper's constants."""
+    return REHEARSAL if data in (None, "synthetic") else None
+
+
+def as_overrides(options: dict[str, Any]) -> list[str]:
+    """Return the options that were given as `key=value`; text in quotes, since YAML would read `no` as false."""
+    return [
+        f"{key}={value if isinstance(value, int) else json.dumps(str(value), ensure_ascii=False)}"
+        for key, value in options.items()
+        if value is not None
+    ]
+
+
+def choice(option: str, given: str, choices: dict[str, Any]) -> Any:
+    if given not in choices:
+        raise RecipeError(f"{option}: {given}{nearest(given, list(choices))}; give {', '.join(choices)}")
+    return choices[given]
+
+
+def lines_of_stdin() -> Iterator[str]:
+    if sys.stdin.isatty():
+        typer.echo("one problem a line, Ctrl-D to end", err=True)
+    return (line.strip() for line in sys.stdin if line.strip())
+
+
+def file_size(file: Path) -> str:
+    return f"{file.stat().st_size / 2**20:,.0f} MiB"

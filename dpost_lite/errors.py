@@ -5,7 +5,8 @@
     ├── DataError       problems that cannot be read, graded or split
     ├── ModelError      a base model or adapter that cannot be had or used
     ├── ExportError     a GGUF file that cannot be written or read
-    └── RunError        the run folder: another run's, locked, full
+    ├── RunError        the run folder: another run's, locked, full
+    └── OutOfMemory     work that needs more memory than there is
 
 The command line prints the message as one line and exits with code 2; a bug stays a traceback.
 """
@@ -33,6 +34,24 @@ class ExportError(DpostError):
 
 class RunError(DpostError):
     """A run folder belongs to another run, or cannot be written."""
+
+
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+class OutOfMemory(DpostError):
+    """Work needs more memory than there is, however it is cut."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: PyTorch has a type for its own of a GPU's memory, and only words for all others."""
+    if isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def nearest(word: str, choices: list[str] | tuple[str, ...]) -> str:

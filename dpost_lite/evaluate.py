@@ -1,7 +1,7 @@
 """Score a finished run's policies, or any model, on problems it has not seen: the verb `eval`.
 
-A run is scored as it was trained: its base in 4 bit, its prompt template, its token limit, and by default its own test
-problems. A model is scored as it is, unquantised.
+A run is scored as it was trained: its base in its precision, its prompt template, its token limit, and by default its
+own test problems. A model is scored as it is, unquantised.
 """
 
 import gc
@@ -14,7 +14,7 @@ from typing import Any
 
 from dpost_lite.errors import DataError, RunError, nearest
 from dpost_lite.models import adapters, backends
-from dpost_lite.policies import answers
+from dpost_lite.policies import answers, prompter_of
 from dpost_lite.problems import datasets
 from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
 from dpost_lite.problems.prompts import Prompter
@@ -28,7 +28,7 @@ Listener = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is scored: a recipe that says how, and policies by name, each an adapter folder (None: the base alone)."""
+    """What is scored: a recipe that says how, and policies by name, each a folder (None: the base alone)."""
 
     recipe: Recipe
     policies: dict[str, Path | None]
@@ -44,7 +44,7 @@ def find_target(name: str, policy: str | None = None) -> Target:
         if policy is not None:
             raise RunError(f"--policy: {name} is not a run folder (no run.json); leave --policy out to score a model")
         recipe = Recipe()
-        model = recipe.model.model_copy(update={"name": name, "quantization": "none"})
+        model = recipe.model.model_copy(update={"name": name, "precision": "16bit"})
         return Target(recipe.model_copy(update={"model": model}), {name: None})
     run = Run.open(Path(name))
     policies = policies_of(run) if policy is None else {policy: policy_dir(run, policy)}
@@ -56,14 +56,14 @@ def policies_of(run: Run) -> dict[str, Path | None]:
     rounds = sorted(
         (int(number[1]), folder)
         for folder in run.path.glob("round-*")
-        if (number := re.fullmatch(r"round-(\d+)", folder.name)) and _is_adapter(folder / "sft")
+        if (number := re.fullmatch(r"round-(\d+)", folder.name)) and _is_policy(folder / "sft")
     )
-    first = {"sft-0": run.path / "sft-0"} if _is_adapter(run.path / "sft-0") else {}
+    first = {"sft-0": run.path / "sft-0"} if _is_policy(run.path / "sft-0") else {}
     return {"base": None, **first, **{folder.name: folder / "sft" for _, folder in rounds}}
 
 
 def policy_dir(run: Run, name: str) -> Path | None:
-    """Return the adapter folder of one policy: a name of `policies_of`, or its stage, such as round-1/dpo.
+    """Return the folder of one policy: a name of `policies_of`, or its stage, such as round-1/dpo.
 
     Raises RunError if the run has no such policy.
     """
@@ -71,7 +71,7 @@ def policy_dir(run: Run, name: str) -> Path | None:
     if name in known:
         return known[name]
     stage = run.path / name
-    if _is_adapter(stage):
+    if _is_policy(stage):
         return stage
     near = nearest(name, list(known))
     raise RunError(f"--policy: {run.path} holds no policy {name}{near}; known: {', '.join(known)}")
@@ -114,7 +114,7 @@ def evaluate(
     """
     recipe = target.recipe
     model_dir = backends.find(recipe.model.name)
-    prompter = Prompter(backends.load_tokenizer(model_dir), recipe.model.prompt)
+    prompter = prompter_of(recipe, model_dir)
     for name, adapter_dir in target.policies.items():
         model = adapters.load_policy(model_dir, adapter_dir, recipe)
         for has_calculator in calculator:
@@ -151,5 +151,6 @@ def _recorded(run: Run, part: str) -> Iterator[Problem]:
     return read_jsonl(path, Problem)
 
 
-def _is_adapter(folder: Path) -> bool:
-    return (folder / "done.json").is_file() and (folder / "adapter_config.json").is_file()
+def _is_policy(folder: Path) -> bool:
+    is_saved = adapters.is_adapter(folder) or (folder / "config.json").is_file()
+    return is_saved and (folder / "done.json").is_file()

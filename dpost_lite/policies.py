@@ -1,9 +1,7 @@
 """What a policy, an adapter on its base, is for: to answer problems, and to go home as a file."""
 
-import gc
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,11 @@ def calculator_of(recipe: Recipe) -> Calculator | None:
     if not settings.enabled:
         return None
     return Calculator(max_decimals=settings.max_decimals, rounded_decimals=settings.rounded_decimals)
+
+
+def prompter_of(recipe: Recipe, model_dir: Path) -> Prompter:
+    """The prompt template that a recipe asks for, with the model's tokenizer."""
+    return Prompter(backends.load_tokenizer(model_dir), recipe.model.prompt)
 
 
 def answers(
@@ -53,25 +56,11 @@ def answers(
     )
 
 
-def export_gguf(recipe: Recipe, model_dir: Path, adapter_dir: Path | None, out: Path) -> Path:
-    """Merge an adapter into its base in 16 bit and write `out` as GGUF, quantised as `recipe.export.quant` says."""
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix="merged-") as folder, memory_returned():
+def export_gguf(recipe: Recipe, model_dir: Path, policy_dir: Path | None, out: Path) -> Path:
+    """Merge a policy in 16 bit and write `out` as GGUF, quantised as `recipe.export.quant` says."""
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix="merged-") as folder:
         where = None if recipe.sampling.weights == "merged" else "cpu"  # what did not fit to sample does not to merge
-        model = adapters.load_merged(model_dir, adapter_dir, recipe.model.quantization, on=where)
-        prompter = Prompter(backends.load_tokenizer(model_dir), recipe.model.prompt)
-        adapters.save_merged(model, prompter.tokenizer, Path(folder))
+        model = adapters.load_merged(model_dir, policy_dir, recipe.model.precision, on=where)
+        adapters.save_merged(model, prompter_of(recipe, model_dir).tokenizer, Path(folder))
         del model
         return gguf.export(Path(folder), out, quant=recipe.export.quant)
-
-
-@contextmanager
-def memory_returned() -> Iterator[None]:
-    """Give memory back at the end of a `with` block that loaded weights."""
-    import torch
-
-    try:
-        yield
-    finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()

@@ -28,8 +28,12 @@ class ModelRecipe(_Section):
 
     name: str = "smollm2-135m-instruct"
     """A folder, a hub id (owner/name), or smollm2-135m-instruct, which the demo extra brings."""
-    quantization: Literal["nf4", "none"] = "nf4"
-    """How the frozen base is held: 4-bit NormalFloat, or unquantised."""
+    precision: Literal["4bit", "16bit", "full"] = "4bit"
+    """What is trained: LoRA on a base in 4-bit NormalFloat (QLoRA), LoRA on one in 16 bit, or all weights in float32,
+    as in the papers.
+    """
+    backend: Literal["auto", "unsloth", "plain"] = "auto"
+    """What LoRA trains with: unsloth, or transformers and peft alone; auto takes unsloth where it can run."""
     prompt: Literal["auto", "chat", "plain"] = "auto"
     """The model's own chat template, or "Question: … Answer:"; auto takes the chat template where there is one."""
 

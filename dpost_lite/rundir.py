@@ -22,7 +22,7 @@ from typing import Any
 
 from dpost_lite import __version__
 from dpost_lite.errors import RunError
-from dpost_lite.recipe import Recipe
+from dpost_lite.recipe import Recipe, validate
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -44,6 +44,10 @@ class Run:
         self.path = path
         self._listeners = listeners
         self._recipe = recipe
+
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` with every event from now on."""
+        self._listeners = (*self._listeners, listener)
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, listeners: tuple[Listener, ...] = ()) -> "Run":
@@ -72,7 +76,7 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The recipe that the newest stage was made with; that of a refused command leaves no trace."""
-        return Recipe.model_validate(json.loads((self.path / "run.json").read_text(encoding="utf-8"))["recipe"])
+        return validate(read_json(self.path / "run.json")["recipe"], where=str(self.path / "run.json"))
 
     def stage(
         self,
@@ -84,7 +88,8 @@ class Run:
     ) -> Artifact:
         """Do `work(folder)` once, and never again: a finished stage of the same settings and inputs is loaded.
 
-        `work` writes its files into the folder it is given and may return metrics. Raises RunError, with the
+        `work` writes its files into the folder it is given and may return metrics; what it says under "used" (peak
+        memory, by name) is kept apart from them. Raises RunError, with the
         difference, if the stage was finished with other settings or inputs. With `renew`, a stage whose inputs alone
         changed (a run that was given more rounds exports another policy) is done again; the old folder is kept aside.
         """
@@ -111,10 +116,10 @@ class Run:
         except Exception:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        seconds = round(time.monotonic() - started, 1)
-        write_json(partial / "done.json", {"fingerprint": fingerprint, **given, "seconds": seconds, "metrics": metrics})
+        took = {"seconds": round(time.monotonic() - started, 1), **metrics.pop("used", {})}
+        write_json(partial / "done.json", {"fingerprint": fingerprint, **given, **took, "metrics": metrics})
         partial.rename(folder)
-        self.emit("stage_finished", stage=name, seconds=seconds, metrics=metrics)
+        self.emit("stage_finished", stage=name, **took, metrics=metrics)
         return Artifact(name, folder, fingerprint, metrics)
 
     def emit(self, kind: str, **fields: Any) -> None:

@@ -10,6 +10,8 @@ With `method: st` lines 4 to 6 fall away, which is plain self-training (Algorith
 
 from dataclasses import dataclass
 
+from dpost_lite.clock import Clock
+from dpost_lite.planner.plan import Plan
 from dpost_lite.problems.records import Score
 from dpost_lite.recipe import Recipe
 from dpost_lite.rundir import Artifact, Run
@@ -26,9 +28,15 @@ class Outcome:
     solved: Artifact
 
 
-def self_train(recipe: Recipe, run: Run) -> Outcome:
-    """Run the recipe in the run folder, or continue it, and return what came out."""
-    stages = Stages(recipe, run)
+def self_train(recipe: Recipe, run: Run, plan: Plan | None = None) -> Outcome:
+    """Run the recipe in the run folder, or continue it, and return what came out.
+
+    What needs a model runs in child processes, so a script that calls this needs `if __name__ == "__main__"`. `plan`
+    gives the limit of the GPU's memory, and the estimates that are kept beside the truth.
+    """
+    if plan is not None:
+        run.listen(Clock(plan, run.emit))
+    stages = Stages(recipe, run, memory_share=plan.device.memory_share if plan else None)
     data = stages.data()
     stages.score("base", None, data)
     policies = [stages.sft("sft-0", data)]  # 1: f_0 <- SFT(f, L)
@@ -50,13 +58,3 @@ def self_train(recipe: Recipe, run: Run) -> Outcome:
     best = stages.best_policy(policies)
     export = stages.export(best)
     return Outcome(stages.test_scores, best.name, export, stages.solve(export, data))
-
-
-def planned_stages(recipe: Recipe) -> list[str]:
-    """Return the names of the stages that `self_train` goes through if every round is run, in order."""
-    names = ["data", "score/base", "sft-0", "score/sft-0"]
-    for i in range(1, 1 + (0 if recipe.method == "sft" else recipe.rounds)):
-        if recipe.method == "dpo-st":
-            names += [f"round-{i}/samples-pairs", f"round-{i}/pairs", f"round-{i}/dpo"]
-        names += [f"round-{i}/samples-labels", f"round-{i}/labels", f"round-{i}/sft", f"score/round-{i}"]
-    return [*names, "export", "solved"]

@@ -137,3 +137,39 @@ def base_dir(tmp_path_factory, tokenizer_of, model_of) -> Path:
     model_of("llama", vocab_size=size, intermediate_size=128, initializer_range=0.1).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def prompter(base_dir) -> Any:
+    from dpost_lite.models import backends
+    from dpost_lite.problems.prompts import Prompter
+
+    return Prompter(backends.load_tokenizer(base_dir))
+
+
+@pytest.fixture(scope="session")
+def policy_dir(base_dir, tmp_path_factory) -> Path:
+    """A saved adapter that does something: B is not zero, and its values are no bfloat16 numbers."""
+    import torch
+    from tiny_training import LORA
+
+    from dpost_lite.models import adapters, backends
+
+    path = tmp_path_factory.mktemp("policy")
+    model = adapters.create(backends.load(base_dir), LORA, seed=1)
+    torch.manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter.data, std=0.02)
+    adapters.save(model, None, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def full_dir(base_dir, tmp_path_factory, prompter) -> Path:
+    """A policy of which all weights were trained, saved."""
+    from tiny_training import run_sft
+
+    path = tmp_path_factory.mktemp("full")
+    run_sft(base_dir, prompter, path, precision="full", learning_rate=1e-3)
+    return path

@@ -1,12 +1,13 @@
 """The command line: what it calls with what, and that every mistake is one line, exit code 2 and no traceback."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from dpost_lite import __version__, selftrain, stages
 from dpost_lite.cli import app
 from dpost_lite.errors import DataError, RecipeError, RunError
 from dpost_lite.evaluate import find_target, policies_of, policy_dir, problems_for
+from dpost_lite.planner.pace import planned_stages
+from dpost_lite.planner.plan import Plan
 from dpost_lite.problems.records import Problem, Score, write_jsonl
 from dpost_lite.recipe import DataRecipe, ModelRecipe, Recipe, load_recipe
 from dpost_lite.rundir import Artifact, Run, write_json
@@ -170,7 +173,7 @@ def test_debug_shows_the_traceback(arguments: list[str]) -> None:
 
 
 def test_a_bug_stays_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftrain, "self_train", lambda recipe, run: 1 / 0)
+    monkeypatch.setattr(selftrain, "self_train", lambda recipe, run, plan: 1 / 0)
     assert isinstance(dpost_lite("run").exception, ZeroDivisionError)
 
 
@@ -202,7 +205,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
     """Collect what `run` asks `self_train` for; nothing is trained."""
     calls = []
 
-    def self_train(recipe: Recipe, run: Run) -> selftrain.Outcome:
+    def self_train(recipe: Recipe, run: Run, plan: Plan) -> selftrain.Outcome:
         calls.append((recipe, run.path))
         scores = [Score("sft-0", 100, 0.2, 0.2, 0.1, 0.3, 0, 0, 0), Score("round-1", 100, 0.25, 0.3, 0.2, 0.4, 7, 0, 0)]
         solution = {"text": "[i]2[/i]\n#### 2", "strict": "2", "end": "stop"}
@@ -214,6 +217,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
 
     monkeypatch.setattr(selftrain, "self_train", self_train)
     monkeypatch.setattr(stages, "preflight", lambda recipe, folder: folder)
+    monkeypatch.setattr("dpost_lite.planner.plan.estimate", lambda recipe: None)
     return calls
 
 
@@ -257,7 +261,7 @@ def test_a_run_ends_with_scores_verdict_problems_files_and_next_commands(trained
 class RecordedStages:
     """Stands in for Stages: does nothing, and writes down the name of each stage."""
 
-    def __init__(self, recipe: Recipe, run: Any) -> None:
+    def __init__(self, recipe: Recipe, run: Any, *, memory_share: float | None) -> None:
         self.num_rounds = 0 if recipe.method == "sft" else recipe.rounds
         self.names: list[str] = run
         self.test_scores: list[Score] = []
@@ -281,7 +285,7 @@ def test_planned_stages_are_those_that_self_train_goes_through(monkeypatch: pyte
     names: list[str] = []
     monkeypatch.setattr(selftrain, "Stages", RecordedStages)
     selftrain.self_train(recipe, names)  # type: ignore[arg-type]
-    assert selftrain.planned_stages(recipe) == names
+    assert planned_stages(recipe) == names
 
 
 # plan
@@ -295,15 +299,18 @@ def test_plan_names_base_licence_sizes_choices_and_the_next_command() -> None:
     peak = next(line.split() for line in result.stdout.splitlines() if line.startswith("GPU peak"))
     assert all(0 < float(size) < 22.4 for size in peak[2:])
     assert len(peak) == 6
-    assert "sampling: weights merged, rows 64" in result.stdout
-    assert "not measured" in result.stdout
+    assert "sampling: weights merged, rows " in result.stdout
+    assert "(RTX 4090, as stated)" in result.stdout
+    hours = next(line.split() for line in result.stdout.splitlines() if line.startswith("hours"))
+    assert all(float(number) > 0 for number in hours[1:])
     assert result.stdout.rstrip().endswith("next: dpost-lite run --gpu-mem 24GB --model Qwen/Qwen3-8B-Base")
 
 
 def test_the_next_command_repeats_what_was_asked() -> None:
-    asked = ("--gpu-mem", "24GB", "--recipe", "paper-llama3-8b-24gb", "sft.max_length=512")
+    asked = ("--gpu-mem", "24GB", "--recipe", "paper-llama3-8b-24gb", "--limit", "64", "sft.max_length=512")
     result = dpost_lite("plan", *asked)
-    given = "--gpu-mem 24GB --recipe paper-llama3-8b-24gb --model meta-llama/Meta-Llama-3-8B sft.max_length=512"
+    model = "--model meta-llama/Meta-Llama-3-8B"
+    given = f"--gpu-mem 24GB --recipe paper-llama3-8b-24gb {model} --limit 64 sft.max_length=512"
     assert result.stdout.rstrip().endswith(f"next: dpost-lite run {given}")
 
 
@@ -311,15 +318,15 @@ def test_plan_takes_a_folder_and_recipe_keys(model: Path) -> None:
     plain = dpost_lite("plan", "--gpu-mem", "2GB", "--model", model)
     longer = dpost_lite("plan", "--gpu-mem", "2GB", "--model", model, "sampling.max_new_tokens=900")
     assert plain.exit_code == longer.exit_code == 0, plain.output + longer.output
-    assert "longest 556" in plain.stdout
-    assert "longest 1156" in longer.stdout
+    assert "longest 513" in plain.stdout
+    assert "longest 1113" in longer.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--gpu-mem", "lots"), "'lots' is no size; give one like 24GB"),
-        (("--gpu-mem", "8GB", "--model", "Qwen/Qwen3-14B-Base"), "Qwen/Qwen3-1.7B-Base fits"),
+        (("--gpu-mem", "8GB", "--model", "Qwen/Qwen3-14B-Base"), "Qwen/Qwen3-4B-Base fits"),
         (("--gpu-mem", "1GB"), "needs at least"),
         (("--gpu-mem", "8GB", "sft.maxlength=3"), "did you mean 'max_length'?"),
         (("--gpu-mem", "8GB", "--model", "nowhere"), "there is no folder nowhere"),
@@ -342,28 +349,50 @@ def test_a_size_without_a_gpu_is_refused_before_a_folder_is_made(monkeypatch: py
     assert "no CUDA GPU" in dpost_lite("plan").stderr
 
 
+def test_a_cpu_is_planned_with_the_rehearsal_and_named_in_the_next_command() -> None:
+    result = dpost_lite("plan", "--gpu-mem", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "RAM peak" in result.stdout
+    assert "GPU" not in result.stdout
+    assert re.search(r"about \d+ minutes in all", result.stdout)
+    assert result.stdout.rstrip().endswith("next: dpost-lite run --gpu-mem cpu --model smollm2-135m-instruct")
+
+
+def test_run_on_the_cpu_takes_the_plans_settings_and_hides_the_gpu(
+    trained: list[tuple[Recipe, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    result = dpost_lite("run", "--gpu-mem", "cpu", "--precision", "16bit")
+    assert result.exit_code == 0, result.output
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    ((recipe, folder),) = trained
+    assert folder == Path("runs/rehearsal")
+    assert recipe.model.precision == "16bit"
+    assert recipe.sampling.memory_gib is not None
+
+
 def test_run_fits_itself_into_the_size_and_holds_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a GPU that is only said to be there: the plan's settings reach the run, and what the user gave wins."""
-    shares: list[float] = []
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=48e9))
-    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", shares.append)
-    seen: list[Recipe] = []
+    monkeypatch.setattr("dpost_lite.models.backends.device", lambda: "cuda")
+    monkeypatch.setattr("dpost_lite.planner.device.this_gpu", lambda: (40e9, 48e9, 1e14, 1e12))
+    monkeypatch.setattr("dpost_lite.stages.preflight", lambda *_: None)
+    seen: list[tuple[Recipe, Plan]] = []
 
-    def stop(recipe: Recipe, _: Path) -> None:
-        seen.append(recipe)
+    def stop(recipe: Recipe, _: Run, plan: Plan) -> None:
+        seen.append((recipe, plan))
         raise RecipeError("far enough")
 
-    monkeypatch.setattr("dpost_lite.stages.preflight", stop)
+    monkeypatch.setattr(selftrain, "self_train", stop)
     result = dpost_lite("run", "--gpu-mem", "24GB", "sft.micro_batch_size=4")
     assert "far enough" in result.stderr, result.output
-    assert "sampling: weights merged, rows 64" in result.stdout
-    assert shares == [0.5]
-    assert seen[0].model.name == "Qwen/Qwen3-8B-Base"
-    assert seen[0].data.train == "gsm8k"
-    assert seen[0].sft.micro_batch_size == 4
-    assert seen[0].dpo.micro_batch_size == 2
-    assert seen[0].sampling.max_rows == 64
+    assert "sampling: weights merged, rows" in result.stdout
+    ((recipe, plan),) = seen
+    assert plan.device.memory_share == pytest.approx((24e9 - 0.6 * 2**30) / 48e9)
+    assert recipe.model.name == plan.shape.name == "Qwen/Qwen3-8B-Base"
+    assert recipe.data.train == "gsm8k"
+    assert recipe.sft.micro_batch_size == 4
+    assert recipe.dpo.micro_batch_size == plan.stages[2].choices["micro-batch"] > 1
+    assert f"sampling.max_rows={recipe.sampling.max_rows}" in plan.settings
 
 
 # data
@@ -422,7 +451,7 @@ def test_a_run_is_scored_on_its_own_problems_and_never_on_trained_ones(folder: P
 
 def test_a_model_is_scored_unquantised() -> None:
     target = find_target("owner/name")
-    assert (target.recipe.model.name, target.recipe.model.quantization) == ("owner/name", "none")
+    assert (target.recipe.model.name, target.recipe.model.precision) == ("owner/name", "16bit")
     assert target.policies == {"owner/name": None}
 
 

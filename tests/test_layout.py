@@ -19,7 +19,7 @@ from test_engine import (  # noqa: E402
     storyteller,  # noqa: F401  (a fixture)
 )
 
-from dpost_lite.errors import ModelError  # noqa: E402
+from dpost_lite.errors import OutOfMemory  # noqa: E402
 from dpost_lite.sampling import engine as engine_module  # noqa: E402
 from dpost_lite.sampling.engine import Engine  # noqa: E402
 from dpost_lite.sampling.graphs import Graphs  # noqa: E402
@@ -221,7 +221,7 @@ def test_too_little_memory_for_one_row_says_so(model_of, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(engine, "_call", full)
-    with pytest.raises(ModelError, match="single row"):
+    with pytest.raises(OutOfMemory, match="single row"):
         list(engine.run([ask(p, num_samples=4) for p in prompts(3)]))
     assert engine.statistics.num_shrunk == 2
 

@@ -1,27 +1,44 @@
 """The planner: what it chooses, what it counts, and what it says when nothing fits."""
 
+import os
 import re
 
 import pytest
 import yaml
 
-from dpost_lite.errors import ModelError, RecipeError
+from dpost_lite.child import run_in_child
+from dpost_lite.errors import ModelError, OutOfMemory, RecipeError
 from dpost_lite.models.shapes import BASES
-from dpost_lite.planner import (
-    GIB,
-    MIN_ROWS,
-    find_shape,
-    fit_to_gpu,
-    make_plan,
-    parse_memory,
-    pick_base,
-    plan_for,
-    weight_bytes,
-)  # fmt: skip
+from dpost_lite.planner import device as device_module
+from dpost_lite.planner import footprint
+from dpost_lite.planner.device import GIB, card, find_device, parse_memory
+from dpost_lite.planner.footprint import longest_row, weight_bytes
+from dpost_lite.planner.pace import Pace
+from dpost_lite.planner.plan import MIN_ROWS, find_shape, fit, make_plan, pick_base, plan_for
+from dpost_lite.planner.workload import GSM8K, workload_of
 from dpost_lite.recipe import Recipe, load_recipe, recipes_dir
 
 SIZES = ("6GB", "8GB", "12GB", "16GB", "24GB", "32GB", "48GB", "80GB")
 GPU_RECIPES = sorted(path.stem for path in recipes_dir().glob("*gb.yaml"))
+
+
+def planned(recipe, name, size):
+    return make_plan(recipe, find_shape(name), card(parse_memory(size)), workload_of(recipe))
+
+
+def picked(recipe, size):
+    return pick_base(recipe, card(parse_memory(size) if isinstance(size, str) else size), workload_of(recipe))
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+@pytest.fixture
+def whole_logits(monkeypatch):
+    """An older trl, which holds all logits at once."""
+    monkeypatch.setattr(footprint, "version", lambda _: "1.14.2")
 
 
 @pytest.mark.parametrize(
@@ -39,42 +56,42 @@ def test_what_is_no_size_is_refused(text):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_picked_fits_and_a_larger_card_takes_no_smaller_model(size):
-    budget, recipe = parse_memory(size), Recipe()
-    plan = pick_base(recipe, budget)
-    assert all(stage.peak_bytes <= budget for stage in plan.stages)
-    assert plan == make_plan(recipe, plan.shape, budget)
+    recipe = Recipe()
+    plan = picked(recipe, size)
+    assert all(stage.peak_bytes <= parse_memory(size) for stage in plan.stages)
+    assert plan == planned(recipe, plan.shape.name, size)
     assert plan.samples_merged
     assert not BASES[plan.shape.name].is_gated
-    smaller = [pick_base(recipe, parse_memory(other)) for other in SIZES[: SIZES.index(size)]]
+    smaller = [picked(recipe, other) for other in SIZES[: SIZES.index(size)]]
     assert all(other.shape.num_parameters <= plan.shape.num_parameters for other in smaller)
 
 
 def test_the_effective_batch_never_changes():
     for size in SIZES:
         for name in ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-0.6B-Base"):
-            plan = make_plan(Recipe(), find_shape(name), parse_memory(size))
+            plan = planned(Recipe(), name, size)
             for stage in plan.stages:
                 if "micro-batch" in stage.choices:
                     assert stage.choices["micro-batch"] * stage.choices["accumulation"] == 128
 
 
-def test_parts_add_up_and_are_what_they_are_called():
+def test_parts_add_up_and_are_what_they_are_called(whole_logits):
     recipe, shape = Recipe(), find_shape("meta-llama/Llama-3.1-8B")
-    plan = make_plan(recipe, shape, parse_memory("24GB"))
+    plan = planned(recipe, shape.name, "24GB")
     sft, sampling, dpo, _ = plan.stages
     assert sft.peak_bytes == sum(sft.parts.values())
     assert sft.parts["weights"] / 1e9 == pytest.approx(0.5 * 6.98 + 0.016 * 6.98 + 2 * 1.05, rel=0.01)
     assert sampling.parts["weights"] / 1e9 == pytest.approx(16.06, rel=0.01)
     assert dpo.parts["adapters"] == 2 * sft.parts["adapters"] == 8 * shape.num_lora(16)
     micro = dpo.choices["micro-batch"]
-    one_copy = 2 * micro * 640 * 128_256 * 4  # papers.md: 657 MB of float32 logits for a pair of Llama-3's
-    assert one_copy / micro == pytest.approx(657e6, rel=0.01)
+    assert dpo.choices["longest"] == 605  # 10 % over GSM8K's longest, counted without the tokenizer
+    one_copy = 2 * micro * 605 * 128_256 * 4  # float32
     assert dpo.parts["logits"] > 2 * one_copy  # with their gradient
     # 0.125 MiB of cache a position, the shape's known figure
     positions = sampling.parts["cache"] / (shape.cache_position_values * 2)
     assert shape.cache_position_values * 2 == 2**17
     rows = sampling.choices["rows"]
-    assert rows * 300 < positions < rows * 556
+    assert rows * 300 < positions < rows * (300 + 240)
 
 
 def test_cache_bytes_are_the_engines(model_of):
@@ -89,44 +106,44 @@ def test_cache_bytes_are_the_engines(model_of):
 
 def test_less_memory_means_smaller_micro_batches_then_fewer_rows_then_four_bits():
     recipe, shape = Recipe(), find_shape("Qwen/Qwen3-8B-Base")
-    plans = [make_plan(recipe, shape, parse_memory(size)) for size in ("80GB", "48GB", "24GB", "16GB")]
+    plans = [planned(recipe, shape.name, size) for size in ("80GB", "24GB", "16GB", "12GB")]
     for stage in (0, 2):
         micro = [plan.stages[stage].choices["micro-batch"] for plan in plans]
         assert micro == sorted(micro, reverse=True)
         assert micro[0] > micro[-1]
-    assert [plan.stages[1].choices["weights"] for plan in plans] == ["merged"] * 3 + ["quantized"]
+    assert [plan.stages[1].choices["weights"] for plan in plans] == ["merged"] * 2 + ["quantized"] * 2
     assert plans[-1].stages[3].choices["device"] == "CPU"
     assert all(plan.stages[1].choices["rows"] >= MIN_ROWS for plan in plans)
 
 
 def test_a_model_that_does_not_fit_says_which_does():
     with pytest.raises(
-        ModelError, match=r"Qwen3-14B-Base needs at least \d+\.\d GiB for \w+.*; Qwen/Qwen3-1.7B-Base fits"
+        ModelError, match=r"Qwen3-14B-Base needs at least \d+\.\d GiB for \w+.*; Qwen/Qwen3-4B-Base fits"
     ):
-        make_plan(Recipe(), find_shape("Qwen/Qwen3-14B-Base"), parse_memory("8GB"))
+        planned(Recipe(), "Qwen/Qwen3-14B-Base", "8GB")
 
 
 def test_a_size_that_fits_nothing_says_what_the_smallest_plan_would_be():
     with pytest.raises(ModelError, match="SmolLM2-135M needs at least") as caught:
-        pick_base(Recipe(), parse_memory("1GB"))
+        picked(Recipe(), "1GB")
     named = float(re.search(r"at least (\d+\.\d) GiB", str(caught.value))[1])
-    smallest = pick_base(Recipe(), (named + 0.1) * GIB)  # what is named is enough, and not much less would be
+    smallest = picked(Recipe(), (named + 0.1) * GIB)  # what is named is enough, and not much less would be
     assert smallest.shape.name.endswith("SmolLM2-135M")
     with pytest.raises(ModelError):
-        pick_base(Recipe(), (named - 0.1) * GIB)
+        picked(Recipe(), (named - 0.1) * GIB)
 
 
 def test_unquantised_weights_are_counted_in_16_bit():
     shape = find_shape("Qwen/Qwen3-4B-Base")
-    recipe = load_recipe(None, ["model.quantization=none"])
-    assert weight_bytes(recipe, shape) == 2 * shape.num_parameters
-    assert weight_bytes(Recipe(), shape) < 0.4 * weight_bytes(recipe, shape)
-    plan = make_plan(recipe, shape, parse_memory("24GB"))
+    recipe, gpu = load_recipe(None, ["model.precision=16bit"]), card(24e9)
+    assert weight_bytes(recipe, shape, gpu) == 2 * shape.num_parameters
+    assert weight_bytes(Recipe(), shape, gpu) < 0.4 * weight_bytes(recipe, shape, gpu)
+    plan = planned(recipe, shape.name, "24GB")
     assert plan.stages[1].choices["weights"] == "merged"
 
 
 def test_overrides_are_keys_of_the_recipe_and_say_what_was_planned():
-    plan = make_plan(Recipe(), find_shape("Qwen/Qwen3-1.7B-Base"), parse_memory("8GB"))
+    plan = planned(Recipe(), "Qwen/Qwen3-1.7B-Base", "8GB")
     recipe = load_recipe(None, plan.settings)
     assert recipe.sft.micro_batch_size == plan.stages[0].choices["micro-batch"]
     assert recipe.dpo.micro_batch_size == plan.stages[2].choices["micro-batch"]
@@ -143,7 +160,7 @@ def test_recipes_for_gpus_are_what_the_planner_makes(name):
     assert size
     recipe = load_recipe(name)
     free = load_recipe(None, [f"sampling.samples_for_labels={recipe.sampling.samples_for_labels}"])
-    plan = make_plan(free, find_shape(recipe.model.name), parse_memory(size[1]))
+    plan = planned(free, recipe.model.name, size[1])
     expected = load_recipe(
         None,
         [f"sampling.samples_for_labels={recipe.sampling.samples_for_labels}", *plan.settings],
@@ -153,15 +170,16 @@ def test_recipes_for_gpus_are_what_the_planner_makes(name):
     row = next(line for line in table.splitlines() if f"`{name}`" in line)
     for stage in plan.stages:
         assert f"{stage.peak_bytes / GIB:.1f} GiB" in row
+    assert f"{plan.seconds / 3600:.0f} h" in row
     if name.startswith("gsm8k"):
-        assert pick_base(free, parse_memory(size[1])).shape.name == recipe.model.name
+        assert picked(free, size[1]).shape.name == recipe.model.name
     given = yaml.safe_load((recipes_dir() / f"{name}.yaml").read_text(encoding="utf-8"))
     lines = (recipes_dir() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     keys = sum(len(section) for section in given.values())
     assert sum("  #" in line for line in lines) == keys  # one comment a key
 
 
-def test_the_model_is_the_recipes_then_the_begun_runs_then_the_largest():
+def test_the_model_is_the_recipes_then_the_begun_runs_then_the_largest(no_gpu):
     """With "auto" a resumed run meets other free memory: it keeps its base."""
     named = load_recipe(None, ["model.name=Qwen/Qwen2.5-0.5B"])
     assert plan_for(Recipe(), "24GB").shape.name == "Qwen/Qwen3-8B-Base"
@@ -169,16 +187,21 @@ def test_the_model_is_the_recipes_then_the_begun_runs_then_the_largest():
     assert plan_for(named, "24GB", base="Qwen/Qwen3-4B-Base").shape.name == "Qwen/Qwen2.5-0.5B"
 
 
+def _take_7_gib(progress):
+    import torch
+
+    return {"bytes": torch.empty(7 * GIB, dtype=torch.uint8, device="cuda").nbytes}
+
+
 @pytest.mark.gpu
-def test_a_gpu_is_held_to_the_size():
+def test_a_gpu_is_held_to_the_size(tmp_path):
     import torch
 
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    fit_to_gpu(Recipe(), "6GB")
-    with pytest.raises(torch.OutOfMemoryError):
-        torch.empty(7 * GIB, dtype=torch.uint8, device="cuda")
-    torch.cuda.set_per_process_memory_fraction(1.0)
+    share = fit(Recipe(), "6GB").device.memory_share
+    with pytest.raises(OutOfMemory):
+        run_in_child(_take_7_gib, log=tmp_path / "log", progress=print, memory_share=share)
 
 
 def test_a_local_folder_is_planned_from_its_config(model_of, tmp_path):
@@ -186,3 +209,145 @@ def test_a_local_folder_is_planned_from_its_config(model_of, tmp_path):
     assert find_shape(str(tmp_path)).num_layers == 2
     with pytest.raises(ModelError, match=r"model\.name"):
         find_shape(str(tmp_path / "none"))
+
+
+# --- precision, chunks, CPU ------------------------------------------------------------------------------------------
+
+
+def test_full_fine_tuning_holds_four_numbers_a_weight_and_no_adapter():
+    shape = find_shape("Qwen/Qwen2.5-0.5B")
+    recipe = load_recipe(None, ["model.precision=full"])
+    plan = planned(recipe, shape.name, "24GB")
+    sft, sampling, dpo, _ = plan.stages
+    for stage in (
+        sft,
+        dpo,
+    ):  # float32 weights, gradients and two moments; 2 bytes for the copies that are computed with
+        assert stage.parts["weights"] + stage.parts["optimiser"] == (16 + 2) * shape.num_parameters
+        assert stage.parts["adapters"] == 0
+    assert dpo.choices["reference"] == "computed beforehand"
+    assert sampling.parts["weights"] == 2 * shape.num_parameters
+    assert sft.disk_bytes == 4 * 4 * shape.num_parameters  # sft-0 and three rounds
+
+
+@pytest.mark.parametrize(("size", "base"), [("24GB", "Qwen3-0.6B-Base"), ("80GB", "Qwen3-4B-Base")])
+def test_the_papers_design_is_planned_as_its_row_says(size, base):
+    plan = picked(load_recipe("full-precision"), size)
+    assert plan.shape.name.endswith(base)
+    table = (recipes_dir() / "README.md").read_text(encoding="utf-8").splitlines()
+    row = next(line for line in table if f"`full-precision`, {size[:-2]} GB" in line)
+    for stage in plan.stages:
+        assert f"{stage.peak_bytes / GIB:.1f} GiB" in row
+    assert f"{sum(stage.disk_bytes for stage in plan.stages) / GIB:.0f} GiB | {plan.seconds / 3600:.0f} h" in row
+
+
+def test_four_bits_take_a_third_of_full_fine_tuning():
+    shape = find_shape("meta-llama/Llama-3.1-8B")
+    peaks = {}
+    for precision in ("4bit", "16bit", "full"):
+        recipe = load_recipe(None, [f"model.precision={precision}", "sft.batch_size=1", "dpo.batch_size=1"])
+        plan = planned(recipe, shape.name, "500GB")
+        peaks[precision] = plan.stages[0].peak_bytes
+    assert peaks["4bit"] < peaks["full"] / 3
+    assert peaks["4bit"] < 0.6 * peaks["16bit"]
+
+
+def test_whole_logits_take_more_and_leave_smaller_micro_batches(whole_logits, monkeypatch):
+    name = "Qwen/Qwen3-8B-Base"
+    whole = planned(Recipe(), name, "24GB")
+    monkeypatch.setattr(footprint, "version", lambda _: "1.16.0")
+    chunked = planned(Recipe(), name, "24GB")
+    for stage in (0, 2):
+        assert whole.stages[stage].choices["logits"] == "whole"
+        assert chunked.stages[stage].choices["logits"] == "in chunks"
+        assert whole.stages[stage].choices["micro-batch"] < chunked.stages[stage].choices["micro-batch"]
+
+
+def test_lengths_are_those_of_the_data():
+    rehearsal, gsm8k = load_recipe("rehearsal"), Recipe()
+    short, long = workload_of(rehearsal), workload_of(gsm8k)
+    assert (short.num_train, short.num_labelled, short.num_test) == (160, 32, 200)
+    assert long == GSM8K
+    assert longest_row("sft", rehearsal, short) < 200 < longest_row("sft", gsm8k, long) < 640
+    assert longest_row("dpo", load_recipe(None, ["dpo.max_length=100"]), long) == 100
+    limited = workload_of(load_recipe(None, ["data.limit=64"]))
+    assert (limited.num_train, limited.num_dev, limited.num_test) == (64, 64, 64)
+
+
+@pytest.mark.skipif(not os.environ.get("DPOST_DATA_DIR"), reason="DPOST_DATA_DIR is not set")
+def test_known_lengths_of_gsm8k_are_those_of_its_files():
+    counted = workload_of(load_recipe(None, [f"data.data_dir={os.environ['DPOST_DATA_DIR']}"]))
+    assert (counted.num_train, counted.num_dev, counted.num_test) == (6705, 768, 1319)
+    for name in ("prompt", "rationale", "longest_prompt", "longest"):
+        assert getattr(GSM8K, name) == pytest.approx(getattr(counted, name), rel=0.01)
+
+
+def test_a_cpu_is_planned_for_its_own_memory_and_rates(no_gpu):
+    plan = plan_for(load_recipe("rehearsal"), "cpu")
+    device = plan.device
+    assert device.is_cpu
+    assert device.memory_share is None
+    assert device.flops > 1e9
+    assert device.bandwidth > 1e8
+    assert plan.shape.num_parameters / 1e6 == pytest.approx(134.5, rel=0.01)
+    assert all(stage.ram_bytes == stage.peak_bytes for stage in plan.stages)
+    assert plan.stages[0].choices["micro-batch"] == 4  # the recipe's own: a CPU gains nothing from more
+
+
+def test_sizes_without_a_gpu_are_cards_as_sold(no_gpu):
+    assert find_device("24GB").rates_of == "RTX 4090, as stated"
+    assert find_device("6GB").rates_of == "RTX 4060, as stated"
+    assert find_device("8GiB").memory_bytes == 8 * GIB
+    assert find_device("300GB").rates_of == "A100, as stated"
+    with pytest.raises(RecipeError, match="auto: this machine has no CUDA GPU"):
+        find_device("auto")
+
+
+def test_with_a_gpu_auto_is_what_is_free_and_a_size_is_a_share(monkeypatch):
+    monkeypatch.setattr(device_module, "this_gpu", lambda: (20e9, 48e9, 1e14, 1e12))
+    assert find_device("auto").memory_bytes == 20e9
+    assert find_device("auto").memory_share is None
+    assert find_device("12GB").memory_share == (12e9 - device_module.CONTEXT_BYTES) / 48e9
+    assert find_device("24GB").memory_bytes == 20e9  # the rest is taken
+    assert find_device("24GB").rates_of == "measured here"
+    assert find_device("80GB").rates_of == "A100, as stated"
+
+
+# --- hours -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pace():
+    recipe = Recipe()
+    return Pace(recipe, find_shape("Qwen/Qwen3-8B-Base"), GSM8K, card(24e9), num_rows=64, is_merged=True)
+
+
+def test_every_stage_is_estimated_and_the_stages_add_up():
+    plan = planned(Recipe(), "Qwen/Qwen3-8B-Base", "24GB")
+    assert sum(stage.total.seconds for stage in plan.stages) == pytest.approx(plan.seconds)
+    assert sum(stage.total.tokens for stage in plan.stages) == pytest.approx(
+        sum(estimate.tokens for estimate in plan.estimates.values())
+    )
+    assert {name for name, e in plan.estimates.items() if not e.seconds} == {
+        "data", "solved", *(f"round-{i}/{name}" for i in (1, 2, 3) for name in ("pairs", "labels"))
+    }  # fmt: skip
+
+
+def test_work_grows_with_what_there_is_to_do(pace):
+    pairs, labels = pace.of("round-1/samples-pairs"), pace.of("round-1/samples-labels")
+    assert pairs.tokens - labels.tokens == pytest.approx(2 * 6705 * 126)  # five samples and three
+    assert pace.of("round-2/sft").tokens > pace.of("round-1/sft").tokens > pace.of("sft-0").tokens
+    assert pace.of("sft-0").tokens == 6705 * 2 * (62 + 126)
+    assert pace.of("round-1/dpo").tokens == 2 * 6705 * 1.2 * 188  # fewer pairs than 100 steps of 128 take
+    assert pace.of("round-2/dpo").tokens == 2 * 12_800 * 188
+
+
+def test_a_decode_step_is_bound_by_reading_or_by_arithmetic(pace):
+    """Reading the 16.4 GB of weights takes 16 ms at 1008 GB/s, whatever the rows; arithmetic grows with them."""
+    from dataclasses import replace
+
+    few, many = (replace(pace, num_rows=n).of("round-1/samples-pairs").seconds for n in (8, 64))
+    assert many < few / 4
+    slow = replace(pace, device=replace(pace.device, flops=1e12))
+    few, many = (replace(slow, num_rows=n).of("round-1/samples-pairs").seconds for n in (32, 64))
+    assert many > 0.9 * few

@@ -109,7 +109,7 @@ def test_the_last_of_two_overrides_counts():
         ("data.limit=null", "data", "limit", None),
         ("data.train=my=problems.jsonl", "data", "train", "my=problems.jsonl"),
         (" data.data_dir = some/where", "data", "data_dir", Path("some/where")),
-        ("model.quantization=none", "model", "quantization", "none"),
+        ("model.precision=full", "model", "precision", "full"),
         ("dpo.loss=hinge", "dpo", "loss", "hinge"),
     ],
 )
@@ -159,7 +159,7 @@ def test_unknown_key(override, named, suggested):
     ("override", "parts"),
     [
         ("method=dpo_st", ["method", "'dpo_st'", "did you mean 'dpo-st'"]),
-        ("model.quantization=nf5", ["model.quantization", "did you mean 'nf4'"]),
+        ("model.precision=4bits", ["model.precision", "did you mean '4bit'"]),
         ("export.quant=q4km", ["export.quant", "did you mean 'q4_k_m'"]),
         ("model.prompt=chatt", ["model.prompt", "did you mean 'chat'"]),
         ("rounds=0", ["rounds", "greater than or equal to 1", "given: 0"]),

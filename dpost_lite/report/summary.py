@@ -55,8 +55,11 @@ def verdict(scores: Sequence[Score]) -> str:
     return f"Self-training gained {gain:.1f} points ({figures}; one standard error is {error:.1f} points)."
 
 
-def plan_table(stages: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a plan's sizes in GiB: a row per part, the peak of the GPU, RAM and disk; a column per stage."""
+def plan_table(stages: Sequence[Mapping[str, Any]], *, is_cpu: bool = False) -> Table:
+    """Return a plan's sizes in GiB: a row per part, the peak of the GPU (or RAM), RAM and disk; a column per stage.
+
+    Below them millions of tokens and hours.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("GiB")
     for stage in stages:
@@ -65,9 +68,13 @@ def plan_table(stages: Sequence[Mapping[str, Any]]) -> Table:
     for name in [*names, "reserve"]:
         sizes = [stage["parts"].get(name) for stage in stages]
         table.add_row(name, *("" if size is None else f"{size / 2**30:.2f}" for size in sizes))
-    table.add_row("GPU peak", *(f"{sum(stage['parts'].values()) / 2**30:.2f}" for stage in stages), style="bold")
-    table.add_row("RAM", *(f"{stage['ram_bytes'] / 2**30:.2f}" for stage in stages))
+    peak = "RAM peak" if is_cpu else "GPU peak"
+    table.add_row(peak, *(f"{sum(stage['parts'].values()) / 2**30:.2f}" for stage in stages), style="bold")
+    if not is_cpu:
+        table.add_row("RAM", *(f"{stage['ram_bytes'] / 2**30:.2f}" for stage in stages))
     table.add_row("disk", *(f"{stage['disk_bytes'] / 2**30:.2f}" for stage in stages))
+    table.add_row("million tokens", *(f"{stage['total']['tokens'] / 1e6:.3g}" for stage in stages), end_section=True)
+    table.add_row("hours", *(f"{stage['total']['seconds'] / 3600:.2g}" for stage in stages))
     return table
 
 
@@ -90,7 +97,7 @@ def whereabouts(folder: Path, *, best: str, file: Path) -> Text:
         f"""
 written
   {file} ({file.stat().st_size / 2**20:,.0f} MiB), made from {best}
-  {folder / best}, its LoRA adapter
+  {folder / best}, its {"LoRA adapter" if (folder / best / "adapter_config.json").is_file() else "weights"}
   {folder / "score"}, every graded answer; {folder / "events.jsonl"}, the journal
 
 next

@@ -7,7 +7,6 @@ What a model, a data file or an error says is text of strangers: it is never rea
 that would move the cursor or recolour the terminal are replaced.
 """
 
-import re
 import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +68,7 @@ class TerminalView:
     """Shows events; give it to a Run as a listener and keep it open (`with`) while the run works.
 
     `stages` are the names of the stages to come, in order, where they are known: then the view says how far the whole
-    run is, and about how long it will take once every kind of stage has been seen.
+    run is.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class TerminalView:
         self._console = console
         self._clock = clock
         self._stages = list(stages)
-        self._seconds_of_kind: dict[str, float] = {}
+        self._time_left_at: tuple[float, float] | None = None  # of the run: seconds, and when that was said
         self._opened = clock()
         self._running: _Running | None = None
         self._last_line = 0.0
@@ -110,11 +109,20 @@ class TerminalView:
 
     def _on_stage_finished(self, event: Mapping[str, Any]) -> None:
         self._running = None
-        self._seconds_of_kind[_kind(event["stage"])] = event["seconds"]
         self._print_end("✓", event, as_time(event["seconds"]), f"finished in {as_time(event['seconds'])}")
 
     def _on_stage_skipped(self, event: Mapping[str, Any]) -> None:
         self._print_end("·", event, "done", "already done")
+
+    def _on_planned(self, event: Mapping[str, Any]) -> None:
+        self._time_left_at = event["seconds"], self._clock()
+        self._print(f"about {as_time(event['seconds'])} in all, estimated from rates {event['rates']}")
+
+    def _on_time_left(self, event: Mapping[str, Any]) -> None:
+        self._time_left_at = event["seconds"], self._clock()
+        if event.get("stage"):
+            pace = f"{event['stage']} planned {as_time(event['planned'])}, at this pace {as_time(event['expected'])}"
+            self._print(f"about {as_time(event['seconds'])} to go: {pace}")
 
     def _on_notice(self, event: Mapping[str, Any]) -> None:
         self._print(f"note: {event['text']}", style="yellow")
@@ -148,7 +156,7 @@ class TerminalView:
         row = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=running.total or 1, completed=running.done, width=BAR_WIDTH)
         row.add_row(plain(f"▶ {running.name}", "bold"), bar, plain(running.status(now)))
-        whole = f"  {as_time(now - self._opened)} since the start{self._place()}{self._time_left(running, now)}"
+        whole = f"  {as_time(now - self._opened)} since the start{self._place()}{self._time_left(now)}"
         figures = [plain(f"  {as_figures(running.metrics)}")] if running.metrics else []
         return Group(row, *figures, plain(whole, style="dim"))
 
@@ -158,20 +166,12 @@ class TerminalView:
             return ""
         return f" (stage {self._stages.index(running.name) + 1} of {len(self._stages)})"
 
-    def _time_left(self, running: _Running, now: float) -> str:
-        """What the whole run still takes, if each stage to come lasts as long as the last one of its kind."""
-        left = running.seconds_left(now)
-        if left is None or running.name not in self._stages:
+    def _time_left(self, now: float) -> str:
+        """What the whole run still takes, as the clock last said."""
+        if self._time_left_at is None:
             return ""
-        kinds = [_kind(name) for name in self._stages[self._stages.index(running.name) + 1 :]]
-        if any(kind not in self._seconds_of_kind for kind in kinds):
-            return ""
-        return f", about {as_time(left + sum(self._seconds_of_kind[kind] for kind in kinds))} to go"
-
-
-def _kind(stage: str) -> str:
-    """`round-2/sft` and `sft-0` -> `sft`; `score/round-1` -> `score`: stages that last about as long."""
-    return "score" if stage.startswith("score/") else re.sub(r"^round-\d+/|-\d+$", "", stage)
+        seconds, told = self._time_left_at
+        return f", about {as_time(max(0.0, seconds - (now - told)))} to go"
 
 
 def printable(text: str) -> str:
@@ -189,6 +189,14 @@ def as_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def as_hours(seconds: float) -> str:
+    """`12 minutes`, `3.4 hours`, `2.1 days`: as exact as an estimate is."""
+    for unit, length in (("days", 48 * 3600), ("hours", 2 * 3600)):
+        if seconds >= length:
+            return f"{seconds / {'days': 86400, 'hours': 3600}[unit]:.1f} {unit}"
+    return f"{max(1, round(seconds / 60))} minutes"
 
 
 def as_figures(metrics: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dpost_lite.errors import ModelError
+from dpost_lite.errors import OutOfMemory, is_out_of_memory
 from dpost_lite.problems.forcing import Forcer
 from dpost_lite.sampling.choosing import choose
 from dpost_lite.sampling.graphs import Graphs
@@ -81,7 +81,7 @@ class Engine:
         """Yield samples as they end. The model's attention function is put back when the iterator is done.
 
         Running out of memory halves the rows and draws the unfinished samples anew: they come out the same.
-        Raises ModelError when memory does not suffice for a single row.
+        Raises OutOfMemory when memory does not suffice for a single row.
         """
         self._forget()
         self._waiting.extend((request, list(range(request.num_samples))) for request in requests)
@@ -93,7 +93,7 @@ class Engine:
                 try:
                     yield from self._serve()
                 except RuntimeError as error:
-                    if not _is_out_of_memory(error):
+                    if not is_out_of_memory(error):
                         raise
                     self._shrink(error)
         finally:
@@ -147,7 +147,7 @@ class Engine:
     def _shrink(self, error: RuntimeError) -> None:
         """After memory ran out: halve the rows, and put what was not finished in front of the queue again."""
         if self.statistics.num_rows == 1:
-            raise ModelError(
+            raise OutOfMemory(
                 "memory does not suffice to sample a single row; close other programs or take a smaller model"
             ) from error
         self._max_rows = self.statistics.num_rows // 2
@@ -286,8 +286,3 @@ class Engine:
             self._cache.move_prompt(last.slot, prompt.slot, last.length)
             last.slot = prompt.slot
             self._prompts[last.slot] = last
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """A GPU's allocator raises its own type; the CPU's raises RuntimeError with these words."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dpost_lite.errors import DataError, ModelError, RecipeError, RunError
+from dpost_lite.errors import DataError, ModelError, OutOfMemory, RecipeError, RunError
+from dpost_lite.evaluate import policies_of
 from dpost_lite.local.solver import Solver
 from dpost_lite.models import backends
 from dpost_lite.policies import calculator_of
@@ -73,10 +74,10 @@ def problems(tmp_path_factory) -> Path:
 def start(base_dir, problems):
     """A function that runs a recipe in a folder, or continues it."""
 
-    def run(path: Path, *overrides: str) -> Finished:
+    def run(path: Path, *overrides: str, listener: Any = lambda event: None) -> Finished:
         recipe = load_recipe(None, [*SETTINGS, f"model.name={base_dir}", f"data.train={problems}", *overrides])
         events: list[dict[str, Any]] = []
-        return Finished(recipe, path, self_train(recipe, Run.create(path, recipe, (events.append,))), events)
+        return Finished(recipe, path, self_train(recipe, Run.create(path, recipe, (events.append, listener))), events)
 
     return run
 
@@ -237,23 +238,15 @@ def test_other_settings_in_the_same_folder_are_refused(dpo_st, start):
     assert Run.open(dpo_st.path).recipe == dpo_st.recipe
 
 
-def test_an_interrupted_run_goes_on_and_ends_like_an_unbroken_one(sft, start, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_and_ends_like_an_unbroken_one(sft, start, tmp_path):
     """Stopped in the middle of the warm-up's training; the repetition trains it anew and ends the same."""
-    from dpost_lite import stages
 
-    real = stages.train_sft
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["kind"] == "progress" and event["unit"] == "steps" and event["done"] == 3:
+            raise KeyboardInterrupt
 
-    def stop(*arguments: Any, progress: Any, **options: Any) -> Any:
-        def interrupt(done: float, *_: Any, **__: Any) -> None:
-            if done == 3:
-                raise KeyboardInterrupt
-
-        return real(*arguments, progress=interrupt, **options)
-
-    monkeypatch.setattr(stages, "train_sft", stop)
     with pytest.raises(KeyboardInterrupt):
-        start(tmp_path / "run", "method=sft")
-    monkeypatch.undo()
+        start(tmp_path / "run", "method=sft", listener=interrupt)
     assert not (tmp_path / "run" / "sft-0").exists()
     resumed = start(tmp_path / "run", "method=sft")
     assert resumed.stages("stage_skipped") == ["data", "score/base"]
@@ -276,6 +269,68 @@ def test_the_same_seed_elsewhere_gives_the_same_files(dpo_st, start, tmp_path):
     ):
         assert (other.path / name).read_bytes() == (dpo_st.path / name).read_bytes(), name
     assert other.outcome.scores == dpo_st.outcome.scores[:3]
+
+
+# Memory that runs out, and other ends of a stage's process
+
+
+def test_micro_batches_shrink_until_they_fit_and_the_result_stays(sft, start, tmp_path, monkeypatch):
+    from dpost_lite import stages
+
+    real, micro_batches = stages.run_in_child, []
+
+    def small_memory(work: Any, **arguments: Any) -> Any:
+        micro = arguments.get("micro_batch_size")
+        if micro is not None:
+            micro_batches.append(micro)
+            if micro > 2:
+                raise OutOfMemory("CUDA out of memory")
+        return real(work, **arguments)
+
+    monkeypatch.setattr(stages, "run_in_child", small_memory)
+    finished = start(tmp_path / "run", "method=sft")
+    assert micro_batches == [8, 4, 2]
+    notices = [event["text"] for event in finished.events if event["kind"] == "notice"]
+    assert notices[-1] == (
+        "sft-0: memory ran out (CUDA out of memory); going on with sft.micro_batch_size=2, 4 of them to a step"
+    )
+    steps = "steps", "num_rationales"
+    done, expected = (read_json(run.path / "sft-0" / "done.json")["metrics"] for run in (finished, sft))
+    assert [done[name] for name in steps] == [expected[name] for name in steps]
+    assert done["first_loss"] == pytest.approx(expected["first_loss"], rel=1e-3)
+
+
+def test_when_one_row_does_not_fit_the_way_out_is_named(start, tmp_path, monkeypatch):
+    from dpost_lite import stages
+
+    real = stages.run_in_child
+
+    def no_memory(work: Any, **arguments: Any) -> Any:
+        if "micro_batch_size" in arguments:
+            raise OutOfMemory("CUDA out of memory")
+        return real(work, **arguments)
+
+    monkeypatch.setattr(stages, "run_in_child", no_memory)
+    with pytest.raises(OutOfMemory, match=r"^sft-0 ran out of memory with one rationale at a time .*sft\.max_length"):
+        start(tmp_path / "run", "method=sft")
+
+
+def test_stages_say_what_memory_they_took(dpo_st):
+    for stage in ("sft-0", "round-1/samples-pairs", "round-1/dpo", "score/base", "export"):
+        assert 2**28 < read_json(dpo_st.path / stage / "done.json")["ram_bytes"] < 2**33
+
+
+def test_all_weights_can_be_trained(start, tmp_path):
+    """The papers' design: no adapter, no quantisation."""
+    finished = start(tmp_path / "run", "model.precision=full", "rounds=1", "dpo.learning_rate=1e-5")
+    for policy in ("sft-0", "round-1/dpo", "round-1/sft"):
+        assert (finished.path / policy / "model.safetensors").is_file()
+        assert not (finished.path / policy / "adapter_config.json").exists()
+    assert read_json(finished.path / "round-1/dpo/done.json")["metrics"]["first_loss"] == pytest.approx(
+        0.6931, abs=1e-3
+    )
+    assert list(policies_of(Run.open(finished.path))) == ["base", "sft-0", "round-1"]
+    assert finished.outcome.export.metrics["bytes"] > 0
 
 
 # Nothing to prefer

@@ -1,0 +1,49 @@
+"""A model folder for a benchmark: a real model, or random weights of a known shape."""
+
+import argparse
+from pathlib import Path
+
+from dpost_lite.models import backends
+from dpost_lite.models.shapes import BASES, ModelShape
+from dpost_lite.planner.plan import find_shape
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add --model and --shape, of which one may be given."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--model", help="a folder, a hub id, or smollm2-135m-instruct (the default)")
+    group.add_argument("--shape", choices=[name.split("/")[-1].lower() for name in BASES], help="random weights")
+
+
+def model_folder(arguments: argparse.Namespace, scratch: Path) -> tuple[Path, ModelShape]:
+    """Return the model's folder, made in `scratch` for a shape, and its shape."""
+    if arguments.shape is None:
+        name = arguments.model or backends.DEMO_MODEL
+        return backends.find(name), find_shape(name)
+    shape = next(base.shape for name, base in BASES.items() if name.split("/")[-1].lower() == arguments.shape)
+    return save_random(shape, scratch / arguments.shape), shape
+
+
+def save_random(shape: ModelShape, folder: Path) -> Path:
+    """Save random bfloat16 weights of `shape` with the demo model's tokenizer, whose ids any vocabulary here holds."""
+    import torch
+    import transformers
+
+    kind = "Qwen2" if shape.has_qkv_bias else "Qwen3" if shape.has_qk_norm else "Llama"
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        tie_word_embeddings=shape.is_tied,
+        dtype=torch.bfloat16,
+    )
+    torch.manual_seed(0)
+    with torch.device(backends.device()):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    backends.load_tokenizer(backends.find(backends.DEMO_MODEL)).save_pretrained(folder)
+    return folder

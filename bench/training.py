@@ -1,0 +1,159 @@
+"""How fast does a training step go, and in how much memory: QLoRA, LoRA on 16 bit, and the papers' full fine-tuning?
+
+    python bench/training.py [--model NAME | --shape llama-3.1-8b] [--gpu-mem 24GB] [--length 256] [--micro-batch 4]
+                             [--steps 4] [--entrants qlora unsloth 16bit full] [--save bench/results/training.json]
+
+Each entrant trains SFT and DPO on the same random token ids, in a process of its own; --gpu-mem caps that process, so
+that a larger card can stand for a smaller one. The first step is left out of the time, and is in the peak. Tokens are
+those of the policy's rows. Of LoRA's DPO the pass through the reference is in the time; where all weights are trained
+it came before the first step. Utilisation counts the products that the method needs (4 FLOP a weight and token, 6 if
+all weights are trained, 2 for the reference), against the rate of products measured on this machine. The last line is
+one JSON object.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from machine import describe
+from random_model import add_model_options, model_folder
+
+from dpost_lite.child import run_in_child
+from dpost_lite.errors import DpostError
+from dpost_lite.models import adapters, backends
+from dpost_lite.models.dpo import train_dpo
+from dpost_lite.models.sft import train_sft
+from dpost_lite.planner.device import GIB, Device, find_device
+from dpost_lite.problems.prompts import Prompter
+from dpost_lite.problems.records import LabelledRationale, PreferencePair
+from dpost_lite.recipe import Recipe, load_recipe
+
+ENTRANTS = {
+    "qlora": ["model.precision=4bit", "model.backend=plain"],
+    "unsloth": ["model.precision=4bit", "model.backend=unsloth"],
+    "16bit": ["model.precision=16bit", "model.backend=plain"],
+    "full": ["model.precision=full"],
+}
+IDS = range(1000, 20_000)  # words of the tokenizer that all models here have, no special ones
+
+
+def main() -> None:
+    """Run the entrants, print the table."""
+    arguments = parse()
+    device = find_device(arguments.gpu_mem)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, shape = model_folder(arguments, Path(scratch))
+        for name in arguments.entrants:
+            for kind in ("sft", "dpo"):
+                row = {"entrant": name, "kind": kind, **measured(name, kind, folder, device, arguments, Path(scratch))}
+                if "seconds" in row:
+                    per_weight = (6 if name == "full" else 4) + (2 if kind == "dpo" and name != "full" else 0)
+                    flops = per_weight * shape.num_parameters * row["tokens_per_s"]
+                    row["utilisation"] = flops / device.flops
+                rows.append(row)
+                print(as_line(row), flush=True)
+    result = {
+        "benchmark": "training",
+        "command": " ".join(["python", "bench/training.py", *sys.argv[1:]]),
+        "machine": describe(),
+        "model": shape.name,
+        "flops": device.flops,
+        "rows": rows,
+    }
+    if arguments.save:
+        arguments.save.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_options(parser)
+    parser.add_argument("--gpu-mem", default="auto" if backends.device() == "cuda" else "cpu")
+    parser.add_argument("--length", type=int, default=256, help="tokens of a row, a quarter of them the prompt")
+    parser.add_argument("--micro-batch", type=int, default=4, help="rows of SFT, pairs of DPO")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps")
+    parser.add_argument("--entrants", nargs="+", choices=list(ENTRANTS), default=["qlora", "16bit", "full"])
+    parser.add_argument("--save", type=Path)
+    return parser.parse_args()
+
+
+def measured(
+    name: str, kind: str, folder: Path, device: Device, arguments: argparse.Namespace, scratch: Path
+) -> dict[str, Any]:
+    """Train in a child; return seconds a step, tokens a second, and its peak, or the error that ended it."""
+    micro, steps = arguments.micro_batch, arguments.steps + 1
+    settings = [f"{kind}.batch_size={micro}", f"{kind}.micro_batch_size={micro}", "dpo.max_steps=100000"]
+    recipe = load_recipe(None, [*ENTRANTS[name], *settings, "sft.epochs=1", f"{kind}.max_length={arguments.length}"])
+    times: list[float] = []
+    out = scratch / f"{name}-{kind}"
+    try:
+        value = run_in_child(
+            train,
+            log=scratch / f"{name}-{kind}.log",
+            progress=lambda *_, **__: times.append(time.perf_counter()),
+            memory_share=device.memory_share,
+            first_import=backends.first_import(recipe.model),
+            kind=kind,
+            recipe=recipe,
+            folder=folder,
+            out=out,
+            start=scratch / f"{name}-sft",
+            length=arguments.length,
+            num_rows=micro * steps,
+        )
+    except DpostError as error:
+        return {"error": str(error)}
+    seconds = (times[-1] - times[0]) / (len(times) - 1)
+    tokens = micro * arguments.length * (2 if kind == "dpo" else 1)
+    peak = value["used"].get("gpu_bytes", value["used"]["ram_bytes"])
+    return {"seconds": seconds, "tokens_per_s": tokens / seconds, "peak_gib": peak / GIB, "loss": value["first_loss"]}
+
+
+def train(
+    kind: str, recipe: Recipe, folder: Path, out: Path, start: Path, length: int, num_rows: int, progress: Any
+) -> dict[str, Any]:
+    """In the child: train on random ids of one length. DPO goes on from what SFT left in `start`."""
+    prompter = FixedPrompt(Prompter(backends.load_tokenizer(folder), "plain"), length // 4)
+    dice = random.Random(0)
+
+    def answer() -> tuple[int, ...]:
+        return tuple(dice.choice(IDS) for _ in range(length - length // 4))
+
+    if kind == "sft":
+        labelled = [LabelledRationale(str(i), "", "", answer(), is_gold=True) for i in range(num_rows)]
+        policy = adapters.load_for_sft(folder, recipe)
+        return train_sft(policy, prompter, labelled, out, recipe=recipe.sft, seed=0, progress=progress)
+    pairs = [PreferencePair(str(i), "", "", "", answer(), answer()) for i in range(num_rows)]
+    policy = adapters.load_for_dpo(folder, start, recipe)
+    return train_dpo(policy, prompter, pairs, out, recipe=recipe.dpo, seed=0, progress=progress)
+
+
+class FixedPrompt:
+    """A prompter whose every prompt is of one length."""
+
+    def __init__(self, prompter: Prompter, length: int) -> None:
+        self.tokenizer = prompter.tokenizer
+        self._ids = tuple(IDS[:length])
+
+    def prompt_ids(self, question: str) -> tuple[int, ...]:
+        return self._ids
+
+
+def as_line(row: dict[str, Any]) -> str:
+    name = f"{row['entrant']:<8} {row['kind']:<4}"
+    if "error" in row:
+        return f"{name} {row['error'][:100]}"
+    return (
+        f"{name} {row['seconds']:8.3f} s a step  {row['tokens_per_s']:9.1f} tok/s  {row['peak_gib']:6.2f} GiB peak  "
+        f"{row['utilisation']:6.1%} of the measured rate"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Work in a process of its own: its memory returns for certain, and whatever kills it leaves the run alive.
+
+The child reports through a pipe; what it and its libraries print goes to a log file. With a GPU a child starts from
+nothing, since CUDA cannot be forked; without one it is forked from a server that has imported the libraries once,
+which saves ten seconds a stage.
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from dpost_lite.errors import DpostError, OutOfMemory, RunError, is_out_of_memory
+
+SECONDS_TO_END = 10
+KILLED = 9  # the signal with which Linux ends a process when memory runs out
+
+
+def run_in_child(
+    work: Callable[..., dict[str, Any]],
+    /,
+    *,
+    log: Path,
+    progress: Callable[..., None],
+    memory_share: float | None = None,
+    first_import: str | None = None,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Return `work(progress=…, **arguments)`, a dictionary, from a child process; work and arguments are pickled.
+
+    Under "used" it holds the child's peak memory in bytes: `ram_bytes` and, of a GPU, `gpu_bytes`.
+
+    `memory_share` caps the child's share of the GPU's memory; `first_import` names a module that must come before
+    transformers, peft and trl. Raises what the child raised if it is one of errors.py; OutOfMemory if an allocation
+    failed or the system killed the child; and RunError, with the end of its log, for anything else. The log is kept
+    where there is an error or something was printed.
+    """
+    with tempfile.TemporaryDirectory(prefix="dpost-lite-") as scratch:  # the child may not live to remove its own
+        return _run(work, arguments, log, progress, (Path(scratch), memory_share, first_import))
+
+
+def _run(
+    work: Callable[..., dict[str, Any]],
+    arguments: dict[str, Any],
+    log: Path,
+    progress: Callable[..., None],
+    settings: tuple[Path, float | None, str | None],
+) -> dict[str, Any]:
+    context = _context()
+    receiver, sender = context.Pipe(duplex=False)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")
+    process = context.Process(target=_main, args=(sender, log, *settings, work, arguments))
+    process.start()
+    sender.close()
+    try:
+        while True:
+            wait([receiver, process.sentinel])
+            if not receiver.poll():
+                raise _died(process, log)
+            try:
+                kind, value = receiver.recv()
+            except EOFError:
+                raise _died(process, log) from None
+            if kind == "progress":
+                progress(*value[0], **value[1])
+            elif kind == "error":
+                raise value
+            elif kind == "bug":
+                raise RunError(f"the work failed; {_tail(log)}")
+            else:
+                break
+        process.join(SECONDS_TO_END)  # threads of libraries shall not hold it up
+    finally:
+        _end(process)
+        receiver.close()
+    if not log.stat().st_size:
+        log.unlink()
+    return value
+
+
+def _context() -> Any:
+    """How children are started here. Huge pages are asked for: sampling reads gigabytes a step, a tenth faster so."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch at its first allocation
+    from dpost_lite.models.backends import device
+
+    if device() == "cuda" or "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dpost_lite.preload"])
+    return context
+
+
+def _died(process: Any, log: Path) -> DpostError:
+    process.join()
+    if process.exitcode == -KILLED:
+        return OutOfMemory("the system killed the process, which it does when memory runs out; close other programs")
+    return RunError(f"the process ended with exit code {process.exitcode}; {_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    """Where a log is and how it ends."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"{log} ends: {last[:200]}" if last else f"{log} is empty"
+
+
+def _end(process: Any) -> None:
+    if process.is_alive():
+        process.terminate()
+        process.join(SECONDS_TO_END)
+    if process.is_alive():
+        process.kill()
+        process.join()
+
+
+def _main(
+    sender: Connection,
+    log: Path,
+    scratch: Path,
+    memory_share: float | None,
+    first_import: str | None,
+    work: Callable[..., Any],
+    arguments: dict[str, Any],
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with log.open("ab") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries tell developers
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
+    answer: tuple[str, Any]
+    try:
+        if first_import is not None:
+            importlib.import_module(first_import)
+        if memory_share is not None:
+            import torch
+
+            torch.cuda.set_per_process_memory_fraction(memory_share)
+        value = work(progress=lambda *args, **kwargs: sender.send(("progress", (args, kwargs))), **arguments)
+        answer = ("value", {**value, "used": _peak_memory()})
+    except BaseException as error:
+        sys.stdout.flush()
+        traceback.print_exc()
+        answer = _as_answer(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sender.send(answer)
+    sender.close()
+
+
+def _as_answer(error: BaseException) -> tuple[str, Any]:
+    if is_out_of_memory(error):
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        return "error", error if isinstance(error, OutOfMemory) else OutOfMemory(words)
+    if isinstance(error, DpostError):
+        return "error", error
+    return "bug", None
+
+
+def _peak_memory() -> dict[str, int]:
+    """Peak bytes of this process: resident, and what PyTorch reserved of the GPU."""
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    peak = {"ram_bytes": getattr(memory, "peak_wset", 0) or _peak_resident() or memory.rss}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        peak["gpu_bytes"] = torch.cuda.max_memory_reserved()
+    return peak
+
+
+def _peak_resident() -> int:
+    """Linux counts it since the process began; a fork begins with what it shares with its server."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    return next(
+        (int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM")), 0
+    )
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,77 @@
+"""How long the run still takes: the plan's estimate at first, then what was measured.
+
+Listens to the events of a run and adds its own: `planned` at the beginning, and `time_left` after two minutes of real
+steps in a stage and at each stage's start. Estimate and truth so stand side by side in the journal.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from dpost_lite.planner.pace import kind_of
+from dpost_lite.planner.plan import Plan
+
+CALIBRATION_S = 120
+MIN_PLANNED_S = 1  # shorter stages say nothing about the others
+
+
+class Clock:
+    """A listener of `Run`; `emit` is the run's."""
+
+    def __init__(self, plan: Plan, emit: Callable[..., None]) -> None:
+        self._planned = {name: estimate.seconds for name, estimate in plan.estimates.items()}
+        self._to_come = dict.fromkeys(self._planned)
+        self._ratios: dict[str, float] = {}  # measured / planned, by kind of stage
+        self._emit = emit
+        self._stage, self._started, self._first = "", 0.0, (0.0, 0.0)
+        self._done, self._is_calibrated = 0.0, False
+        emit(
+            "planned",
+            seconds=round(plan.seconds),
+            rates=plan.device.rates_of,
+            stages={name: asdict(estimate) for name, estimate in plan.estimates.items()},
+            peak_bytes={stage.name: round(stage.peak_bytes) for stage in plan.stages},
+        )
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Take note of one event."""
+        kind, stage = event["kind"], event.get("stage", "")
+        if kind == "stage_started":
+            self._stage, self._started, self._first = stage, event["time"], (0.0, 0.0)
+            self._done, self._is_calibrated = 0.0, False
+            if stage in self._to_come:
+                for name in itertools.takewhile(lambda name: name != stage, list(self._to_come)):
+                    self._to_come.pop(name)  # left out: no pairs, or no further round
+            self._tell(0.0)
+        elif kind == "progress":
+            self._on_progress(event)
+        elif kind in ("stage_finished", "stage_skipped"):
+            self._to_come.pop(stage, None)
+            self._learn(stage, event["seconds"])
+
+    def _on_progress(self, event: dict[str, Any]) -> None:
+        first_time, first_done = self._first
+        if not first_time or event["done"] < self._done:  # a second part of a stage counts from the start again
+            self._first = event["time"], event["done"]
+        elif event["time"] - first_time >= CALIBRATION_S and event["done"] > first_done and not self._is_calibrated:
+            self._is_calibrated = True
+            rate = (event["done"] - first_done) / (event["time"] - first_time)
+            left = (event["total"] - event["done"]) / rate
+            expected = event["time"] - self._started + left
+            self._learn(self._stage, expected)
+            self._tell(left, stage=self._stage, expected=expected)
+        self._done = event["done"]
+
+    def _learn(self, stage: str, seconds: float) -> None:
+        planned = self._planned.get(stage, 0)
+        if planned >= MIN_PLANNED_S:
+            self._ratios[kind_of(stage)] = seconds / planned
+
+    def _tell(self, left: float, *, stage: str | None = None, expected: float | None = None) -> None:
+        """Emit what is left: of the running stage, and of those to come, each at the pace of its kind."""
+        usual = sum(self._ratios.values()) / len(self._ratios) if self._ratios else 1.0
+        later = [name for name in self._to_come if name != stage]
+        left += sum(self._planned[name] * self._ratios.get(kind_of(name), usual) for name in later)
+        calibrated = {"stage": stage, "planned": self._planned.get(stage), "expected": expected} if stage else {}
+        self._emit("time_left", seconds=round(left), **calibrated)

@@ -1,0 +1,147 @@
+"""What a device holds and how fast it is: sizes of numbers, memory, rates of arithmetic and of reading."""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from dpost_lite.errors import RecipeError
+from dpost_lite.models import backends
+
+GIB = 2**30
+CONTEXT_BYTES = 0.6 * GIB  # CUDA, cuBLAS and the kernels loaded, which PyTorch does not count
+UNITS = {"gb": 1e9, "g": 1e9, "gib": GIB, "mb": 1e6, "mib": 2**20}
+
+# Of cards with so many GB: FLOP/s of bfloat16 products accumulated in float32, without sparsity, and bytes/s of memory,
+# as their makers state. The first that is not smaller than the size asked for stands for it.
+CARDS = {
+    8: ("RTX 4060", 30e12, 272e9),
+    12: ("RTX 4070", 58e12, 504e9),
+    16: ("RTX 4060 Ti", 44e12, 288e9),
+    24: ("RTX 4090", 165e12, 1008e9),
+    32: ("RTX 5090", 209e12, 1792e9),
+    48: ("RTX A6000", 155e12, 768e9),
+    80: ("A100", 312e12, 2039e9),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a run is planned for.
+
+    `memory_bytes` may be used, of `total_bytes` (0: not known, or no cap is needed); `number_bytes` are those of the
+    compute type. Rates are peaks in FLOP/s and bytes/s, of `rates_of`: measured here, or a card's name.
+    """
+
+    kind: str
+    memory_bytes: float
+    number_bytes: int
+    flops: float
+    bandwidth: float
+    rates_of: str
+    total_bytes: float = 0.0
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether memory is RAM, and the stage's process lies in it too."""
+        return self.kind == "cpu"
+
+    @property
+    def memory_share(self) -> float | None:
+        """Share of the GPU that PyTorch may allocate, or None where nothing is to be capped."""
+        return min(1.0, (self.memory_bytes - CONTEXT_BYTES) / self.total_bytes) if self.total_bytes else None
+
+
+def parse_memory(text: str) -> float:
+    """Return the bytes of a size such as 24GB (10⁹) or 24GiB (2³⁰). Raises RecipeError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GB|GiB|G|MB|MiB)\s*", text, re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise RecipeError(f"--gpu-mem: '{text}' is no size; give one like 24GB or 24GiB, or auto, or cpu")
+    return float(match[1]) * UNITS[match[2].lower()]
+
+
+def find_device(size: str) -> Device:
+    """Return the device that `--gpu-mem` names: this machine's CPU; its GPU, as far as it is free; or, for a size that
+    it has not, a card as it is sold.
+
+    Raises RecipeError for a bad size, and for "auto" without a GPU.
+    """
+    if size == "cpu":
+        return this_cpu()
+    asked = None if size == "auto" else parse_memory(size)
+    found = this_gpu()
+    if found is None or (asked or 0) > found[1]:
+        if asked is None:
+            raise RecipeError("--gpu-mem auto: this machine has no CUDA GPU; give a size to plan for, such as 24GB")
+        return card(asked)
+    free, total, flops, bandwidth = found
+    if asked is None:
+        return Device("cuda", free, 2, flops, bandwidth, "measured here")
+    return Device("cuda", min(asked, free), 2, flops, bandwidth, "measured here", total)
+
+
+def card(memory_bytes: float) -> Device:
+    """Return a card with so much memory, as it is sold."""
+    name, flops, bandwidth = next((card for gb, card in CARDS.items() if memory_bytes <= gb * GIB), CARDS[80])
+    return Device("cuda", memory_bytes, 2, flops, bandwidth, f"{name}, as stated")
+
+
+def this_cpu() -> Device:
+    """Return this machine's CPU and the RAM that is available now."""
+    import psutil
+    import torch
+
+    dtype = backends.compute_dtype(on="cpu")
+    flops, bandwidth = _rates(torch.device("cpu"), dtype, size=1024)
+    memory = float(psutil.virtual_memory().available)
+    return Device("cpu", memory, dtype.itemsize, flops, bandwidth, "measured here")
+
+
+def this_gpu() -> tuple[float, float, float, float] | None:
+    """Return (free bytes, total bytes, FLOP/s, bytes/s) of the first GPU, or None without one.
+
+    Asked in a process of its own: to ask takes half a gigabyte of the GPU as long as the process lives.
+    """
+    if backends.device() != "cuda":
+        return None
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measure_gpu).result()
+
+
+def _measure_gpu() -> tuple[float, float, float, float]:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(0)
+    return float(free), float(total), *_rates(torch.device("cuda"), backends.compute_dtype(), size=4096)
+
+
+def _rates(device: Any, dtype: Any, *, size: int) -> tuple[float, float]:
+    """Measure FLOP/s of a product and bytes/s of a copy, in under a second."""
+    import torch
+
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    source, target = (torch.ones(2**28, dtype=torch.uint8, device=device) for _ in range(2))
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    return 2 * size**3 / _shortest(lambda: a @ a, wait), 2 * source.nbytes / _shortest(
+        lambda: target.copy_(source), wait
+    )
+
+
+def _shortest(work: Callable[[], Any], wait: Callable[[], Any], repeats: int = 8) -> float:
+    seconds = []
+    for _ in range(repeats):
+        wait()
+        started = time.perf_counter()
+        work()
+        wait()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def hide_gpu() -> None:
+    """Make this process and its children run on the CPU. To be called before PyTorch is imported."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,0 +1,119 @@
+"""Bytes of each stage, counted tensor by tensor from the shape of the model.
+
+What cannot be counted is reserved: the CUDA context or the process itself, and a share for fragmentation.
+"""
+
+from importlib.metadata import version
+
+from dpost_lite.models.shapes import ModelShape
+from dpost_lite.models.training import OPTIMISER_BYTES, optimiser
+from dpost_lite.planner.device import CONTEXT_BYTES, GIB, Device
+from dpost_lite.planner.workload import Workload
+from dpost_lite.recipe import Recipe
+from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, max_prompts
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight's code, its block's 8-bit scale, that one's own scale (QLoRA, 3)
+PROCESS_BYTES = 0.75 * GIB  # Python, PyTorch and the libraries
+FRAGMENTATION = 0.06  # of what is allocated
+LENGTH_MARGIN = 1.1  # lengths are counted without the tokenizer
+CHUNK_TOKENS, CHUNK_WORDS = 4096, 32_768  # of a tile of logits (trl 1.16)
+
+# What trl's tiles take for each logit: on a GPU the tile itself, worked on in place; on a CPU eight copies and a mask.
+TILE_NUMBERS, TILE_MASK_BYTES = {"cuda": 1, "cpu": 8}, {"cuda": 0, "cpu": 1}
+
+Parts = dict[str, float]
+
+
+def weight_bytes(recipe: Recipe, shape: ModelShape, device: Device) -> float:
+    """Bytes of what is trained on: linear layers in 4 bit and the rest in the compute type, or all in float32."""
+    number = 4 if recipe.model.precision == "full" else device.number_bytes
+    linear = NF4_BYTES if recipe.model.precision == "4bit" else number
+    return shape.num_linear * linear + (shape.num_parameters - shape.num_linear) * number
+
+
+def num_trained(recipe: Recipe, shape: ModelShape) -> int:
+    """Weights that are trained: LoRA's, or all."""
+    return shape.num_parameters if recipe.model.precision == "full" else shape.num_lora(recipe.lora.rank)
+
+
+def longest_row(name: str, recipe: Recipe, work: Workload) -> int:
+    """Tokens of the longest row that a training stage may see."""
+    section = recipe.sft if name == "sft" else recipe.dpo
+    sampled = work.longest_prompt + recipe.sampling.max_new_tokens
+    longest = max(work.longest, sampled) if recipe.method != "sft" or name == "dpo" else work.longest
+    return min(section.max_length, int(longest * LENGTH_MARGIN))
+
+
+def logits_in_chunks() -> bool:
+    """Whether trl computes log-probabilities in tiles (1.15 and later), or holds all logits at once."""
+    major, minor = map(int, version("trl").split(".")[:2])
+    return (major, minor) >= (1, 15)
+
+
+def training_parts(name: str, recipe: Recipe, shape: ModelShape, work: Workload, device: Device, micro: int) -> Parts:
+    """SFT sees `micro` sequences a pass; DPO twice as many, through the policy and through the frozen reference."""
+    is_dpo, is_full = name == "dpo", recipe.model.precision == "full"
+    number = device.number_bytes
+    num_tokens = micro * longest_row(name, recipe, work) * (2 if is_dpo else 1)
+    trained = num_trained(recipe, shape)
+    # What a layer's gradient needs: both norms' inputs and outputs, which the layers behind them share, q, k and v with
+    # k and v repeated for their heads, what o and down read, and gate, its activation and up.
+    layer = number * (4 * shape.hidden + 4 * shape.num_heads * shape.head_dim + 4 * shape.intermediate)
+    if device.is_cpu:  # kept of all layers
+        kept, layer = shape.num_layers * layer, 0
+    else:  # checkpointed: each layer's input, and one layer whole with its gradients
+        kept, layer = shape.num_layers * number * shape.hidden, 2 * layer
+    dequantised = 2 * number * max(i * o for i, o in shape.linear_sizes) if recipe.model.precision == "4bit" else 0
+    state = OPTIMISER_BYTES[optimiser(on_gpu=not device.is_cpu, trains_adapter=not is_full)]
+    cast = number * shape.num_parameters if is_full and number < 4 else 0  # autocast's copies, for the forward
+    return {
+        "weights": weight_bytes(recipe, shape, device) + cast,
+        "adapters": 0.0 if is_full else trained * 4.0 * (2 if is_dpo else 1),
+        "optimiser": trained * (4.0 + state),  # the gradient in float32, and two moments
+        "activations": float(num_tokens * (kept + layer) + dequantised),
+        "logits": _logits(num_tokens, shape, device, is_dpo=is_dpo),
+    }
+
+
+def _logits(num_tokens: int, shape: ModelShape, device: Device, *, is_dpo: bool) -> float:
+    number = device.number_bytes
+    if logits_in_chunks():
+        tile = min(num_tokens, CHUNK_TOKENS) * min(shape.vocabulary, CHUNK_WORDS)
+        return float(tile * (TILE_NUMBERS[device.kind] * number + TILE_MASK_BYTES[device.kind]))
+    policy = num_tokens * shape.vocabulary * (number + 4 + 4 + number)  # logits, float32, and both gradients
+    return float(policy + (num_tokens * shape.vocabulary * (number + 4) if is_dpo else 0))  # the reference's beside it
+
+
+def sampling_parts(
+    recipe: Recipe, shape: ModelShape, work: Workload, device: Device, *, is_merged: bool, num_rows: int
+) -> Parts:
+    """Weights, the cache of all rows and of their prompts, and what the largest prefill needs."""
+    section, number = recipe.sampling, device.number_bytes
+    num_samples = min(section.samples_for_pairs, section.samples_for_labels)
+    prompts = min(work.num_train, max_prompts(num_rows, num_samples))
+    positions = num_rows * section.max_new_tokens + prompts * int(work.longest_prompt * LENGTH_MARGIN)
+    inputs, outputs = (sum(size[i] for size in shape.linear_sizes) for i in (0, 1))
+    lora = shape.num_lora(recipe.lora.rank)
+    packed_head = number * shape.num_embedding if device.is_cpu and shape.is_tied else 0
+    merged = float(number * shape.num_parameters + packed_head)
+    return {
+        "weights": merged if is_merged else weight_bytes(recipe, shape, device),
+        "adapters": 0.0 if is_merged else 4.0 * lora,
+        "activations": float(MAX_PREFILL_TOKENS * number * (inputs + outputs + 4 * shape.hidden)),
+        "logits": 4.0 * num_rows * shape.vocabulary * 4,  # and what the choice makes of them
+        "cache": float(number * positions * shape.cache_position_values),
+    }
+
+
+def merge_parts(recipe: Recipe, shape: ModelShape, device: Device) -> Parts:
+    """The base in the compute type, and the adapter beside it until it is added."""
+    return {
+        "weights": float(device.number_bytes * shape.num_parameters),
+        "adapters": 4.0 * shape.num_lora(recipe.lora.rank),
+    }
+
+
+def with_reserve(parts: Parts, device: Device) -> Parts:
+    """Return the parts with what cannot be counted."""
+    fixed = PROCESS_BYTES if device.is_cpu else CONTEXT_BYTES
+    return {**parts, "reserve": fixed + FRAGMENTATION * sum(parts.values())}

@@ -1,0 +1,112 @@
+"""Tokens and seconds of each stage of a run, from a device's rates and the numbers of problems.
+
+Efficiencies are those that were measured on a CPU (bench/memory.py keeps them honest); those of GPUs are assumed.
+How much is right, and so the size of later training sets, is not known beforehand: workload.py says what is assumed.
+"""
+
+import re
+from dataclasses import dataclass
+
+from dpost_lite.models.shapes import ModelShape
+from dpost_lite.planner.device import Device
+from dpost_lite.planner.footprint import weight_bytes
+from dpost_lite.planner.workload import KEPT_SHARE, PAIRS_PER_PROBLEM, RIGHT_SHARE, Workload
+from dpost_lite.recipe import Recipe
+
+TRAINING_EFFICIENCY = {"cpu": 0.40, "cuda": 0.35}  # of the peak rate of products
+SAMPLING_EFFICIENCY = {"cpu": 0.43, "cuda": 0.40}
+READING_EFFICIENCY = {"cpu": 0.6, "cuda": 0.6}  # of the peak rate of reading
+STEP_SECONDS = {"cpu": 0.1, "cuda": 0.004}  # of a decode step, whatever it computes
+LOADING_SECONDS = {"cpu": 8, "cuda": 30}  # libraries and weights
+LIMIT_SHARE = 0.95  # of what the base writes, which has not learned to stop
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Tokens that go through the model, and seconds."""
+
+    tokens: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Estimates the stages of one run by their names. `num_rows` decode side by side, from `is_merged` weights."""
+
+    recipe: Recipe
+    shape: ModelShape
+    work: Workload
+    device: Device
+    num_rows: int
+    is_merged: bool
+
+    def of(self, stage: str) -> Estimate:
+        """Estimate a stage named as in a run's folder: sft-0, round-2/dpo, score/base … Text work takes no time."""
+        kind, match = kind_of(stage), re.match(r"round-(\d+)/", stage)
+        round_number = int(match[1]) if match else 0
+        recipe, work = self.recipe, self.work
+        sampling = recipe.sampling
+        if kind == "sft":
+            return self._training(self._num_labels(round_number) * recipe.sft.epochs)
+        if kind == "dpo":
+            pairs = work.num_train * PAIRS_PER_PROBLEM * (round_number if recipe.pairs.pool_rounds else 1)
+            pairs = min(pairs, recipe.dpo.max_steps * recipe.dpo.batch_size)
+            return self._training(2 * pairs, reference=2)
+        if kind == "samples-pairs":
+            return self._sampling(work.num_train, sampling.samples_for_pairs, work.rationale)
+        if kind == "samples-labels":
+            return self._sampling(work.num_train, sampling.samples_for_labels, work.rationale)
+        if kind == "score":
+            length = sampling.max_new_tokens * LIMIT_SHARE if stage == "score/base" else work.rationale
+            return self._sampling(work.num_test + work.num_dev, 1, length)
+        if kind == "export":
+            return Estimate(0, LOADING_SECONDS[self.device.kind] + 20 * self.shape.num_parameters / 1e9)
+        return Estimate(0, 0)
+
+    def _num_labels(self, round_number: int) -> float:
+        """Gold rationales, and right ones of all rounds so far."""
+        drawn = self.work.num_train * self.recipe.sampling.samples_for_labels * RIGHT_SHARE * KEPT_SHARE
+        rounds = round_number if self.recipe.labels.pool_rounds else min(1, round_number)
+        return self.work.num_labelled + drawn * rounds
+
+    def _training(self, num_rows: float, *, reference: int = 0) -> Estimate:
+        """FLOP a weight: 2 forward and 2 back, since LoRA needs no gradients of frozen weights; `reference` for its own
+        forward. All weights take 2 more; so do a GPU's checkpoints, for a second forward.
+        """
+        per_weight = 2 + 2 + reference
+        per_weight += 2 if self.recipe.model.precision == "full" else 0
+        per_weight += 0 if self.device.is_cpu else 2
+        tokens = num_rows * self.work.mean_length
+        kind = self.device.kind
+        seconds = per_weight * self.shape.num_parameters * tokens / (TRAINING_EFFICIENCY[kind] * self.device.flops)
+        return Estimate(tokens, LOADING_SECONDS[kind] + seconds)
+
+    def _sampling(self, num_prompts: int, num_samples: int, length: float) -> Estimate:
+        """Each decode step computes a token of every row, and reads the weights and the rows' cache once."""
+        shape, device = self.shape, self.device
+        kind = device.kind
+        written, read = num_prompts * num_samples * length, num_prompts * self.work.prompt
+        rows = max(1, min(self.num_rows, num_prompts * num_samples))
+        computing = 2 * shape.num_parameters / (SAMPLING_EFFICIENCY[kind] * device.flops)
+        merged = float(device.number_bytes * shape.num_parameters)
+        weights = merged if self.is_merged else weight_bytes(self.recipe, shape, device)
+        cache = rows * (length / 2 + self.work.prompt / num_samples) * shape.cache_position_values * device.number_bytes
+        reading = (weights + cache) / (READING_EFFICIENCY[kind] * device.bandwidth)
+        step = max(rows * computing, reading) + STEP_SECONDS[kind]
+        seconds = written / rows * step + read * computing
+        return Estimate(written + read, LOADING_SECONDS[kind] + seconds)
+
+
+def kind_of(stage: str) -> str:
+    """`round-2/sft` and `sft-0` -> `sft`; `score/round-1` -> `score`; `round-1/samples-pairs` -> `samples-pairs`."""
+    return re.sub(r"^round-\d+/|-\d+$|/.*$", "", stage)
+
+
+def planned_stages(recipe: Recipe) -> list[str]:
+    """Return the names of the stages that `self_train` goes through if every round is run, in order."""
+    names = ["data", "score/base", "sft-0", "score/sft-0"]
+    for i in range(1, 1 + (0 if recipe.method == "sft" else recipe.rounds)):
+        if recipe.method == "dpo-st":
+            names += [f"round-{i}/samples-pairs", f"round-{i}/pairs", f"round-{i}/dpo"]
+        names += [f"round-{i}/samples-labels", f"round-{i}/labels", f"round-{i}/sft", f"score/round-{i}"]
+    return [*names, "export", "solved"]

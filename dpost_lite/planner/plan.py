@@ -1,0 +1,280 @@
+"""The planner: model shape, recipe and device -> micro-batches, rows, and the peak and hours of every stage.
+
+The recipe says what is learned; the plan says only how it is cut so that it fits: the effective batch never changes,
+and neither do the samples. Shapes are enough: planning needs neither weights nor a GPU.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from dpost_lite.errors import ModelError, RecipeError
+from dpost_lite.models import backends
+from dpost_lite.models.shapes import BASES, ModelShape, read_shape
+from dpost_lite.planner.device import GIB, Device, find_device
+from dpost_lite.planner.footprint import (
+    Parts,
+    logits_in_chunks,
+    longest_row,
+    merge_parts,
+    num_trained,
+    sampling_parts,
+    training_parts,
+    with_reserve,
+)
+from dpost_lite.planner.pace import Estimate, Pace, kind_of, planned_stages
+from dpost_lite.planner.workload import Workload, workload_of
+from dpost_lite.recipe import Recipe
+
+MICRO_BATCHES = (16, 8, 4, 2, 1)
+ROWS = (512, 384, 256, 192, 128, 96, 64, 48, 32, 24, 16)
+MIN_ROWS = ROWS[-1]
+MIN_MERGED_ROWS = 32  # below, 4-bit weights with many rows are the faster choice
+RATIONALE_BYTES = 2_000  # text, token ids and figures in JSON
+PARENT_BYTES = 2 * GIB  # the command and one stage's process, in RAM beside a GPU
+EXPORT_SHARE = 2.3  # of the 16-bit weights on disk: they themselves, the f16 file, and the quantised one (0.3)
+
+
+PLANNED_KINDS = {
+    "sft": "sft", "dpo": "dpo", "samples-pairs": "sampling", "samples-labels": "sampling", "score": "sampling",
+    "export": "merge, export",
+}  # fmt: skip
+"""Which plan holds for a kind of stage (`pace.kind_of`); the others need no model."""
+
+NOTHING = Estimate(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One kind of stage. `parts` are bytes of the device by name, `choices` what was chosen, `settings` the recipe keys
+    for it, `total` the tokens and seconds of all stages of this kind."""
+
+    name: str
+    parts: Parts
+    choices: dict[str, int | str]
+    settings: tuple[str, ...]
+    ram_bytes: float
+    disk_bytes: float
+    total: Estimate = NOTHING
+
+    @property
+    def peak_bytes(self) -> float:
+        """Most memory of the device that the stage takes."""
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        return f"{self.name}: " + ", ".join(f"{name} {value}" for name, value in self.choices.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a recipe is cut for one model and device, as well as it goes; `fits` says whether that is enough.
+
+    `estimates` are by stage of the run, in its order.
+    """
+
+    shape: ModelShape
+    device: Device
+    stages: tuple[StagePlan, ...]
+    estimates: dict[str, Estimate]
+
+    @property
+    def largest(self) -> StagePlan:
+        """The stage that takes most of the device's memory."""
+        return max(self.stages, key=lambda stage: stage.peak_bytes)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage stays within the device's memory."""
+        return self.largest.peak_bytes <= self.device.memory_bytes
+
+    @property
+    def samples_merged(self) -> bool:
+        """Whether rationales are sampled from merged 16-bit weights."""
+        return any(stage.choices.get("weights") == "merged" for stage in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        """The whole run."""
+        return sum(estimate.seconds for estimate in self.estimates.values())
+
+    def __str__(self) -> str:
+        """The base and its licence, then what was chosen for each stage, a line each."""
+        base, billions = BASES.get(self.shape.name), self.shape.num_parameters / 1e9
+        licence = f", {base.licence}{', gated' if base.is_gated else ''}" if base else ""
+        first = f"{self.shape.name}: {billions:.2f} B parameters, {2 * billions:.1f} GB in 16 bit{licence}"
+        return "\n".join([first, *map(str, self.stages)])
+
+    @property
+    def settings(self) -> list[str]:
+        """What makes a recipe run as planned, as `key=value`."""
+        return [f'model.name="{self.shape.name}"', *(setting for stage in self.stages for setting in stage.settings)]
+
+
+def plan_for(recipe: Recipe, size: str, *, base: str | None = None) -> Plan:
+    """Plan `recipe` for `size`: as much GPU memory, "auto" for what is free of it, or "cpu" for this machine's RAM.
+
+    The model is the one that the recipe names, or else `base`, or else the largest open base that fits; on a CPU, where
+    time is short and not memory, the recipe's default. Raises RecipeError for a bad size, DataError for problems that
+    cannot be read, and ModelError, with what would fit, if the model does not.
+    """
+    device, work = find_device(size), workload_of(recipe)
+    if device.is_cpu or "name" in recipe.model.model_fields_set:
+        base = recipe.model.name
+    return make_plan(recipe, find_shape(base), device, work) if base else pick_base(recipe, device, work)
+
+
+def fit(recipe: Recipe, size: str, *, base: str | None = None) -> Plan:
+    """Plan as `plan_for` does, for this machine. Raises RecipeError if it lacks the GPU that `size` speaks of."""
+    if size != "cpu" and backends.device() != "cuda":
+        raise RecipeError(
+            f"--gpu-mem {size}: this machine has no CUDA GPU; give cpu, or leave it out, to run on the CPU, "
+            f"or see what a GPU would do with `dpost-lite plan --gpu-mem {'24GB' if size == 'auto' else size}`"
+        )
+    return plan_for(recipe, size, base=base)
+
+
+def estimate(recipe: Recipe) -> Plan:
+    """Plan the recipe's own model for all of this machine, whether it fits or not: for the time it will take."""
+    device = find_device("auto" if backends.device() == "cuda" else "cpu")
+    return _cut(recipe, find_shape(recipe.model.name), device, workload_of(recipe))
+
+
+def find_shape(name: str) -> ModelShape:
+    """Return the shape of a model as `model.name` gives it; of a hub model no more than its config.json is fetched."""
+    if name in BASES:
+        return BASES[name].shape
+    return replace(read_shape(backends.find(name, files=("config.json",))), name=name)
+
+
+def make_plan(recipe: Recipe, shape: ModelShape, device: Device, work: Workload) -> Plan:
+    """Fit every stage of `recipe` into the device's memory.
+
+    Raises ModelError that names the largest stage, what it would take at least, and a base that fits, if it does not.
+    """
+    plan = _cut(recipe, shape, device, work)
+    if not plan.fits:
+        raise ModelError(_too_large(plan, recipe, work))
+    return plan
+
+
+def pick_base(recipe: Recipe, device: Device, work: Workload) -> Plan:
+    """Return the plan of the largest open base that fits, of those that sample from 16 bit if there are any.
+
+    Raises ModelError, with the smallest plan, if none does.
+    """
+    plans = _open_plans(recipe, device, work)
+    fitting = [plan for plan in plans if plan.fits]
+    if not fitting:
+        raise ModelError(_too_large(plans[0], recipe, work))
+    return ([plan for plan in fitting if plan.samples_merged] or fitting)[-1]
+
+
+def _open_plans(recipe: Recipe, device: Device, work: Workload) -> list[Plan]:
+    """Plans of all bases that are not gated, small ones first."""
+    shapes = [base.shape for base in BASES.values() if not base.is_gated]
+    return [_cut(recipe, s, device, work) for s in sorted(shapes, key=lambda shape: shape.num_parameters)]
+
+
+def _cut(recipe: Recipe, shape: ModelShape, device: Device, work: Workload) -> Plan:
+    def largest(choices: Iterable[StagePlan]) -> StagePlan:
+        """The first that fits, or else the last, which is the smallest."""
+        *_, last = smaller = list(choices)
+        return next((stage for stage in smaller if stage.peak_bytes <= device.memory_bytes), last)
+
+    trainings = ["sft", "dpo"] if recipe.method == "dpo-st" else ["sft"]
+    trained = {name: largest(_training_choices(name, recipe, shape, device, work)) for name in trainings}
+    sampling = largest(_sampling_choices(recipe, shape, device, work))
+    is_merged = sampling.choices["weights"] == "merged"
+    merge = _merge(recipe, shape, device, on_device=is_merged or device.is_cpu)
+    pace = Pace(recipe, shape, work, device, num_rows=int(sampling.choices["rows"]), is_merged=is_merged)
+    estimates = {name: pace.of(name) for name in planned_stages(recipe)}
+    stages = [trained["sft"], sampling, *([trained["dpo"]] if "dpo" in trained else []), merge]
+    return Plan(shape, device, tuple(_with_total(stage, estimates) for stage in stages), estimates)
+
+
+def _with_total(stage: StagePlan, estimates: dict[str, Estimate]) -> StagePlan:
+    own = [estimate for name, estimate in estimates.items() if PLANNED_KINDS.get(kind_of(name)) == stage.name]
+    return replace(stage, total=Estimate(sum(e.tokens for e in own), sum(e.seconds for e in own)))
+
+
+def _training_choices(
+    name: str, recipe: Recipe, shape: ModelShape, device: Device, work: Workload
+) -> Iterable[StagePlan]:
+    """Large micro-batches before small ones; a CPU gains nothing from more than the recipe's own."""
+    section = recipe.sft if name == "sft" else recipe.dpo
+    most = min(section.batch_size, section.micro_batch_size if device.is_cpu else MICRO_BATCHES[0])
+    sizes = [n for n in range(most, 0, -1) if section.batch_size % n == 0 and (device.is_cpu or n in MICRO_BATCHES)]
+    return [_training(name, recipe, shape, device, work, micro) for micro in sizes]
+
+
+def _training(name: str, recipe: Recipe, shape: ModelShape, device: Device, work: Workload, micro: int) -> StagePlan:
+    section = recipe.sft if name == "sft" else recipe.dpo
+    choices: dict[str, int | str] = {
+        "micro-batch": micro,
+        "accumulation": section.batch_size // micro,
+        "longest": longest_row(name, recipe, work),
+        "logits": "in chunks" if logits_in_chunks() else "whole",
+    }
+    is_full = recipe.model.precision == "full"
+    if name == "dpo":
+        choices["reference"] = "computed beforehand" if is_full else "a frozen adapter"
+    parts = with_reserve(training_parts(name, recipe, shape, work, device, micro), device)
+    num_saved = 1 + recipe.rounds if name == "sft" else recipe.rounds
+    disk = num_saved * num_trained(recipe, shape) * 4.0
+    ram = sum(parts.values()) if device.is_cpu else PARENT_BYTES
+    return StagePlan(name, parts, choices, (f"{name}.micro_batch_size={micro}",), ram, disk)
+
+
+def _sampling_choices(recipe: Recipe, shape: ModelShape, device: Device, work: Workload) -> Iterable[StagePlan]:
+    """Merged 16-bit weights as long as they leave room for rows worth having, then 4 bits; many rows before few."""
+    most = max(MIN_ROWS, recipe.sampling.max_rows)
+    rows = sorted({most, *(n for n in ROWS if n <= most)}, reverse=True)
+    wanted = [(True, n) for n in rows if n >= min(MIN_MERGED_ROWS, rows[0])] + [(False, n) for n in rows]
+    if recipe.model.precision != "4bit":
+        wanted = [(True, n) for n in rows]
+    return [_sampling(recipe, shape, device, work, is_merged, num_rows) for is_merged, num_rows in wanted]
+
+
+def _sampling(
+    recipe: Recipe, shape: ModelShape, device: Device, work: Workload, is_merged: bool, num_rows: int
+) -> StagePlan:
+    section = recipe.sampling
+    counted = sampling_parts(recipe, shape, work, device, is_merged=is_merged, num_rows=num_rows)
+    weights = "merged" if is_merged else "quantized"
+    length = section.max_new_tokens + work.longest_prompt
+    choices: dict[str, int | str] = {"weights": weights, "rows": num_rows, "longest": length}
+    settings = (
+        f"sampling.weights={weights}",
+        f"sampling.max_rows={num_rows}",
+        f"sampling.memory_gib={(counted['cache'] + counted['logits']) / GIB:.2f}",
+    )
+    parts = with_reserve(counted, device)
+    drawn = work.num_train * (section.samples_for_pairs + section.samples_for_labels) * recipe.rounds
+    ram = sum(parts.values()) if device.is_cpu else PARENT_BYTES
+    return StagePlan("sampling", parts, choices, settings, ram, float(drawn * RATIONALE_BYTES))
+
+
+def _merge(recipe: Recipe, shape: ModelShape, device: Device, *, on_device: bool) -> StagePlan:
+    """Merging and export: on the CPU if the GPU had no room for merged weights. In RAM lies what is saved."""
+    parts = with_reserve(merge_parts(recipe, shape, device), device) if on_device else {}
+    in_16_bit = 2.0 * shape.num_parameters
+    ram = sum(parts.values()) if device.is_cpu else PARENT_BYTES + in_16_bit * (1 if on_device else 2)
+    choices: dict[str, int | str] = {"device": device.kind.upper() if on_device else "CPU"}
+    return StagePlan("merge, export", parts, choices, (), ram, in_16_bit * EXPORT_SHARE)
+
+
+def _too_large(plan: Plan, recipe: Recipe, work: Workload) -> str:
+    stage, given = plan.largest, plan.device.memory_bytes
+    fitting = [
+        other.shape
+        for other in _open_plans(recipe, plan.device, work)
+        if other.fits and other.shape.num_parameters < plan.shape.num_parameters
+    ]
+    advice = "no base of the table fits; lower sft.max_length and dpo.max_length, or take a card with more memory"
+    if fitting:
+        advice = f"{fitting[-1].name} fits"
+        advice += f"; or lower {stage.name}.max_length" if stage.name in ("sft", "dpo") else ""
+    return (
+        f"--gpu-mem: {plan.shape.name} needs at least {stage.peak_bytes / GIB:.1f} GiB for {stage.name}, "
+        f"and {given / GIB:.1f} GiB are given; {advice}"
+    )

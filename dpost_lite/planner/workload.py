@@ -1,0 +1,88 @@
+"""How much there is to do: problems, and how long they are in tokens, without a tokenizer.
+
+Problems that are at hand are read. Of GSM8K, where it would have to be downloaded, the sizes are known.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
+from dpost_lite.recipe import Recipe
+
+TEMPLATE_TOKENS = {"plain": 7, "auto": 7, "chat": 40}  # base models bring no chat template
+PIECES = re.compile(r"[^\W\d_]+|\d|[^\w\s]|\n")  # a token each, about: words, single digits, signs
+RIGHT_SHARE = 0.35  # of sampled rationales, where the model was taught the style; known only afterwards
+KEPT_SHARE = 0.5  # of right rationales, after those that resemble another are dropped
+PAIRS_PER_PROBLEM = 1.2  # of the at most three
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Numbers of problems, and lengths in tokens: means, and the longest prompt and prompt with gold rationale."""
+
+    num_train: int
+    num_labelled: int
+    num_dev: int
+    num_test: int
+    prompt: float
+    rationale: float
+    longest_prompt: int
+    longest: int
+
+    @property
+    def mean_length(self) -> float:
+        """Prompt and rationale together."""
+        return self.prompt + self.rationale
+
+
+GSM8K = Workload(
+    num_train=6705, num_labelled=6705, num_dev=768, num_test=1319,
+    prompt=62, rationale=126, longest_prompt=213, longest=550,
+)  # fmt: skip
+
+
+def workload_of(recipe: Recipe) -> Workload:
+    """Count a recipe's problems. Raises DataError if they cannot be read."""
+    data = recipe.data
+    if data.train == SYNTHETIC or data.data_dir is not None or Path(data.train).is_file():
+        return _counted(recipe)
+    limit = data.limit or GSM8K.num_train
+    num_train, num_dev = min(GSM8K.num_train, limit), min(GSM8K.num_dev, limit)
+    return Workload(
+        num_train=num_train,
+        num_labelled=min(num_train, data.num_labelled or num_train),
+        num_dev=num_dev if data.dev_size is None else min(num_dev, data.dev_size),
+        num_test=min(GSM8K.num_test, limit, data.test_limit or limit),
+        prompt=GSM8K.prompt,
+        rationale=GSM8K.rationale,
+        longest_prompt=GSM8K.longest_prompt,
+        longest=GSM8K.longest,
+    )
+
+
+def _counted(recipe: Recipe) -> Workload:
+    corpus = load_corpus(recipe.data, recipe.synthetic, seed=recipe.seed)
+    template = TEMPLATE_TOKENS[recipe.model.prompt]
+    prompts = [template + num_tokens(problem.question) for problem in corpus.train]
+    labelled = [
+        (prompt, num_tokens(problem.rationale) + 1)
+        for prompt, problem in zip(prompts, corpus.train, strict=True)
+        if problem.rationale
+    ]
+    return Workload(
+        num_train=len(corpus.train),
+        num_labelled=len(labelled),
+        num_dev=len(corpus.dev),
+        num_test=len(corpus.test),
+        prompt=mean(prompts),
+        rationale=mean(rationale for _, rationale in labelled) if labelled else GSM8K.rationale,
+        longest_prompt=max(prompts),
+        longest=max(map(sum, labelled)) if labelled else GSM8K.longest,
+    )
+
+
+def num_tokens(text: str) -> int:
+    """About how many tokens a text has."""
+    return len(PIECES.findall(text))

@@ -1,0 +1,201 @@
+"""Work in child processes: what comes back, what is printed where, and how each way to die is told."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dpost_lite.child import run_in_child
+from dpost_lite.errors import DataError, OutOfMemory, RunError
+
+
+def double(number: int, progress) -> dict:
+    for done in (1, 2):
+        progress(done, 2, "halves", right=0.5)
+    return {"doubled": 2 * number, "pid": os.getpid()}
+
+
+def chatter(progress) -> dict:
+    print("said by the child")
+    os.system("echo said by a grandchild >&2")
+    return {}
+
+
+def own_error(progress) -> dict:
+    raise DataError("sft.max_length=3 leaves none")
+
+
+def bug(progress) -> dict:
+    print("before the bug")
+    raise KeyError("nothing of that name")
+
+
+def no_memory(progress) -> dict:
+    import torch
+
+    return {"size": torch.empty(2**60, dtype=torch.uint8).numel()}
+
+
+def killed(progress) -> dict:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def leaves(progress) -> dict:
+    print("\x1b[31mlast words\n\n", flush=True)
+    os._exit(7)
+
+
+def takes(num_bytes: int, progress) -> dict:
+    return {"sum": sum(bytearray(b"\x01" * num_bytes)[:: 2**20])}
+
+
+def looks_around(name: str, progress) -> dict:
+    module = sys.modules.get(name)
+    return {"before": module and module.before}
+
+
+def reports_and_waits(file: Path, progress) -> dict:
+    file.write_text(str(os.getpid()))
+    progress(1, 2, "halves")
+    time.sleep(600)
+    return {}
+
+
+def temporary(progress) -> dict:
+    import tempfile
+
+    Path(tempfile.mkstemp()[1]).write_text("left behind")
+    return {"folder": tempfile.gettempdir()}
+
+
+def waits(file: Path, progress) -> dict:
+    file.write_text(str(os.getpid()))
+    time.sleep(600)
+    return {}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A function: work and its arguments -> what comes back; `run.progress` holds what was reported."""
+
+    def call(work, **arguments):
+        return run_in_child(
+            work,
+            log=tmp_path / "logs" / "stage.log",
+            progress=lambda *a, **k: call.progress.append((a, k)),
+            **arguments,
+        )
+
+    call.progress = []
+    return call
+
+
+def test_work_is_done_elsewhere_and_reports(run, tmp_path):
+    value = run(double, number=21)
+    assert value["doubled"] == 42
+    assert value["pid"] != os.getpid()
+    assert run.progress == [((1, 2, "halves"), {"right": 0.5}), ((2, 2, "halves"), {"right": 0.5})]
+    assert list((tmp_path / "logs").iterdir()) == []  # nothing was printed
+
+
+def test_what_is_printed_goes_to_the_log(run, tmp_path, capfd):
+    run(chatter)
+    said = (tmp_path / "logs" / "stage.log").read_text().splitlines()
+    assert sorted(said) == ["said by a grandchild", "said by the child"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_that_the_user_can_mend_comes_as_it_is(run):
+    with pytest.raises(DataError, match=r"^sft\.max_length=3 leaves none$"):
+        run(own_error)
+
+
+def test_any_other_error_names_the_log_and_its_end(run, tmp_path):
+    with pytest.raises(RunError, match=r"^the work failed; .*stage\.log ends: KeyError: 'nothing of that name'$"):
+        run(bug)
+    text = (tmp_path / "logs" / "stage.log").read_text()
+    assert "before the bug" in text
+    assert "Traceback" in text
+
+
+def test_a_failed_allocation_is_told_as_such(run):
+    with pytest.raises(OutOfMemory, match="can't allocate memory"):
+        run(no_memory)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX signals")
+def test_a_child_killed_by_the_system_is_taken_for_want_of_memory(run):
+    with pytest.raises(OutOfMemory, match="when memory runs out"):
+        run(killed)
+
+
+def test_a_child_that_ends_by_itself_is_told_with_its_last_words(run):
+    with pytest.raises(RunError, match=r"exit code 7; .*stage\.log ends: .*last words$"):
+        run(leaves)
+
+
+def test_peak_memory_is_measured_and_returns(run):
+    small, large = (run(takes, num_bytes=n)["used"]["ram_bytes"] for n in (1, 300 * 2**20))
+    assert large - small > 300 * 2**20  # bytes and their bytearray
+    assert run(takes, num_bytes=1)["used"]["ram_bytes"] == pytest.approx(small, rel=0.1)
+
+
+def test_a_module_can_come_before_the_libraries(run, tmp_path, monkeypatch):
+    """As on a GPU, where children start from nothing."""
+    monkeypatch.setattr("dpost_lite.child._context", lambda: multiprocessing.get_context("spawn"))
+    names = ("transformers", "peft", "trl")
+    (tmp_path / "comes_first.py").write_text(f"import sys\nbefore = [n for n in {names} if n in sys.modules]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert run(looks_around, name="comes_first", first_import="comes_first")["before"] == []
+    assert run(looks_around, name="comes_first")["before"] is None
+
+
+def test_what_a_child_leaves_in_its_temporary_folder_goes_with_it(run):
+    assert not Path(run(temporary)["folder"]).exists()
+
+
+def test_progress_that_fails_ends_the_child(tmp_path):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        run_in_child(reports_and_waits, log=tmp_path / "a.log", progress=full, file=tmp_path / "pid")
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+PARENT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_child import waits
+from dpost_lite.child import run_in_child
+if __name__ == "__main__":
+    run_in_child(waits, log=Path({folder!r}) / "a.log", progress=print, file=Path({folder!r}) / "pid")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX signals")
+def test_a_child_does_not_outlive_its_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    parent = subprocess.Popen([sys.executable, str(script)])
+    pid = _when(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    child = psutil.Process(int(pid))
+    parent.kill()
+    parent.wait()
+    _when(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def _when(condition, seconds: float = 60):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return value

@@ -1,0 +1,174 @@
+"""LoRA on 16 bit, all weights, the probe before training, and unsloth's part: the same training, held differently."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import LN2, TOLERANCE, labelled, logits, pairs, run_dpo, run_sft, same, saved, whole
+
+from dpost_lite.errors import ModelError
+from dpost_lite.models import adapters, backends, dpo
+from dpost_lite.models.training import probe
+from dpost_lite.recipe import DpoRecipe, LoraRecipe, ModelRecipe, load_recipe
+
+# All weights
+
+
+def test_full_fine_tuning_moves_every_weight_and_saves_a_model(base_dir, full_dir, prompter):
+    before = backends.load(base_dir, "full").state_dict()
+    after = backends.load(full_dir, "full").state_dict()
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        assert weight.dtype == after[name].dtype == torch.float32
+        moved = (after[name] != weight).float().mean()
+        assert moved > (0.1 if "embed" in name or "lm_head" in name else 0.9), name
+    assert not adapters.is_adapter(full_dir)
+    assert backends.load_tokenizer(full_dir).chat_template == prompter.tokenizer.chat_template
+
+
+def test_full_dpo_goes_on_from_the_policy_and_learns(base_dir, full_dir, prompter, tmp_path):
+    recipe = DpoRecipe(batch_size=4, micro_batch_size=2, learning_rate=1e-4)
+    policy = adapters.load_for_dpo(base_dir, full_dir, whole(precision="full"))
+    figures = dpo.train_dpo(
+        policy, prompter, pairs(prompter, 16), tmp_path, recipe=recipe, seed=42,
+        progress=lambda *_, **__: None,
+    )  # fmt: skip
+    assert figures["first_loss"] == pytest.approx(LN2, abs=1e-5)
+    assert figures["last_loss"] < figures["first_loss"]
+    assert figures["last_margin"] > 0
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_a_policy_of_all_weights_is_sampled_as_it_was_saved(base_dir, full_dir, prompter):
+    ids = labelled(prompter, 1)[0].token_ids
+    expected = logits(backends.load(full_dir, "full"), ids)
+    for weights in ("merged", "quantized"):  # there is nothing to quantise
+        recipe = load_recipe(None, ["model.precision=full", f"sampling.weights={weights}"])
+        found = logits(adapters.load_policy(base_dir, full_dir, recipe), ids)
+        assert float((found - expected).abs().max() / expected.abs().max()) < TOLERANCE
+    found = logits(adapters.load_merged(base_dir, full_dir, "full"), ids)
+    assert float((found - expected).abs().max() / expected.abs().max()) < TOLERANCE
+
+
+def test_lora_learns_alike_on_sixteen_bits_and_on_four(base_dir, prompter, tmp_path):
+    """Same data order, same loss but for the rounding of the base."""
+    four = run_sft(base_dir, prompter, tmp_path / "4", learning_rate=1e-3)
+    sixteen = run_sft(base_dir, prompter, tmp_path / "16", learning_rate=1e-3, precision="16bit")
+    assert four["steps"] == sixteen["steps"]
+    assert four["first_loss"] == pytest.approx(sixteen["first_loss"], rel=0.05)
+    assert four["last_loss"] == pytest.approx(sixteen["last_loss"], rel=0.05)
+    assert four["first_loss"] != sixteen["first_loss"]
+
+
+# The probe
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_the_longest_rows_are_tried_first_and_leave_no_trace(
+    base_dir, prompter, policy_dir, tmp_path, monkeypatch, kind
+):
+    seen = []
+
+    def train(out: Path) -> dict[str, Any]:
+        if kind == "sft":
+            return run_sft(base_dir, prompter, out, num=8, micro_batch_size=2)
+        return run_dpo(base_dir, prompter, policy_dir, out, num=8, micro_batch_size=2)
+
+    def spied(trainer, lengths):
+        inner = trainer.compute_loss
+        trainer.compute_loss = lambda model, inputs: seen.append(inputs["input_ids"].shape) or inner(model, inputs)
+        state = torch.random.get_rng_state()
+        probe(trainer, lengths)
+        del trainer.compute_loss
+        assert torch.equal(state, torch.random.get_rng_state())
+        assert all(p.grad is None for p in trainer.model.parameters())
+        assert max(lengths) == seen[0][1]
+
+    with_probe = train(tmp_path / "with")
+    monkeypatch.setattr("dpost_lite.models.training.probe", spied)
+    assert train(tmp_path / "spied") == with_probe
+    assert seen[0][0] == (2 if kind == "sft" else 4)
+    monkeypatch.setattr("dpost_lite.models.training.probe", lambda *_: None)
+    assert train(tmp_path / "without") == with_probe
+    assert same(saved(tmp_path / "with"), saved(tmp_path / "without"))
+
+
+# unsloth, whose package needs a GPU: what it is asked for
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Our module on a stand-in with the signatures of unsloth 2026.10.7, which does what transformers and peft do."""
+    import importlib
+    import importlib.metadata
+    import types
+
+    calls = []
+
+    class FastLanguageModel:
+        @staticmethod
+        def from_pretrained(
+            model_name, max_seq_length=2048, dtype=None, load_in_4bit=True, load_in_8bit=False, load_in_16bit=False,
+            full_finetuning=False, token=None, device_map="sequential", rope_scaling=None, fix_tokenizer=True,
+            trust_remote_code=False, use_gradient_checkpointing="unsloth", resize_model_vocab=None, revision=None,
+            use_exact_model_name=False, fast_inference=False, gpu_memory_utilization=0.5, random_state=3407,
+        ):  # fmt: skip
+            calls.append(("from_pretrained", locals()))
+            return backends.load(Path(model_name), "4bit" if load_in_4bit else "16bit"), None
+
+        @staticmethod
+        def get_peft_model(
+            model, r=16, target_modules=(), lora_alpha=16, lora_dropout=0.0, bias="none", layers_to_transform=None,
+            use_gradient_checkpointing="unsloth", random_state=3407, use_rslora=False, modules_to_save=None,
+            init_lora_weights=True, loftq_config=None,
+        ):  # fmt: skip
+            calls.append(("get_peft_model", locals()))
+            return adapters.create(model, LoraRecipe(rank=r, alpha=lora_alpha), seed=random_state)
+
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda n: "2026.10.7" if n == "unsloth" else version(n))
+    monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=FastLanguageModel))
+    monkeypatch.setenv("UNSLOTH_COMPILE_LOCATION", "")
+    monkeypatch.setenv("UNSLOTH_DISABLE_STATISTICS", "")
+    os.environ.pop("UNSLOTH_COMPILE_LOCATION")
+    os.environ.pop("UNSLOTH_DISABLE_STATISTICS")
+    yield importlib.import_module(backends.UNSLOTH), calls
+    sys.modules.pop(backends.UNSLOTH)
+
+
+def test_unsloth_is_asked_for_the_same_training(base_dir, policy_dir, prompter, tmp_path, fast):
+    plain_sft = tmp_path / "plain"
+    _, calls = fast
+    through_unsloth = run_sft(base_dir, prompter, tmp_path / "fast")
+    module = sys.modules.pop(backends.UNSLOTH)
+    assert run_sft(base_dir, prompter, plain_sft) == through_unsloth
+    assert same(saved(plain_sft), saved(tmp_path / "fast"))
+    sys.modules[backends.UNSLOTH] = module
+    (_, loaded), (_, wrapped) = calls
+    assert loaded["use_exact_model_name"] is loaded["load_in_4bit"] is True
+    assert loaded["max_seq_length"] == 640
+    assert loaded["model_name"] == str(base_dir)
+    assert (wrapped["r"], wrapped["lora_alpha"], wrapped["random_state"]) == (4, 8, 42)
+    assert os.environ["UNSLOTH_COMPILE_LOCATION"].startswith(str(backends.cache_dir()))
+
+    figures = run_dpo(base_dir, prompter, policy_dir, tmp_path / "dpo")
+    assert figures["first_loss"] == pytest.approx(LN2, abs=1e-6)
+    sys.modules.pop(backends.UNSLOTH)
+    assert run_dpo(base_dir, prompter, policy_dir, tmp_path / "plain-dpo") == figures
+    sys.modules[backends.UNSLOTH] = module
+
+
+def test_unsloth_is_taken_where_it_can_run(monkeypatch):
+    assert backends.first_import(ModelRecipe()) is None  # no GPU, or no unsloth
+    monkeypatch.setattr(backends, "device", lambda: "cuda")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert backends.first_import(ModelRecipe()) == "dpost_lite.models.fast"
+    assert backends.first_import(ModelRecipe(backend="plain")) is None
+    assert backends.first_import(ModelRecipe(precision="full")) is None
+    monkeypatch.setattr(backends, "device", lambda: "cpu")
+    assert backends.first_import(ModelRecipe()) is None
+    with pytest.raises(ModelError, match=r"model\.backend=unsloth needs a CUDA GPU"):
+        backends.first_import(ModelRecipe(backend="unsloth"))
