@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from machine import describe
 from random_model import add_model_options, model_folder
 
+from dpost_lite.machine import describe
 from dpost_lite.models import backends
 from dpost_lite.planner.device import CONTEXT_BYTES, GIB
 from dpost_lite.planner.pace import kind_of

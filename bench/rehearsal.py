@@ -16,8 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from machine import describe
-
+from dpost_lite.machine import describe
 from dpost_lite.rundir import read_json
 
 

@@ -16,6 +16,7 @@ machine's measured rates. The last line is one JSON object.
 import argparse
 import copy
 import json
+import os
 import re
 import statistics
 import sys
@@ -26,9 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages, as the stages of a run have them (child.py)
 import torch
-from machine import describe
 
+from dpost_lite.machine import describe
 from dpost_lite.models import adapters, backends
 from dpost_lite.models.packing import pack
 from dpost_lite.problems import datasets, synthetic

@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import describe
 from random_model import add_model_options, model_folder
 
 from dpost_lite.child import run_in_child
 from dpost_lite.errors import DpostError
+from dpost_lite.machine import describe
 from dpost_lite.models import adapters, backends
 from dpost_lite.models.dpo import train_dpo
 from dpost_lite.models.sft import train_sft

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import DpostError, OutOfMemory, RunError, is_out_of_memory
+from dpost_lite.models.backends import cache_dir, device
 
 SECONDS_TO_END = 10
 KILLED = 9  # the signal with which Linux ends a process when memory runs out
@@ -91,8 +92,7 @@ def _run(
 def _context() -> Any:
     """How children are started here. Huge pages are asked for: sampling reads gigabytes a step, a tenth faster so."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch at its first allocation
-    from dpost_lite.models.backends import device
-
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # shared by the stages
     if device() == "cuda" or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

@@ -21,11 +21,11 @@ from dpost_lite.command import (
     OneLineErrors,
     Policy,
     Precision,
-    as_overrides,
     choice,
     default_recipe,
     file_size,
     lines_of_stdin,
+    overrides,
     print_version,
 )
 from dpost_lite.errors import ExportError
@@ -98,6 +98,7 @@ def run(
     """
     from rich.console import Console
 
+    from dpost_lite.manifest import NAME, write_manifest
     from dpost_lite.planner.device import hide_gpu
     from dpost_lite.planner.pace import planned_stages
     from dpost_lite.planner.plan import estimate, fit
@@ -108,20 +109,13 @@ def run(
     from dpost_lite.selftrain import self_train
     from dpost_lite.stages import preflight
 
-    options = {
-        "data.train": data,
-        "data.data_dir": data_dir,
-        "data.limit": limit,
-        "model.name": model,
-        "seed": seed,
-        "rounds": rounds,
-        "method": method,
-        "model.precision": precision,
-    }
     settings = settings or []
     train = next((s.partition("=")[2] for s in reversed(settings) if s.startswith("data.train=")), data)
     source = recipe or (None if gpu_mem not in (None, "cpu") and train is None else default_recipe(train))
-    given = as_overrides(options) + settings
+    given = overrides(
+        data=data, data_dir=data_dir, limit=limit, model=model, seed=seed, rounds=rounds, method=method,
+        precision=precision,
+    ) + settings  # fmt: skip
     loaded = load_recipe(source, given)
     folder = out or Path("runs") / Path(source or loaded.data.train).stem
     console = Console()
@@ -133,16 +127,20 @@ def run(
         made = fit(loaded, gpu_mem, base=begun)
         typer.echo(f"{made}\n")
         loaded = load_recipe(source, [*made.settings, *given])
-    preflight(loaded, folder)  # a mistake shall not leave a folder behind
+    model_dir = preflight(loaded, folder)  # a mistake shall not leave a folder behind
     made = made or estimate(loaded)
     with TerminalView(console, stages=planned_stages(loaded)) as view:
-        outcome = self_train(loaded, Run.create(folder, loaded, listeners=(view,)), made)
+        opened = Run.create(folder, loaded, listeners=(view,))
+        with opened.locked():
+            outcome = self_train(loaded, opened, made)
     console.print("", summary.score_table(outcome.scores), "")
     console.print(plain(summary.verdict(outcome.scores)), soft_wrap=True)
     for solved in read_json(outcome.solved.path / "solved.json"):
         console.print(summary.solved_problem(solved), soft_wrap=True)
     file = outcome.export.path / outcome.export.metrics["file"]
     console.print(summary.whereabouts(folder, best=outcome.best, file=file), soft_wrap=True)
+    if not (folder / NAME).is_file():
+        write_manifest(opened, loaded, model_dir, sys.argv)
 
 
 @app.command("eval")
@@ -265,7 +263,7 @@ def data(
 
     if split is not None:
         choice("--split", split, {"train": None, "test": None})
-    recipe = load_recipe(default_recipe(source), as_overrides({"model.name": model, "data.data_dir": data_dir}))
+    recipe = load_recipe(default_recipe(source), overrides(model=model, data_dir=data_dir))
     console = Console()
     for text in describe(source, recipe, split=split):
         console.print(text, soft_wrap=True)
@@ -303,19 +301,15 @@ def plan(
     from dpost_lite.report.terminal import as_hours
 
     settings = settings or []
-    options = {
-        "--data": ("data.train", data),
-        "--data-dir": ("data.data_dir", data_dir),
-        "--limit": ("data.limit", limit),
-        "--precision": ("model.precision", precision),
-    }
-    given = as_overrides({"model.name": model, **dict(options.values())}) + settings
+    options = {"data": data, "data_dir": data_dir, "limit": limit, "precision": precision}
+    given = overrides(model=model, **options) + settings
     source = recipe or (default_recipe(data) if gpu_mem == "cpu" else None)
     made = plan_for(load_recipe(source, given), gpu_mem)
     typer.echo(made)
     Console().print("", plan_table([asdict(stage) for stage in made.stages], is_cpu=made.device.is_cpu))
     again = ["--gpu-mem", gpu_mem, *(["--recipe", recipe] if recipe else []), "--model", made.shape.name]
-    again += [word for name, (_, value) in options.items() if value is not None for word in (name, str(value))]
+    for name, value in options.items():
+        again += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     device = made.device
     typer.echo(
         f"\npeak {made.largest.peak_bytes / GIB:.1f} of {device.memory_bytes / GIB:.1f} GiB, counted from the model's "
@@ -323,6 +317,22 @@ def plan(
         f"{device.bandwidth / 1e9:.0f} GB/s ({device.rates_of})\n"
         f"next: dpost-lite run {shlex.join([*again, *settings])}"
     )
+
+
+@app.command("verify")
+def verify_(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.")], debug: Debug = False
+) -> None:
+    """Check every file of a finished run against its manifest; exit code 1 if one was changed or lost."""
+    from dpost_lite.manifest import verify
+    from dpost_lite.report.terminal import printable
+
+    found = verify(source)
+    for line in found:
+        typer.echo(printable(line))
+    if found:
+        raise typer.Exit(1)
+    typer.echo(f"{source}: every file is as the run left it")
 
 
 @app.command()

@@ -25,7 +25,7 @@ class Clock:
         self._ratios: dict[str, float] = {}  # measured / planned, by kind of stage
         self._emit = emit
         self._stage, self._started, self._first = "", 0.0, (0.0, 0.0)
-        self._done, self._is_calibrated = 0.0, False
+        self._done, self._is_calibrated, self._is_resumed = 0.0, False, False
         emit(
             "planned",
             seconds=round(plan.seconds),
@@ -40,6 +40,7 @@ class Clock:
         if kind == "stage_started":
             self._stage, self._started, self._first = stage, event["time"], (0.0, 0.0)
             self._done, self._is_calibrated = 0.0, False
+            self._is_resumed = event.get("resumed", False)
             if stage in self._to_come:
                 for name in itertools.takewhile(lambda name: name != stage, list(self._to_come)):
                     self._to_come.pop(name)  # left out: no pairs, or no further round
@@ -48,7 +49,9 @@ class Clock:
             self._on_progress(event)
         elif kind in ("stage_finished", "stage_skipped"):
             self._to_come.pop(stage, None)
-            self._learn(stage, event["seconds"])
+            if not self._is_resumed:  # of one that was stopped, not all of its time may be known
+                self._learn(stage, event["seconds"])
+            self._is_resumed = False
 
     def _on_progress(self, event: dict[str, Any]) -> None:
         first_time, first_done = self._first

@@ -14,6 +14,12 @@ from typer.core import TyperGroup
 
 from dpost_lite.errors import DpostError, RecipeError, nearest
 
+KEYS = {
+    "data": "data.train", "data_dir": "data.data_dir", "limit": "data.limit", "model": "model.name", "seed": "seed",
+    "rounds": "rounds", "method": "method", "precision": "model.precision",
+}  # fmt: skip
+"""What an option of the command line is called in a recipe."""
+
 REHEARSAL = "rehearsal"  # the recipe of a bare `dpost-lite run`
 
 
@@ -87,11 +93,11 @@ def default_recipe(data: str | None) -> str | None:
     return REHEARSAL if data in (None, "synthetic") else None
 
 
-def as_overrides(options: dict[str, Any]) -> list[str]:
+def overrides(**options: Any) -> list[str]:
     """Return the options that were given as `key=value`; text in quotes, since YAML would read `no` as false."""
     return [
-        f"{key}={value if isinstance(value, int) else json.dumps(str(value), ensure_ascii=False)}"
-        for key, value in options.items()
+        f"{KEYS[name]}={value if isinstance(value, int) else json.dumps(str(value), ensure_ascii=False)}"
+        for name, value in options.items()
         if value is not None
     ]
 

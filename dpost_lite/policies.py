@@ -1,7 +1,7 @@
 """What a policy, an adapter on its base, is for: to answer problems, and to go home as a file."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,12 @@ def answers(
     purpose: str,
     num_samples: int = 1,
     temperature: float = 0.0,
+    done: Iterable[Rationale] = (),
 ) -> Iterator[Rationale]:
-    """Yield graded rationales of a loaded policy as they end, sampled as the recipe says; greedy unless told."""
+    """Yield graded rationales of a loaded policy as they end, sampled as the recipe says; greedy unless told.
+
+    Those in `done` are not drawn again.
+    """
     from dpost_lite.sampling.sampler import sample
 
     sampling = recipe.sampling
@@ -53,6 +57,7 @@ def answers(
         max_rows=sampling.max_rows,
         memory_gib=sampling.memory_gib,
         seed=recipe.seed,
+        done=done,
     )
 
 

@@ -7,7 +7,9 @@ its inputs: if they differ, that is an error, never silent reuse.
 
     RUN/run.json           recipe and version
     RUN/events.jsonl       one JSON object per event, append-only (see report/)
-    RUN/STAGE/done.json    fingerprint, settings, seconds, metrics
+    RUN/STAGE/done.json    fingerprint, settings, seconds, peak memory, metrics
+    RUN/STAGE.partial/     an unfinished stage; sampling goes on with what it holds
+    RUN/manifest.json      what a finished run was made of and made (see manifest.py)
 """
 
 import hashlib
@@ -15,15 +17,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from dpost_lite import __version__
 from dpost_lite.errors import RunError
 from dpost_lite.recipe import Recipe, validate
 
+BEGUN = "begun.json"  # in the folder of an unfinished stage: its fingerprint, and seconds that went into it
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -44,6 +50,24 @@ class Run:
         self.path = path
         self._listeners = listeners
         self._recipe = recipe
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others from running in the folder. The system frees the lock of a process that died, however it died.
+
+        Raises RunError if another process works in it.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"--out: another process works in {self.path}; wait for it, or name another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every event from now on."""
@@ -85,13 +109,15 @@ class Run:
         *inputs: Artifact,
         settings: dict[str, Any],
         renew: bool = False,
+        resumes: bool = False,
     ) -> Artifact:
         """Do `work(folder)` once, and never again: a finished stage of the same settings and inputs is loaded.
 
         `work` writes its files into the folder it is given and may return metrics; what it says under "used" (peak
-        memory, by name) is kept apart from them. Raises RunError, with the
-        difference, if the stage was finished with other settings or inputs. With `renew`, a stage whose inputs alone
-        changed (a run that was given more rounds exports another policy) is done again; the old folder is kept aside.
+        memory, by name) is kept apart from them. With `renew`, a stage whose inputs alone changed (a run that was given
+        more rounds exports another policy) is done again; the old folder is kept aside. With `resumes`, work that was
+        stopped finds its folder as it left it, if settings and inputs are the same. Raises RunError, with the
+        difference, if the stage was finished with other settings or inputs.
         """
         settings = json.loads(json.dumps(settings, default=str))
         given = {"settings": settings, "inputs": {a.name: a.fingerprint for a in inputs}}
@@ -106,19 +132,24 @@ class Run:
                 raise RunError(self._difference(name, done, given))
             folder.rename(folder.with_name(f"{folder.name}-before-{done['fingerprint'][:8]}"))
         partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        before = _seconds_begun(partial, fingerprint) if resumes else None
+        if before is None:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
         self._record_recipe()
-        self.emit("stage_started", stage=name)
-        started = time.monotonic()
+        (self.path / "manifest.json").unlink(missing_ok=True)  # of a run that ended earlier than this one will
+        self.emit("stage_started", stage=name, resumed=before is not None)
+        started = time.monotonic() - (before or 0.0)
+        write_json(partial / BEGUN, {"fingerprint": fingerprint, "seconds": before or 0.0})
         try:
             metrics = work(partial) or {}
-        except Exception:
-            shutil.rmtree(partial, ignore_errors=True)
+        except BaseException:
+            write_json(partial / BEGUN, {"fingerprint": fingerprint, "seconds": time.monotonic() - started})
             raise
         took = {"seconds": round(time.monotonic() - started, 1), **metrics.pop("used", {})}
         write_json(partial / "done.json", {"fingerprint": fingerprint, **given, **took, "metrics": metrics})
         partial.rename(folder)
+        (folder / BEGUN).unlink()
         self.emit("stage_finished", stage=name, **took, metrics=metrics)
         return Artifact(name, folder, fingerprint, metrics)
 
@@ -147,6 +178,12 @@ class Run:
             f"--out: {self.path} holds stage '{name}' made with other settings ({what}); "
             "give the same command again, or name another --out folder"
         )
+
+
+def _seconds_begun(partial: Path, fingerprint: str) -> float | None:
+    """Seconds that went into an unfinished stage with this fingerprint, as far as it could note them; None if new."""
+    begun = read_json(partial / BEGUN) if (partial / BEGUN).is_file() else {}
+    return begun["seconds"] if begun.get("fingerprint") == fingerprint else None
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -164,6 +164,7 @@ class Stages:
             data_dir=data.path,
             policy_dir=policy.path if policy else None,
             policy_name=name,
+            resumes=True,
             parts=[part for part in ("dev", "test") if data.metrics[part]],
         )
         self.test_scores.append(from_dict(Score, stage.metrics["test"]))
@@ -220,6 +221,7 @@ class Stages:
             policy_dir=policy.path,
             purpose=name,
             num_samples=num_samples,
+            resumes=True,
         )
 
     def _train(
@@ -265,6 +267,7 @@ class Stages:
         *inputs: Artifact,
         settings: dict[str, Any],
         renew: bool = False,
+        resumes: bool = False,
         first_import: str | None = None,
         **arguments: Any,
     ) -> Artifact:
@@ -283,7 +286,7 @@ class Stages:
                 **arguments,
             )
 
-        return self._run.stage(name, in_child, *inputs, settings=settings, renew=renew)
+        return self._run.stage(name, in_child, *inputs, settings=settings, renew=renew, resumes=resumes)
 
     def _settings(self, *parts: str) -> dict[str, Any]:
         """The parts of the recipe that a stage depends on; how work is cut to fit the machine changes no result."""

@@ -18,7 +18,9 @@ from dpost_lite.problems.records import (
     PreferencePair,
     Problem,
     Rationale,
+    append_jsonl,
     read_jsonl,
+    resume_jsonl,
     write_jsonl,
 )
 from dpost_lite.problems.scoring import score
@@ -96,6 +98,7 @@ def draw(
     """Draw and grade rationales for every training problem. Writes them in the order of (problem, sample)."""
     problems = list(read_jsonl(data_dir / "train.jsonl", Problem))
     drawn = _drawn(
+        out / "rationales.jsonl",
         adapters.load_policy(model_dir, policy_dir, recipe),
         problems,
         recipe,
@@ -105,7 +108,6 @@ def draw(
         temperature=recipe.sampling.temperature,
         progress=progress,
     )
-    write_jsonl(out / "rationales.jsonl", drawn)
     return {
         "rationales": len(drawn),
         "right": sum(r.correct for r in drawn),
@@ -132,9 +134,9 @@ def grade(
     model = adapters.load_policy(model_dir, policy_dir, recipe)
     for part in parts:
         problems = list(read_jsonl(data_dir / f"{part}.jsonl", Problem))
-        graded = _drawn(model, problems, recipe, model_dir, purpose=f"score/{part}", progress=progress)
+        file = out / f"{part}.jsonl"
+        graded = _drawn(file, model, problems, recipe, model_dir, purpose=f"score/{part}", progress=progress)
         metrics[part] = asdict(score(policy_name, graded, problems, has_calculator=recipe.calculator.enabled))
-        write_jsonl(out / f"{part}.jsonl", graded)
     return metrics
 
 
@@ -147,6 +149,7 @@ def export(
 
 
 def _drawn(
+    file: Path,
     model: Any,
     problems: list[Problem],
     recipe: Recipe,
@@ -157,21 +160,36 @@ def _drawn(
     temperature: float = 0.0,
     progress: Progress,
 ) -> list[Rationale]:
-    total, num_right, done = len(problems) * num_samples, 0, []
-    for rationale in answers(
-        model,
-        prompter_of(recipe, model_dir),
-        problems,
-        recipe,
-        purpose=purpose,
-        num_samples=num_samples,
-        temperature=temperature,
-    ):
-        done.append(rationale)
-        num_right += rationale.correct
-        progress(len(done), total, "rationales", right=num_right / len(done))
+    """Draw rationales and write them to `file`, in the order of (problem, sample).
+
+    As they end they are appended to a shard beside it; one that a stopped process left is gone on with.
+    """
+    total, shard = len(problems) * num_samples, file.with_suffix(".shard")
+    if file.exists():  # a part of the stage that was done before it was stopped
+        shard.unlink(missing_ok=True)
+        return list(read_jsonl(file, Rationale))
+    done = resume_jsonl(shard, Rationale)
+    num_right = sum(rationale.correct for rationale in done)
+    with shard.open("a", encoding="utf-8", newline="\n") as appended:
+        for rationale in answers(
+            model,
+            prompter_of(recipe, model_dir),
+            problems,
+            recipe,
+            purpose=purpose,
+            num_samples=num_samples,
+            temperature=temperature,
+            done=list(done),
+        ):
+            append_jsonl(appended, rationale)
+            done.append(rationale)
+            num_right += rationale.correct
+            progress(len(done), total, "rationales", right=num_right / len(done))
     order = {problem.id: i for i, problem in enumerate(problems)}
-    return sorted(done, key=lambda r: (order[r.problem_id], r.sample))
+    done.sort(key=lambda r: (order[r.problem_id], r.sample))
+    write_jsonl(file, done)
+    shard.unlink()
+    return done
 
 
 def _gold(corpus: Corpus, recipe: Recipe, model_dir: Path) -> list[LabelledRationale]:

@@ -24,7 +24,7 @@ from dpost_lite.problems.records import Problem, Score, write_jsonl
 from dpost_lite.recipe import DataRecipe, ModelRecipe, Recipe, load_recipe
 from dpost_lite.rundir import Artifact, Run, write_json
 
-COMMANDS = ("run", "plan", "eval", "solve", "export", "data", "doctor")
+COMMANDS = ("run", "plan", "eval", "solve", "export", "data", "verify", "doctor")
 HEAVY = ("torch", "transformers", "datasets", "trl", "llama_cpp", "numpy", "yaml", "rich", "dpost_lite.recipe")
 TINY = {  # as much of a model as the command line looks at before it works
     "model_type": "llama",
@@ -218,6 +218,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
     monkeypatch.setattr(selftrain, "self_train", self_train)
     monkeypatch.setattr(stages, "preflight", lambda recipe, folder: folder)
     monkeypatch.setattr("dpost_lite.planner.plan.estimate", lambda recipe: None)
+    monkeypatch.setattr("dpost_lite.manifest.write_manifest", lambda *_: None)
     return calls
 
 

@@ -95,6 +95,13 @@ def test_a_second_part_of_a_stage_counts_from_its_own_start(clock, told):
     assert told[-1]["expected"] == pytest.approx(180 + 99 * 1.2)
 
 
+def test_a_stage_that_was_stopped_says_nothing_about_the_others(clock, told):
+    clock({**start("sft-0", 0), "resumed": True})
+    clock(finish("sft-0", 6))
+    clock(start("round-1/sft", 10))
+    assert told[-1]["seconds"] == 1200 + 50
+
+
 def test_stages_that_take_no_time_teach_nothing(clock, told):
     clock(start("data", 0))
     clock(finish("data", 3))

@@ -1,7 +1,11 @@
 """The run folder: finished stages are loaded, changed ones refused, broken ones done again."""
 
+import contextlib
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,80 @@ def again(run: Run) -> Run:
 
 def events(run: Run) -> list[dict]:
     return [json.loads(line) for line in (run.path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_two_processes_do_not_run_in_one_folder(run):
+    code = f"""
+from pathlib import Path
+from dpost_lite.rundir import Run
+with Run(Path({str(run.path)!r})).locked():
+    pass
+"""
+    command = [sys.executable, "-c", code]
+    with run.locked():
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "RunError: --out: another process works in" in refused.stderr
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX signals")
+def test_the_lock_of_a_killed_process_is_free(run):
+    code = f"""
+import os, signal
+from pathlib import Path
+from dpost_lite.rundir import Run
+with Run(Path({str(run.path)!r})).locked():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    with run.locked():
+        pass
+
+
+def test_work_that_can_go_on_finds_what_it_left(run):
+    found = []
+
+    def stopped(out: Path) -> dict:
+        found.append(sorted(path.name for path in out.iterdir()))
+        (out / "shard").write_text("half")
+        if len(found) < 3:
+            raise OSError("the disk is full")
+        return {}
+
+    for settings in (SETTINGS, SETTINGS, {**SETTINGS, "seed": 2}):
+        with pytest.raises(OSError, match="disk is full") if len(found) < 2 else contextlib.nullcontext():
+            run.stage("samples", stopped, settings=settings, resumes=True)
+    assert found == [["begun.json"], ["begun.json", "shard"], ["begun.json"]]  # other settings begin anew
+    assert sorted(path.name for path in (run.path / "samples").iterdir()) == ["done.json", "shard"]
+    assert [event["resumed"] for event in events(run) if event["kind"] == "stage_started"] == [False, True, False]
+
+
+def test_the_time_before_a_stop_counts(run, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("dpost_lite.rundir.time.monotonic", lambda: now[0])
+
+    def stopped(out: Path) -> dict:
+        now[0] += 30
+        if now[0] < 150:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("samples", stopped, settings=SETTINGS, resumes=True)
+    now[0] = 500
+    made = run.stage("samples", stopped, settings=SETTINGS, resumes=True)
+    assert read_json(made.path / "done.json")["seconds"] == 60
+
+
+def test_other_work_begins_anew(run):
+    def stopped(out: Path) -> dict:
+        (out / "half").write_text("")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="disk is full"):
+        run.stage("sft", stopped, settings=SETTINGS)
+    made = run.stage("sft", Work(), settings=SETTINGS)
+    assert sorted(path.name for path in made.path.iterdir()) == ["done.json", "file.txt"]
 
 
 # Stages

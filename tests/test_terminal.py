@@ -132,9 +132,10 @@ def test_live_block_shows_stage_bar_rate_time_left_metrics_and_place() -> None:
 def test_time_to_go_is_the_plans_then_what_was_measured() -> None:
     screen = Screen(is_terminal=True, stages=PLAN)
     screen.tell("stage_started", stage="sft-0")
-    assert "to go" not in screen.block()  # nobody has said
-    screen.tell("planned", seconds=600, rates="measured here")
-    assert screen.lines[-1] == "about 10:00 in all, estimated from rates measured here"
+    screen.tell("planned", seconds=700, rates="measured here")
+    assert "to go" not in screen.block() + screen.text  # nobody has said: all may be done already
+    screen.tell("time_left", seconds=600)
+    assert screen.lines[-1] == "about 10:00 to go, estimated from rates measured here"
     screen.now += 100
     assert "about 8:20 to go" in screen.block()
     screen.tell("time_left", seconds=700, stage="sft-0", planned=300.0, expected=420.0)

@@ -197,6 +197,12 @@ def test_sft_learns_and_counts(base_dir, prompter, tmp_path):
         run_sft(base_dir, prompter, tmp_path, max_length=16)
 
 
+def test_training_that_diverges_is_stopped_and_saves_nothing(base_dir, prompter, tmp_path):
+    with pytest.raises(ModelError, match=r"the loss is (nan|inf) at step \d+ of 8; lower sft\.learning_rate"):
+        run_sft(base_dir, prompter, tmp_path, num=16, epochs=2, learning_rate=1e30, max_grad_norm=1e30, warmup_ratio=0)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("micro_batch_size", [1, 2])
 def test_sft_batches_do_not_depend_on_how_they_are_cut(base_dir, prompter, tmp_path, micro_batch_size):
     """Accumulated losses weigh every token alike: one step of 4 is one step of 2 × 2 and of 4 × 1."""

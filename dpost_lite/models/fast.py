@@ -4,19 +4,17 @@ Importing it changes transformers, peft and trl in over a hundred places, so thi
 process that does nothing but train (see `backends.first_import`). Sampling and export never go through it.
 """
 
-import importlib.metadata
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ModelError
-from dpost_lite.models.backends import cache_dir, compute_dtype
+from dpost_lite.models.backends import compute_dtype
 from dpost_lite.recipe import LoraRecipe, ModelRecipe
 
-# Read by unsloth when it is imported. Its own choice for compiled code is the folder one happens to be in.
-os.environ.setdefault(
-    "UNSLOTH_COMPILE_LOCATION", str(cache_dir() / f"unsloth-{importlib.metadata.version('unsloth')}-compiled")
-)
+# Read by unsloth when it is imported. Its own choice for generated code is the folder one happens to be in.
+os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path(tempfile.gettempdir()) / "unsloth-compiled"))
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 
 from unsloth import FastLanguageModel

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dpost_lite.errors import ModelError
 from dpost_lite.models.backends import compute_dtype, device
 from dpost_lite.recipe import DpoRecipe, SftRecipe
 
@@ -69,6 +70,7 @@ def shared_arguments(
         "eval_strategy": "no",
         "logging_strategy": "steps",
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # a loss that is no number is to be seen
         "report_to": "none",
         "disable_tqdm": True,
     }
@@ -77,16 +79,22 @@ def shared_arguments(
 def train(trainer: Any, lengths: Sequence[int], progress: Progress) -> list[dict[str, Any]]:
     """Run a trl trainer and return its log, one dictionary per optimiser step.
 
-    `lengths` are the tokens of its rows; the longest are tried first, so that memory runs out now or never.
+    `lengths` are the tokens of its rows; the longest are tried first, so that memory runs out now or never. Raises
+    ModelError when the loss becomes infinite or NaN.
     """
     from transformers import PrinterCallback, TrainerCallback
     from transformers.utils import logging
 
     class Report(TrainerCallback):
-        """Hands each logged step to `progress`."""
+        """Hands each logged step to `progress`, and stops where the loss is no number."""
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:
+                if not math.isfinite(logs["loss"]):
+                    raise ModelError(
+                        f"training diverged: the loss is {logs['loss']} at step {state.global_step} of "
+                        f"{state.max_steps}; lower sft.learning_rate or dpo.learning_rate"
+                    )
                 progress(state.global_step, state.max_steps, "steps", loss=logs["loss"])
 
     keep_float32(trainer.model)

@@ -14,6 +14,8 @@ from dpost_lite.models import backends
 
 GIB = 2**30
 CONTEXT_BYTES = 0.6 * GIB  # CUDA, cuBLAS and the kernels loaded, which PyTorch does not count
+HERE = "measured here"
+NAMED_SHARE = 1.05  # a card may report a little less than it is named for
 UNITS = {"gb": 1e9, "g": 1e9, "gib": GIB, "mb": 1e6, "mib": 2**20}
 
 # Of cards with so many GB: FLOP/s of bfloat16 products accumulated in float32, without sparsity, and bytes/s of memory,
@@ -74,14 +76,14 @@ def find_device(size: str) -> Device:
         return this_cpu()
     asked = None if size == "auto" else parse_memory(size)
     found = this_gpu()
-    if found is None or (asked or 0) > found[1]:
+    if found is None or (asked or 0) > NAMED_SHARE * found[1]:
         if asked is None:
             raise RecipeError("--gpu-mem auto: this machine has no CUDA GPU; give a size to plan for, such as 24GB")
         return card(asked)
     free, total, flops, bandwidth = found
     if asked is None:
-        return Device("cuda", free, 2, flops, bandwidth, "measured here")
-    return Device("cuda", min(asked, free), 2, flops, bandwidth, "measured here", total)
+        return Device("cuda", free, 2, flops, bandwidth, HERE)
+    return Device("cuda", min(asked, free), 2, flops, bandwidth, HERE, total)
 
 
 def card(memory_bytes: float) -> Device:
@@ -98,7 +100,7 @@ def this_cpu() -> Device:
     dtype = backends.compute_dtype(on="cpu")
     flops, bandwidth = _rates(torch.device("cpu"), dtype, size=1024)
     memory = float(psutil.virtual_memory().available)
-    return Device("cpu", memory, dtype.itemsize, flops, bandwidth, "measured here")
+    return Device("cpu", memory, dtype.itemsize, flops, bandwidth, HERE)
 
 
 def this_gpu() -> tuple[float, float, float, float] | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from dpost_lite.errors import ModelError, RecipeError
 from dpost_lite.models import backends
 from dpost_lite.models.shapes import BASES, ModelShape, read_shape
-from dpost_lite.planner.device import GIB, Device, find_device
+from dpost_lite.planner.device import GIB, HERE, Device, find_device
 from dpost_lite.planner.footprint import (
     Parts,
     logits_in_chunks,
@@ -117,20 +117,27 @@ def plan_for(recipe: Recipe, size: str, *, base: str | None = None) -> Plan:
     time is short and not memory, the recipe's default. Raises RecipeError for a bad size, DataError for problems that
     cannot be read, and ModelError, with what would fit, if the model does not.
     """
-    device, work = find_device(size), workload_of(recipe)
+    return _plan_on(find_device(size), recipe, base)
+
+
+def _plan_on(device: Device, recipe: Recipe, base: str | None) -> Plan:
+    work = workload_of(recipe)
     if device.is_cpu or "name" in recipe.model.model_fields_set:
         base = recipe.model.name
     return make_plan(recipe, find_shape(base), device, work) if base else pick_base(recipe, device, work)
 
 
 def fit(recipe: Recipe, size: str, *, base: str | None = None) -> Plan:
-    """Plan as `plan_for` does, for this machine. Raises RecipeError if it lacks the GPU that `size` speaks of."""
+    """Plan as `plan_for` does, to run here. Raises RecipeError if this machine has no such GPU."""
     if size != "cpu" and backends.device() != "cuda":
         raise RecipeError(
             f"--gpu-mem {size}: this machine has no CUDA GPU; give cpu, or leave it out, to run on the CPU, "
             f"or see what a GPU would do with `dpost-lite plan --gpu-mem {'24GB' if size == 'auto' else size}`"
         )
-    return plan_for(recipe, size, base=base)
+    device = find_device(size)
+    if device.rates_of != HERE:
+        raise RecipeError(f"--gpu-mem {size}: this machine's GPU has less; give auto, or a smaller size")
+    return _plan_on(device, recipe, base)
 
 
 def estimate(recipe: Recipe) -> Plan:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TextIO, TypeVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +95,42 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> int:
     num_records = 0
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
         for record in records:
-            file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+            file.write(as_line(record))
             num_records += 1
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     return num_records
+
+
+def append_jsonl(file: TextIO, record: Any) -> None:
+    """Append one record to an open file, and let the system have it: a process that is killed loses no whole line."""
+    file.write(as_line(record))
+    file.flush()
+
+
+def resume_jsonl(path: Path, kind: type[Record]) -> list[Record]:
+    """Return the records that a process appended before it was stopped; from the first broken line on they are cut."""
+    if not path.exists():
+        return []
+    records, whole = [], 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                record = from_dict(kind, json.loads(line)) if line.endswith(b"\n") else None
+            except (ValueError, TypeError, AttributeError):
+                record = None
+            if record is None:
+                break
+            records.append(record)
+            whole += len(line)
+    os.truncate(path, whole)
+    return records
+
+
+def as_line(record: Any) -> str:
+    """Return a record as its JSON object, with the end of the line."""
+    return json.dumps(asdict(record), ensure_ascii=False) + "\n"
 
 
 def read_jsonl(path: Path, kind: type[Record]) -> Iterator[Record]:

@@ -77,6 +77,7 @@ class TerminalView:
         self._console = console
         self._clock = clock
         self._stages = list(stages)
+        self._rates = ""  # whose rates the time is estimated from
         self._time_left_at: tuple[float, float] | None = None  # of the run: seconds, and when that was said
         self._opened = clock()
         self._running: _Running | None = None
@@ -115,12 +116,14 @@ class TerminalView:
         self._print_end("·", event, "done", "already done")
 
     def _on_planned(self, event: Mapping[str, Any]) -> None:
-        self._time_left_at = event["seconds"], self._clock()
-        self._print(f"about {as_time(event['seconds'])} in all, estimated from rates {event['rates']}")
+        self._rates = event["rates"]
 
     def _on_time_left(self, event: Mapping[str, Any]) -> None:
+        is_first = self._time_left_at is None
         self._time_left_at = event["seconds"], self._clock()
-        if event.get("stage"):
+        if is_first:
+            self._print(f"about {as_time(event['seconds'])} to go, estimated from rates {self._rates}")
+        elif event.get("stage"):
             pace = f"{event['stage']} planned {as_time(event['planned'])}, at this pace {as_time(event['expected'])}"
             self._print(f"about {as_time(event['seconds'])} to go: {pace}")
 

@@ -84,7 +84,7 @@ class Engine:
         Raises OutOfMemory when memory does not suffice for a single row.
         """
         self._forget()
-        self._waiting.extend((request, list(range(request.num_samples))) for request in requests)
+        self._waiting.extend((request, request.samples) for request in requests if request.samples)
         before, was_training = self._model.config._attn_implementation, self._model.training
         self._model.set_attn_implementation(register())
         self._model.eval()

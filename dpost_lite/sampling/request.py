@@ -21,7 +21,8 @@ class Request:
 
     `prefix_ids` is an optional start of the answer; it is not part of the output. `temperature` 0 is greedy; a tuple is
     a schedule by step of the rationale: its first value for the first step that is written (a prefix's do not count),
-    its last for all that follow (SCDPO, section 3.2). Equal `(seed, sample)` draw equal answers.
+    its last for all that follow (SCDPO, section 3.2). Equal `(seed, sample)` draw equal answers; those in `done` are
+    there already and not drawn again.
     """
 
     key: Any
@@ -29,10 +30,16 @@ class Request:
     stop_ids: frozenset[int]
     prefix_ids: tuple[int, ...] = ()
     num_samples: int = 1
+    done: frozenset[int] = frozenset()
     temperature: float | tuple[float, ...] = 0.0
     top_p: float = 1.0
     max_new_tokens: int = 300
     seed: int = 0
+
+    @property
+    def samples(self) -> list[int]:
+        """The samples to draw."""
+        return [sample for sample in range(self.num_samples) if sample not in self.done]
 
     @property
     def read_ids(self) -> tuple[int, ...]:

@@ -4,7 +4,8 @@ Seeds are per (purpose, problem, sample), so a rationale depends on neither its 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dpost_lite.problems.calculator import Calculator
@@ -29,14 +30,18 @@ def sample(
     max_rows: int = 256,
     memory_gib: float | None = None,
     seed: int = 0,
+    done: Iterable[Rationale] = (),
 ) -> Iterator[Rationale]:
-    """Yield `num_samples` graded rationales for each problem, in the order in which they end.
+    """Yield `num_samples` graded rationales for each problem, in the order in which they end, but for those in `done`.
 
     `purpose` names the stage that asks and is part of the seed; `temperature` 0 is greedy, a tuple gives one for each
     step (line) of the rationale, the last for all that follow. `memory_gib` bounds cache and logits; None takes a share
     of what is free. A rationale is right when the number after its last `####` equals the problem's answer (DPO-ST,
     section 4.1); an unfinished one never is.
     """
+    drawn = defaultdict(set)
+    for rationale in done:
+        drawn[rationale.problem_id].add(rationale.sample)
     forcer = Forcer(prompter.token_text(), prompter.encode, calculator) if calculator else None
     requests = [
         Request(
@@ -44,6 +49,7 @@ def sample(
             prompt_ids=prompter.prompt_ids(problem.question),
             stop_ids=frozenset({prompter.stop_id}),
             num_samples=num_samples,
+            done=frozenset(drawn[problem.id]),
             temperature=temperature,
             top_p=top_p,
             max_new_tokens=max_new_tokens,

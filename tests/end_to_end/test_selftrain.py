@@ -5,15 +5,18 @@ something to do, and nothing of it is faked.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from dpost_lite.child import _context
 from dpost_lite.errors import DataError, ModelError, OutOfMemory, RecipeError, RunError
 from dpost_lite.evaluate import policies_of
 from dpost_lite.local.solver import Solver
+from dpost_lite.manifest import CHANGING
 from dpost_lite.models import backends
 from dpost_lite.policies import calculator_of
 from dpost_lite.problems.prompts import Prompter
@@ -100,6 +103,13 @@ def sft(start, tmp_path_factory) -> Finished:
 @pytest.fixture(params=["dpo_st", "st", "sft"])
 def finished(request) -> Finished:
     return request.getfixturevalue(request.param)
+
+
+def same_rationales(run: Finished, other: Finished, name: str) -> None:
+    """The same token by token; log-probabilities are sums in float32, whose last digits other processes round."""
+    drawn, expected = (r.records(name, Rationale) for r in (run, other))
+    assert [replace(r, logprob=0.0) for r in drawn] == [replace(r, logprob=0.0) for r in expected]
+    assert [r.logprob for r in drawn] == pytest.approx([r.logprob for r in expected], abs=1e-3)
 
 
 def expected_stages(recipe: Recipe) -> list[str]:
@@ -223,12 +233,12 @@ def test_the_methods_share_their_warm_up(dpo_st, st, sft):
 
 
 def test_the_same_command_again_does_nothing_again(finished, start):
-    before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.name != "events.jsonl"}
+    before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.name not in CHANGING}
     again = start(finished.path, f"method={finished.recipe.method}", f"rounds={finished.recipe.rounds}")
     assert {event["kind"] for event in again.events} == {"stage_skipped"}
     assert again.stages("stage_skipped") == expected_stages(finished.recipe)
     assert again.outcome == finished.outcome
-    after = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.name != "events.jsonl"}
+    after = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.name not in CHANGING}
     assert {path for path in before if before[path] != after[path] and path.is_file()} == set()
 
 
@@ -255,19 +265,57 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_unbroken_one(sft, start, tm
     assert (resumed.path / name).read_bytes() == (sft.path / name).read_bytes()
 
 
+@pytest.mark.parametrize("how", ["interrupted", "killed"])
+def test_sampling_goes_on_to_the_sample(dpo_st, start, tmp_path, how):
+    """What was drawn is kept, only what is missing is drawn, and the run ends like an unbroken one."""
+    name = "round-1/samples-pairs"
+    if how == "killed" and _context().get_start_method() != "forkserver":
+        pytest.skip("the stage's process is looked for below a fork server")
+    is_stopped = False
+
+    def stop(event: dict[str, Any]) -> None:
+        nonlocal is_stopped
+        if is_stopped or event.get("unit") != "rationales" or event["done"] < 20 or event["total"] < 50:
+            return
+        is_stopped = True
+        if how == "interrupted":
+            raise KeyboardInterrupt
+        (server,) = (child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline()))
+        for stage in server.children():
+            stage.kill()
+
+    with pytest.raises(KeyboardInterrupt if how == "interrupted" else OutOfMemory):
+        start(tmp_path / "run", "rounds=1", "sampling.max_rows=2", listener=stop)
+    shard = tmp_path / "run" / f"{name}.partial" / "rationales.shard"
+    kept = shard.read_text(encoding="utf-8")
+    assert kept.count("\n") >= 20
+    shard.write_text(kept + kept[:40], encoding="utf-8")  # a line that was being written
+    begun: list[float] = []
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["kind"] == "progress" and event["unit"] == "rationales" and event["total"] > 50:
+            begun.append(event["done"])
+
+    resumed = start(tmp_path / "run", "rounds=1", listener=watch)
+    assert begun[0] == kept.count("\n") + 1
+    same_rationales(resumed, dpo_st, f"{name}/rationales.jsonl")
+    assert resumed.outcome.scores == dpo_st.outcome.scores[:3]
+    assert not list(resumed.path.rglob("*.shard"))
+    assert not list(resumed.path.rglob("begun.json"))
+
+
 def test_the_same_seed_elsewhere_gives_the_same_files(dpo_st, start, tmp_path):
     """One round is enough to see it."""
     other = start(tmp_path / "elsewhere", "rounds=1")
     for name in (
         "data/train.jsonl",
         "data/labels.jsonl",
-        "round-1/samples-pairs/rationales.jsonl",
         "round-1/pairs/pairs.jsonl",
-        "round-1/samples-labels/rationales.jsonl",
         "round-1/labels/labels.jsonl",
-        "score/round-1/test.jsonl",
     ):
         assert (other.path / name).read_bytes() == (dpo_st.path / name).read_bytes(), name
+    for name in ("round-1/samples-pairs/rationales", "round-1/samples-labels/rationales", "score/round-1/test"):
+        same_rationales(other, dpo_st, f"{name}.jsonl")
     assert other.outcome.scores == dpo_st.outcome.scores[:3]
 
 

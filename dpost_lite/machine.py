@@ -1,4 +1,4 @@
-"""What a benchmark ran on: hardware and versions, for every result file."""
+"""What something ran on: hardware and versions, for manifests and benchmarks."""
 
 import importlib.metadata
 import os
@@ -6,18 +6,22 @@ import platform
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "dpost-lite")
+PACKAGES = (
+    "dpost-lite", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth",
+    "llama-cpp-python",
+)  # fmt: skip
 
 
 def describe() -> dict[str, Any]:
     """Return processor, GPU, memory and package versions of this machine."""
+    import psutil
     import torch
 
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "bf16": torch.cpu._is_avx512_bf16_supported(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
