@@ -44,6 +44,7 @@ def save_random(shape: ModelShape, folder: Path) -> Path:
     torch.manual_seed(0)
     with torch.device(backends.device()):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
+    with backends.quiet_transformers():
+        model.save_pretrained(folder)
     backends.load_tokenizer(backends.find(backends.DEMO_MODEL)).save_pretrained(folder)
     return folder
