@@ -13,9 +13,10 @@ object.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
+
+from publish import publish, result_of
 
 from dpost_lite.planner.workload import GSM8K, KEPT_SHARE, RIGHT_SHARE
 from dpost_lite.recipe import Recipe
@@ -34,17 +35,8 @@ def main() -> None:
     print(f"{'design':<12}{'sample':>9}{'DPO':>9}{'SFT':>9}{'a round':>9}   hours")
     for row in rows:
         print(f"{row['design']:<12}{row['sample']:9.1f}{row['dpo']:9.1f}{row['sft']:9.1f}{row['round']:9.1f}")
-    print(f"a round is {rows[1]['round'] / rows[0]['round']:.1f} times as fast")
-    result = {
-        "benchmark": "loop",
-        "command": " ".join(["python", "bench/loop.py", *sys.argv[1:]]),
-        "machine": training["machine"],
-        "samples": arguments.samples,
-        "rows": rows,
-    }
-    if arguments.save:
-        arguments.save.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    print(f"a round takes {rows[1]['round'] / rows[0]['round']:.1f} times as long with the papers' design")
+    publish(result_of("loop", measured_on=training["machine"], samples=arguments.samples, rows=rows), arguments.save)
 
 
 def parse() -> argparse.Namespace:

@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from publish import publish, result_of
 from random_model import add_model_options, model_folder
 
-from dpost_lite.machine import describe
 from dpost_lite.models import backends
 from dpost_lite.planner.device import CONTEXT_BYTES, GIB
 from dpost_lite.planner.pace import kind_of
@@ -46,17 +46,7 @@ def main() -> None:
         f"peak of the run: planned {peaks['planned_gib']:.2f}, measured {peaks['gib']:.2f} GiB; "
         f"seconds: planned {totals['planned_s']:.0f}, measured {totals['s']:.0f}"
     )
-    result = {
-        "benchmark": "memory",
-        "command": " ".join(["python", "bench/memory.py", *sys.argv[1:]]),
-        "machine": describe(),
-        "rows": rows,
-        **totals,
-        **peaks,
-    }
-    if arguments.save:
-        arguments.save.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    publish(result_of("memory", rows=rows, **totals, **peaks), arguments.save)
 
 
 def parse() -> argparse.Namespace:

@@ -29,21 +29,9 @@ def save_random(shape: ModelShape, folder: Path) -> Path:
     import torch
     import transformers
 
-    kind = "Qwen2" if shape.has_qkv_bias else "Qwen3" if shape.has_qk_norm else "Llama"
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        tie_word_embeddings=shape.is_tied,
-        dtype=torch.bfloat16,
-    )
     torch.manual_seed(0)
     with torch.device(backends.device()):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = transformers.AutoModelForCausalLM.from_config(shape.config(), dtype=torch.bfloat16)
     with backends.quiet_transformers():
         model.save_pretrained(folder)
     backends.load_tokenizer(backends.find(backends.DEMO_MODEL)).save_pretrained(folder)

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.machine import describe
+from publish import publish, result_of
+
 from dpost_lite.rundir import read_json
 
 
@@ -39,19 +40,8 @@ def main() -> None:
     mean = sum(gains) / len(gains)
     won, lost = sum(row["won"] for row in rows), sum(row["lost"] for row in rows)
     print(f"mean gain {mean:+.1%}; problems won {won}, lost {lost}, McNemar p = {mcnemar(won, lost):.2g}")
-    result = {
-        "benchmark": "rehearsal",
-        "command": " ".join(["python", "bench/rehearsal.py", *sys.argv[1:]]),
-        "machine": describe(),
-        "seeds": rows,
-        "mean_gain": mean,
-        "won": won,
-        "lost": lost,
-        "p": mcnemar(won, lost),
-    }
-    if arguments.save:
-        arguments.save.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    figures = {"seeds": rows, "mean_gain": mean, "won": won, "lost": lost, "p": mcnemar(won, lost)}
+    publish(result_of("rehearsal", **figures), arguments.save)
 
 
 def run_seed(seed: int, out: Path, overrides: list[str]) -> dict[str, Any]:

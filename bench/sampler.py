@@ -15,7 +15,6 @@ machine's measured rates. The last line is one JSON object.
 
 import argparse
 import copy
-import json
 import os
 import re
 import statistics
@@ -29,8 +28,8 @@ from typing import Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages, as the stages of a run have them (child.py)
 import torch
+from publish import publish, result_of, save
 
-from dpost_lite.machine import describe
 from dpost_lite.models import adapters, backends
 from dpost_lite.models.packing import pack
 from dpost_lite.problems import datasets, synthetic
@@ -79,20 +78,12 @@ def main() -> None:
     setting = prepare(arguments)
     repeats = arguments.repeats
     rates = machine_rates(setting.model)
-    result: dict[str, Any] = {
-        "benchmark": "sampler",
-        "command": " ".join(["python", "bench/sampler.py", *sys.argv[1:]]),
-        "machine": describe(),
-        "questions": len(setting.prompts),
-        "samples": setting.num_samples,
-        "repeats": repeats,
-        "rates": rates,
-    }
     rows: dict[str, dict[str, float]] = {}
-    result["entrants"] = rows
+    sizes = {"questions": len(setting.prompts), "samples": setting.num_samples, "repeats": repeats}
+    result = result_of("sampler", **sizes, rates=rates, entrants=rows)
     for name in arguments.entrants:
         rows[name] = measure(name, setting, repeats)
-        save(result, arguments.save)
+        save(result, arguments.save)  # a run takes more than an hour on two cores
     print(f"\n{'entrant':<12}{'tok/s':>9}{'spread':>9}{'rationales/s':>14}{'forced':>8}{'occupancy':>11}")
     for name, row in rows.items():
         print(
@@ -104,14 +95,7 @@ def main() -> None:
     print_ratios(rows, result)
     if arguments.sweep:
         result["sweep"] = sweep(setting)
-    save(result, arguments.save)
-    print(json.dumps(result))
-
-
-def save(result: dict[str, Any], path: Path | None) -> None:
-    """Write what is known so far: a run takes more than an hour on two cores."""
-    if path:
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    publish(result, arguments.save)
 
 
 def parse() -> argparse.Namespace:

@@ -12,19 +12,17 @@ one JSON object.
 """
 
 import argparse
-import json
 import random
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from publish import publish, result_of
 from random_model import add_model_options, model_folder
 
 from dpost_lite.child import run_in_child
 from dpost_lite.errors import DpostError
-from dpost_lite.machine import describe
 from dpost_lite.models import adapters, backends
 from dpost_lite.models.dpo import train_dpo
 from dpost_lite.models.sft import train_sft
@@ -58,17 +56,7 @@ def main() -> None:
                     row["utilisation"] = flops / device.flops
                 rows.append(row)
                 print(as_line(row), flush=True)
-    result = {
-        "benchmark": "training",
-        "command": " ".join(["python", "bench/training.py", *sys.argv[1:]]),
-        "machine": describe(),
-        "model": shape.name,
-        "flops": device.flops,
-        "rows": rows,
-    }
-    if arguments.save:
-        arguments.save.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    publish(result_of("training", model=shape.name, flops=device.flops, rows=rows), arguments.save)
 
 
 def parse() -> argparse.Namespace:

@@ -2,7 +2,7 @@
 
 The child reports through a pipe; what it and its libraries print goes to a log file. With a GPU a child starts from
 nothing, since CUDA cannot be forked; without one it is forked from a server that has imported the libraries once,
-which saves ten seconds a stage.
+which saves seconds a stage.
 """
 
 import importlib
@@ -77,7 +77,7 @@ def _run(
             elif kind == "error":
                 raise value
             elif kind == "bug":
-                raise RunError(f"the work failed; {_tail(log)}")
+                raise RunError(f"the work failed, which is a bug; please report it with its log: {_tail(log)}")
             else:
                 break
         process.join(SECONDS_TO_END)  # threads of libraries shall not hold it up
@@ -90,7 +90,7 @@ def _run(
 
 
 def _context() -> Any:
-    """How children are started here. Huge pages are asked for: sampling reads gigabytes a step, a tenth faster so."""
+    """How children are started here. Huge pages are asked for, since sampling reads gigabytes a step."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch at its first allocation
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # shared by the stages
     if device() == "cuda" or "forkserver" not in multiprocessing.get_all_start_methods():
@@ -104,7 +104,7 @@ def _died(process: Any, log: Path) -> DpostError:
     process.join()
     if process.exitcode == -KILLED:
         return OutOfMemory("the system killed the process, which it does when memory runs out; close other programs")
-    return RunError(f"the process ended with exit code {process.exitcode}; {_tail(log)}")
+    return RunError(f"the process ended with exit code {process.exitcode}; the same command tries again: {_tail(log)}")
 
 
 def _tail(log: Path) -> str:

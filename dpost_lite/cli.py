@@ -300,9 +300,8 @@ def plan(
     from dpost_lite.report.summary import plan_table
     from dpost_lite.report.terminal import as_hours
 
-    settings = settings or []
     options = {"data": data, "data_dir": data_dir, "limit": limit, "precision": precision}
-    given = overrides(model=model, **options) + settings
+    given = overrides(model=model, **options) + (settings or [])
     source = recipe or (default_recipe(data) if gpu_mem == "cpu" else None)
     made = plan_for(load_recipe(source, given), gpu_mem)
     typer.echo(made)
@@ -315,7 +314,7 @@ def plan(
         f"\npeak {made.largest.peak_bytes / GIB:.1f} of {device.memory_bytes / GIB:.1f} GiB, counted from the model's "
         f"shape; about {as_hours(made.seconds)} in all,\nestimated from {device.flops / 1e12:.3g} TFLOP/s and "
         f"{device.bandwidth / 1e9:.0f} GB/s ({device.rates_of})\n"
-        f"next: dpost-lite run {shlex.join([*again, *settings])}"
+        f"next: dpost-lite run {shlex.join([*again, *(settings or [])])}"
     )
 
 
@@ -323,16 +322,15 @@ def plan(
 def verify_(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.")], debug: Debug = False
 ) -> None:
-    """Check every file of a finished run against its manifest; exit code 1 if one was changed or lost."""
+    """Check the files of a finished run against its manifest; exit code 1 if one was changed or lost."""
     from dpost_lite.manifest import verify
     from dpost_lite.report.terminal import printable
 
     found = verify(source)
-    for line in found:
+    for line in found or [f"{source}: every file is as the run left it"]:
         typer.echo(printable(line))
     if found:
         raise typer.Exit(1)
-    typer.echo(f"{source}: every file is as the run left it")
 
 
 @app.command()

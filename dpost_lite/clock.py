@@ -1,7 +1,7 @@
 """How long the run still takes: the plan's estimate at first, then what was measured.
 
-Listens to the events of a run and adds its own: `planned` at the beginning, and `time_left` after two minutes of real
-steps in a stage and at each stage's start. Estimate and truth so stand side by side in the journal.
+Listens to the events of a run and adds its own: `planned` when its first stage begins, and `time_left` after two
+minutes of real steps in a stage and at each stage's start. Estimate and truth so stand side by side in the journal.
 """
 
 import itertools
@@ -26,18 +26,13 @@ class Clock:
         self._emit = emit
         self._stage, self._started, self._first = "", 0.0, (0.0, 0.0)
         self._done, self._is_calibrated, self._is_resumed = 0.0, False, False
-        emit(
-            "planned",
-            seconds=round(plan.seconds),
-            rates=plan.device.rates_of,
-            stages={name: asdict(estimate) for name, estimate in plan.estimates.items()},
-            peak_bytes={stage.name: round(stage.peak_bytes) for stage in plan.stages},
-        )
+        self._plan: Plan | None = plan  # until it was told
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Take note of one event."""
         kind, stage = event["kind"], event.get("stage", "")
         if kind == "stage_started":
+            self._tell_plan()
             self._stage, self._started, self._first = stage, event["time"], (0.0, 0.0)
             self._done, self._is_calibrated = 0.0, False
             self._is_resumed = event.get("resumed", False)
@@ -52,6 +47,18 @@ class Clock:
             if not self._is_resumed:  # of one that was stopped, not all of its time may be known
                 self._learn(stage, event["seconds"])
             self._is_resumed = False
+
+    def _tell_plan(self) -> None:
+        """Once, when the first stage begins: a run of which all is done needs no plan."""
+        if self._plan is not None:
+            plan, self._plan = self._plan, None
+            self._emit(
+                "planned",
+                seconds=round(plan.seconds),
+                rates=plan.device.rates_of,
+                stages={name: asdict(estimate) for name, estimate in plan.estimates.items()},
+                peak_bytes={stage.name: round(stage.peak_bytes) for stage in plan.stages},
+            )
 
     def _on_progress(self, event: dict[str, Any]) -> None:
         first_time, first_done = self._first

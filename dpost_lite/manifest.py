@@ -53,7 +53,9 @@ def verify(folder: Path) -> list[str]:
     except FileNotFoundError as error:
         raise RunError(f"{folder} holds no {NAME}: its run is not finished; give its command again") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{folder / NAME} cannot be read, so nothing can be verified") from error
+        raise RunError(
+            f"{folder / NAME} cannot be read, so nothing can be verified; remove it and give the run's command again"
+        ) from error
     found = set(_files(folder))
     lines = [f"missing: {name}" for name in sorted(recorded.keys() - found)]
     both = sorted(found & recorded.keys())

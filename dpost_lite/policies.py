@@ -1,4 +1,4 @@
-"""What a policy, an adapter on its base, is for: to answer problems, and to go home as a file."""
+"""What a policy, an adapter on its base or weights of its own, is for: to answer problems, and to go home as a file."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence

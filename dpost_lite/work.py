@@ -1,6 +1,6 @@
 """What the stages that need a model do: read the inputs' folders, work, write the stage's own.
 
-Each runs in a process of its own (child.py), which ends with it: weights are gone then, and adapters are what stays.
+Each runs in a process of its own (child.py), which ends with it: what stays are files.
 `out` is the stage's folder, `progress` as in `Run.progress`; what is returned are the stage's metrics.
 """
 

@@ -118,7 +118,10 @@ def test_an_error_that_the_user_can_mend_comes_as_it_is(run):
 
 
 def test_any_other_error_names_the_log_and_its_end(run, tmp_path):
-    with pytest.raises(RunError, match=r"^the work failed; .*stage\.log ends: KeyError: 'nothing of that name'$"):
+    with pytest.raises(
+        RunError,
+        match=r"^the work failed, .* report it .*stage\.log ends: KeyError: 'nothing of that name'$",
+    ):
         run(bug)
     text = (tmp_path / "logs" / "stage.log").read_text()
     assert "before the bug" in text
@@ -137,7 +140,7 @@ def test_a_child_killed_by_the_system_is_taken_for_want_of_memory(run):
 
 
 def test_a_child_that_ends_by_itself_is_told_with_its_last_words(run):
-    with pytest.raises(RunError, match=r"exit code 7; .*stage\.log ends: .*last words$"):
+    with pytest.raises(RunError, match=r"exit code 7; the same command tries again: .*stage\.log ends: .*last words$"):
         run(leaves)
 
 

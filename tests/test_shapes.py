@@ -11,22 +11,10 @@ from dpost_lite.models.shapes import BASES, read_shape, shape_of
 def built(shape):
     """The model of a shape, its weights never allocated."""
     torch = pytest.importorskip("torch")
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    family = "qwen3" if shape.has_qk_norm else "qwen2" if shape.has_qkv_bias else "llama"
-    config = AutoConfig.for_model(
-        family,
-        num_hidden_layers=shape.num_layers,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocabulary,
-        tie_word_embeddings=shape.is_tied,
-    )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(shape.config())
     model.tie_weights()
     return model
 

@@ -65,6 +65,22 @@ class ModelShape:
         """Weights of a LoRA adapter on all linear layers but the head."""
         return self.num_layers * rank * sum(i + o for i, o in self.linear_sizes)
 
+    def config(self) -> Any:
+        """Return a transformers config of this shape, for a model with random weights."""
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(
+            "qwen3" if self.has_qk_norm else "qwen2" if self.has_qkv_bias else "llama",
+            num_hidden_layers=self.num_layers,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            vocab_size=self.vocabulary,
+            tie_word_embeddings=self.is_tied,
+        )
+
     @property
     def cache_position_values(self) -> int:
         """Keys and values of one position over all layers, in numbers (not bytes)."""

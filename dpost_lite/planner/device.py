@@ -128,9 +128,8 @@ def _rates(device: Any, dtype: Any, *, size: int) -> tuple[float, float]:
     a = torch.randn(size, size, device=device, dtype=dtype)
     source, target = (torch.ones(2**28, dtype=torch.uint8, device=device) for _ in range(2))
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    return 2 * size**3 / _shortest(lambda: a @ a, wait), 2 * source.nbytes / _shortest(
-        lambda: target.copy_(source), wait
-    )
+    product, copy = _shortest(lambda: a @ a, wait), _shortest(lambda: target.copy_(source), wait)
+    return 2 * size**3 / product, 2 * source.nbytes / copy
 
 
 def _shortest(work: Callable[[], Any], wait: Callable[[], Any], repeats: int = 8) -> float:

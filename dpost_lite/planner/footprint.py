@@ -109,7 +109,7 @@ def merge_parts(recipe: Recipe, shape: ModelShape, device: Device) -> Parts:
     """The base in the compute type, and the adapter beside it until it is added."""
     return {
         "weights": float(device.number_bytes * shape.num_parameters),
-        "adapters": 4.0 * shape.num_lora(recipe.lora.rank),
+        "adapters": 0.0 if recipe.model.precision == "full" else 4.0 * shape.num_lora(recipe.lora.rank),
     }
 
 

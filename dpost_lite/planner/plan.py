@@ -277,7 +277,8 @@ def _too_large(plan: Plan, recipe: Recipe, work: Workload) -> str:
         for other in _open_plans(recipe, plan.device, work)
         if other.fits and other.shape.num_parameters < plan.shape.num_parameters
     ]
-    advice = "no base of the table fits; lower sft.max_length and dpo.max_length, or take a card with more memory"
+    advice = "no base of the table fits; lower sft.max_length and dpo.max_length, or "
+    advice += "close other programs" if plan.device.is_cpu else "take a card with more memory"
     if fitting:
         advice = f"{fitting[-1].name} fits"
         advice += f"; or lower {stage.name}.max_length" if stage.name in ("sft", "dpo") else ""

@@ -1,0 +1,26 @@
+"""What all benchmarks do with what they found: name command and machine, keep it as JSON, print it as the last line."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dpost_lite.machine import describe
+
+
+def result_of(benchmark: str, **figures: Any) -> dict[str, Any]:
+    """Return the figures with the command that was given and the machine it ran on."""
+    command = " ".join(["python", f"bench/{benchmark}.py", *sys.argv[1:]])
+    return {"benchmark": benchmark, "command": command, "machine": describe(), **figures}
+
+
+def save(result: dict[str, Any], path: Path | None) -> None:
+    """Write the result to `path`, if one was given."""
+    if path:
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def publish(result: dict[str, Any], path: Path | None) -> None:
+    """Write the result and print it on one line."""
+    save(result, path)
+    print(json.dumps(result))
