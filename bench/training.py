@@ -15,6 +15,7 @@ import argparse
 import random
 import tempfile
 import time
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,12 @@ def train(
     if kind == "sft":
         labelled = [LabelledRationale(str(i), "", "", answer(), is_gold=True) for i in range(num_rows)]
         policy = adapters.load_for_sft(folder, recipe)
-        return train_sft(policy, prompter, labelled, out, recipe=recipe.sft, seed=0, progress=progress)
+        return train_sft(
+            policy, prompter, labelled, out, recipe=recipe.sft, seed=0, progress=progress, checkpoint_s=inf
+        )
     pairs = [PreferencePair(str(i), "", "", "", answer(), answer()) for i in range(num_rows)]
     policy = adapters.load_for_dpo(folder, start, recipe)
-    return train_dpo(policy, prompter, pairs, out, recipe=recipe.dpo, seed=0, progress=progress)
+    return train_dpo(policy, prompter, pairs, out, recipe=recipe.dpo, seed=0, progress=progress, checkpoint_s=inf)
 
 
 class FixedPrompt:

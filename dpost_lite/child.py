@@ -5,6 +5,8 @@ nothing, since CUDA cannot be forked; without one it is forked from a server tha
 which saves seconds a stage.
 """
 
+import contextlib
+import functools
 import importlib
 import multiprocessing
 import os
@@ -19,10 +21,12 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.errors import DpostError, OutOfMemory, RunError, is_out_of_memory
+from dpost_lite import interrupt
+from dpost_lite.errors import DpostError, OutOfMemory, RunError, is_out_of_memory, of_disk
 from dpost_lite.models.backends import cache_dir, device
 
 SECONDS_TO_END = 10
+SECONDS_TO_NOTICE = 0.5  # that the user asked to stop
 KILLED = 9  # the signal with which Linux ends a process when memory runs out
 
 
@@ -42,8 +46,9 @@ def run_in_child(
 
     `memory_share` caps the child's share of the GPU's memory; `first_import` names a module that must come before
     transformers, peft and trl. Raises what the child raised if it is one of errors.py; OutOfMemory if an allocation
-    failed or the system killed the child; and RunError, with the end of its log, for anything else. The log is kept
-    where there is an error or something was printed.
+    failed or the system killed the child; and RunError, with the end of its log, for anything else. When the user
+    asks to stop, `progress` raises KeyboardInterrupt in the child, and what it does not catch is raised here. The log
+    is kept where there is an error or something was printed.
     """
     with tempfile.TemporaryDirectory(prefix="dpost-lite-") as scratch:  # the child may not live to remove its own
         return _run(work, arguments, log, progress, (Path(scratch), memory_share, first_import))
@@ -57,15 +62,22 @@ def _run(
     settings: tuple[Path, float | None, str | None],
 ) -> dict[str, Any]:
     context = _context()
-    receiver, sender = context.Pipe(duplex=False)
+    receiver, sender = context.Pipe()
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
     process = context.Process(target=_main, args=(sender, log, *settings, work, arguments))
     process.start()
     sender.close()
+    is_told = False
     try:
         while True:
-            wait([receiver, process.sentinel])
+            ready = wait([receiver, process.sentinel], timeout=SECONDS_TO_NOTICE)
+            if interrupt.asked() and not is_told:
+                is_told = True
+                with contextlib.suppress(OSError):  # it has just ended
+                    receiver.send("stop")
+            if not ready:
+                continue
             if not receiver.poll():
                 raise _died(process, log)
             try:
@@ -76,6 +88,8 @@ def _run(
                 progress(*value[0], **value[1])
             elif kind == "error":
                 raise value
+            elif kind == "interrupted":
+                raise KeyboardInterrupt
             elif kind == "bug":
                 raise RunError(f"the work failed, which is a bug; please report it with its log: {_tail(log)}")
             else:
@@ -149,8 +163,10 @@ def _main(
             import torch
 
             torch.cuda.set_per_process_memory_fraction(memory_share)
-        value = work(progress=lambda *args, **kwargs: sender.send(("progress", (args, kwargs))), **arguments)
+        value = work(progress=functools.partial(_report, sender), **arguments)
         answer = ("value", {**value, "used": _peak_memory()})
+    except KeyboardInterrupt:  # raised by _report: the signal itself is ignored
+        answer = "interrupted", None
     except BaseException as error:
         sys.stdout.flush()
         traceback.print_exc()
@@ -161,12 +177,22 @@ def _main(
     sender.close()
 
 
+def _report(sender: Connection, *args: Any, **kwargs: Any) -> None:
+    """Send progress to the parent; raise KeyboardInterrupt if it asked to stop."""
+    sender.send(("progress", (args, kwargs)))
+    if sender.poll():
+        sender.recv()
+        raise KeyboardInterrupt
+
+
 def _as_answer(error: BaseException) -> tuple[str, Any]:
     if is_out_of_memory(error):
         words = " ".join(str(error).split())[:200] or type(error).__name__
         return "error", error if isinstance(error, OutOfMemory) else OutOfMemory(words)
     if isinstance(error, DpostError):
         return "error", error
+    if (told := of_disk(error)) is not None:
+        return "error", told
     return "bug", None
 
 

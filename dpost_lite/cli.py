@@ -18,6 +18,7 @@ from dpost_lite.command import (
     Debug,
     Limit,
     Model,
+    Offline,
     OneLineErrors,
     Policy,
     Precision,
@@ -29,6 +30,8 @@ from dpost_lite.command import (
     print_version,
 )
 from dpost_lite.errors import ExportError
+
+STOPPING = "stopping after the step at hand, which is kept; Ctrl-C again stops at once"
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -90,14 +93,21 @@ def run(
     ] = None,
     gpu_mem: Annotated[str | None, GPU_MEM] = None,
     precision: Precision = None,
+    restart_from: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="Put this stage, and all that was made from it, aside; make them again."),
+    ] = None,
+    offline: Offline = False,
     debug: Debug = False,
 ) -> None:
     """Train a model on its own right answers, score each round, and write a GGUF file.
 
-    The same command given again goes on where it stopped: a finished stage is never run twice.
+    The same command given again goes on where it stopped: a finished stage is never run twice. Ctrl-C stops after the
+    step at hand; a second one at once.
     """
     from rich.console import Console
 
+    from dpost_lite.interrupt import graceful
     from dpost_lite.manifest import NAME, write_manifest
     from dpost_lite.planner.device import hide_gpu
     from dpost_lite.planner.pace import planned_stages
@@ -131,10 +141,14 @@ def run(
     made = made or estimate(loaded)
     with TerminalView(console, stages=planned_stages(loaded)) as view:
         opened = Run.create(folder, loaded, listeners=(view,))
-        with opened.locked():
+        with opened.locked(), graceful(lambda: opened.emit("notice", text=STOPPING)):
+            if restart_from:
+                opened.emit("notice", text=f"put aside: {', '.join(opened.restart_from(restart_from))}")
             outcome = self_train(loaded, opened, made)
     console.print("", summary.score_table(outcome.scores), "")
-    console.print(plain(summary.verdict(outcome.scores)), soft_wrap=True)
+    for text in (summary.verdict(outcome.scores), summary.fallen(outcome.dev_scores)):
+        if text:
+            console.print(plain(text), soft_wrap=True)
     for solved in read_json(outcome.solved.path / "solved.json"):
         console.print(summary.solved_problem(solved), soft_wrap=True)
     file = outcome.export.path / outcome.export.metrics["file"]
@@ -153,6 +167,7 @@ def eval_(
         str, typer.Option(metavar="on|off|both", help="Answer with it, without, or both ways.")
     ] = "both",
     policy: Policy = None,
+    offline: Offline = False,
     debug: Debug = False,
 ) -> None:
     """Score a run's base and every round, or a model, on unseen problems.
@@ -217,6 +232,7 @@ def export(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The file to write. [default: RUN/export/model-QUANT.gguf]")
     ] = None,
+    offline: Offline = False,
     debug: Debug = False,
 ) -> None:
     """Write a run's best policy, or the one named, as a GGUF file."""
@@ -253,6 +269,7 @@ def data(
         typer.Option(metavar="train|test", help="Which part of a set. [default: train, where it can be trained on]"),
     ] = None,
     model: Model = None,
+    offline: Offline = False,
     debug: Debug = False,
 ) -> None:
     """Show how problems are read: format, counts, three samples as they are trained on, refused rows."""
@@ -284,6 +301,7 @@ def plan(
     limit: Limit = None,
     model: Model = None,
     precision: Precision = None,
+    offline: Offline = False,
     debug: Debug = False,
 ) -> None:
     """Say what each stage of a run would take of memory and time, and how it would be cut to fit; no GPU is needed.

@@ -4,6 +4,7 @@ Only typer is imported up here: `--help` answers at once.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dpost_lite.errors import DpostError, RecipeError, nearest
+from dpost_lite.errors import DpostError, RecipeError, nearest, of_disk
 
 KEYS = {
     "data": "data.train", "data_dir": "data.data_dir", "limit": "data.limit", "model": "model.name", "seed": "seed",
@@ -33,6 +34,11 @@ class OneLineErrors(TyperGroup):
             if ctx.meta.get("debug"):
                 raise
             _fail(str(error))
+            raise typer.Exit(2) from error
+        except OSError as error:
+            if (told := of_disk(error)) is None or ctx.meta.get("debug"):
+                raise
+            _fail(str(told))
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
             _fail("interrupted; the same command goes on" if ctx.invoked_subcommand == "run" else "interrupted")
@@ -59,7 +65,16 @@ def _remember_debug(ctx: typer.Context, asked: bool) -> bool:
     return asked
 
 
+def _go_offline(asked: bool) -> bool:
+    if asked:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # read when their library is imported
+    return asked
+
+
 # Options that more than one command takes.
+Offline = Annotated[
+    bool, typer.Option("--offline", callback=_go_offline, is_eager=True, help="Use only what is on this machine.")
+]
 Debug = Annotated[bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback of an error.")]
 Data = Annotated[
     str | None,

@@ -11,6 +11,8 @@
 The command line prints the message as one line and exits with code 2; a bug stays a traceback.
 """
 
+import errno
+
 
 class DpostError(Exception):
     """Base of all errors that a user can mend; the message names the cause and the way out."""
@@ -52,6 +54,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+FULL = ("No space left on device", "Disk quota exceeded", "Not enough free space", " requested and ")
+
+
+def of_disk(error: BaseException) -> RunError | None:
+    """Return what to tell the user if a file could not be written; None if `error` is something else.
+
+    Libraries that write in Rust or C++ have only words for a full disk; numpy says "N requested and M written".
+    """
+    text = " ".join(str(error).split())[:200]
+    number, file, reason = None, text, text
+    if isinstance(error, OSError):
+        number, file, reason = error.errno, str(error.filename or text), error.strerror or text
+    if number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) or any(words in text for words in FULL):
+        return RunError(f"the disk is full ({text}); free some space, and the same command goes on")
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return RunError(f"{file} cannot be written ({reason}); make its folder writable")
+    if number == errno.EIO:
+        return RunError(f"{file} cannot be read or written ({reason}): check the disk")
+    return None
 
 
 def nearest(word: str, choices: list[str] | tuple[str, ...]) -> str:

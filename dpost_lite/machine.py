@@ -44,3 +44,9 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def minor_version(package: str) -> str | None:
+    """Return major and minor of the installed version of a package, or None."""
+    found = version(package)
+    return found and ".".join(found.split("+")[0].split(".")[:2])

@@ -8,14 +8,12 @@ when the last stage is done; a stage that is done afterwards removes it.
 import hashlib
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from dpost_lite.errors import RunError
 from dpost_lite.machine import describe
 from dpost_lite.recipe import Recipe
-from dpost_lite.rundir import Run, read_json, write_json
+from dpost_lite.rundir import Run, is_aside, read_json, stages_done, write_json
 
 NAME = "manifest.json"
 CHANGING = {NAME, "events.jsonl", ".lock"}  # by commands that leave the run as it is
@@ -35,7 +33,7 @@ def write_manifest(run: Run, recipe: Recipe, model_dir: Path, command: list[str]
             "recipe": recipe.model_dump(mode="json"),
             "data": read_json(run.path / "data" / "done.json")["settings"]["files"],  # as they were when they were read
             "base": {file.name: _sha256(file) for file in weights},
-            "stages": dict(_stages(run.path)),
+            "stages": {name: {key: done[key] for key in TAKEN if key in done} for name, done in stages_done(run.path)},
             "files": {name: _sha256(run.path / name) for name in _files(run.path)},
         },
     )
@@ -52,7 +50,7 @@ def verify(folder: Path) -> list[str]:
         recorded = dict(read_json(folder / NAME)["files"])
     except FileNotFoundError as error:
         raise RunError(f"{folder} holds no {NAME}: its run is not finished; give its command again") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, RunError, KeyError, TypeError) as error:
         raise RunError(
             f"{folder / NAME} cannot be read, so nothing can be verified; remove it and give the run's command again"
         ) from error
@@ -68,21 +66,12 @@ def _files(folder: Path) -> list[str]:
     return sorted(
         path.as_posix()
         for path in paths
-        if path.parts[0] != "logs" and path.as_posix() not in CHANGING and not _is_of_no_stage(path)
+        if path.parts[0] != "logs" and path.as_posix() not in CHANGING and not is_aside(path) and not _is_partial(path)
     )
 
 
-def _is_of_no_stage(path: Path) -> bool:
-    """Whether a path lies in a folder that `Run.stage` gave up or put aside."""
-    return any(part.endswith(".partial") or "-before-" in part for part in path.parts)
-
-
-def _stages(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in sorted(folder.rglob("done.json")):
-        if _is_of_no_stage(path.relative_to(folder)):
-            continue
-        done = read_json(path)
-        yield path.parent.relative_to(folder).as_posix(), {key: done[key] for key in TAKEN if key in done}
+def _is_partial(path: Path) -> bool:
+    return any(part.endswith(".partial") for part in path.parts)
 
 
 def _sha256(path: Path) -> str:

@@ -188,6 +188,8 @@ class Recipe(_Section):
     patience: int | None = Field(None, ge=1)
     """Stop after this many rounds without a better dev accuracy; unset, never."""
     seed: int = Field(42, ge=0)
+    checkpoint_s: float = Field(60, ge=0)
+    """Seconds between checkpoints inside a training; more where writing them would take above 1 % of the time."""
     model: ModelRecipe = ModelRecipe()
     data: DataRecipe = DataRecipe()
     synthetic: SyntheticRecipe = SyntheticRecipe()

@@ -2,17 +2,20 @@
 
 `run.stage(name, work, ...)` is the whole resume story. A stage writes into `NAME.partial`; when it is done its record
 is written and the folder renamed, so a folder without `.partial` is complete. Giving the same command again finds the
-folder and skips the work. The record holds a fingerprint over the stage's part of the recipe and the fingerprints of
-its inputs: if they differ, that is an error, never silent reuse.
+folder and skips the work. The record holds a fingerprint over the stage's settings (its part of the recipe, the base's
+weights, versions of packages) and the fingerprints of its inputs: if they differ, that is an error, never silent reuse.
 
     RUN/run.json           recipe and version
     RUN/events.jsonl       one JSON object per event, append-only (see report/)
     RUN/STAGE/done.json    fingerprint, settings, seconds, peak memory, metrics
-    RUN/STAGE.partial/     an unfinished stage; sampling goes on with what it holds
+    RUN/STAGE.partial/     an unfinished stage; what it needs to go on lies in unfinished/
+    RUN/STAGE-before-…/    one that was put aside, for another export or by --restart-from
     RUN/manifest.json      what a finished run was made of and made (see manifest.py)
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -25,11 +28,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dpost_lite import __version__
-from dpost_lite.errors import RunError
+from dpost_lite import __version__, interrupt
+from dpost_lite.errors import RunError, nearest
 from dpost_lite.recipe import Recipe, validate
 
-BEGUN = "begun.json"  # in the folder of an unfinished stage: its fingerprint, and seconds that went into it
+UNFINISHED = "unfinished"  # in the folder of an unfinished stage: what its work needs to go on; removed when it is done
+BEGUN = f"{UNFINISHED}/begun.json"  # its settings, inputs and fingerprint, and the seconds that went into it
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -50,6 +54,7 @@ class Run:
         self.path = path
         self._listeners = listeners
         self._recipe = recipe
+        self._epoch = time.time() - time.monotonic()  # a clock that is set meanwhile does not reach the journal
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -116,46 +121,74 @@ class Run:
         `work` writes its files into the folder it is given and may return metrics; what it says under "used" (peak
         memory, by name) is kept apart from them. With `renew`, a stage whose inputs alone changed (a run that was given
         more rounds exports another policy) is done again; the old folder is kept aside. With `resumes`, work that was
-        stopped finds its folder as it left it, if settings and inputs are the same. Raises RunError, with the
-        difference, if the stage was finished with other settings or inputs.
+        stopped finds its folder as it left it. Raises RunError, with the difference, if the stage was finished, or has
+        something to go on with, under other settings or inputs; and KeyboardInterrupt before work begins, if the user
+        asked to stop.
         """
         settings = json.loads(json.dumps(settings, default=str))
-        given = {"settings": settings, "inputs": {a.name: a.fingerprint for a in inputs}}
-        fingerprint = hashlib.sha256(json.dumps([name, given], sort_keys=True).encode()).hexdigest()[:16]
+        given: dict[str, Any] = {"settings": settings, "inputs": {a.name: a.fingerprint for a in inputs}}
+        given["fingerprint"] = fingerprint = _fingerprint(name, given)
         folder = self.path / name
+        partial = folder.with_name(folder.name + ".partial")
+        if (partial / "done.json").exists() and not folder.exists():
+            partial.rename(folder)  # all that was left to do
         if (folder / "done.json").exists():
             done = read_json(folder / "done.json")
             if done["fingerprint"] == fingerprint:
+                shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
                 self.emit("stage_skipped", stage=name, seconds=done["seconds"], metrics=done["metrics"])
                 return Artifact(name, folder, fingerprint, done["metrics"])
             if not renew or done["settings"] != settings:
                 raise RunError(self._difference(name, done, given))
-            folder.rename(folder.with_name(f"{folder.name}-before-{done['fingerprint'][:8]}"))
-        partial = folder.with_name(folder.name + ".partial")
-        before = _seconds_begun(partial, fingerprint) if resumes else None
+            _put_aside(folder, done["fingerprint"])
+        if interrupt.asked():
+            raise KeyboardInterrupt
+        before = self._seconds_begun(name, partial, given) if resumes else None
         if before is None:
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            (partial / UNFINISHED).mkdir(parents=True)
         self._record_recipe()
         (self.path / "manifest.json").unlink(missing_ok=True)  # of a run that ended earlier than this one will
         self.emit("stage_started", stage=name, resumed=before is not None)
         started = time.monotonic() - (before or 0.0)
-        write_json(partial / BEGUN, {"fingerprint": fingerprint, "seconds": before or 0.0})
+        write_json(partial / BEGUN, {**given, "seconds": before or 0.0})
         try:
             metrics = work(partial) or {}
         except BaseException:
-            write_json(partial / BEGUN, {"fingerprint": fingerprint, "seconds": time.monotonic() - started})
+            with contextlib.suppress(OSError):  # a full disk shall not hide what happened
+                write_json(partial / BEGUN, {**given, "seconds": time.monotonic() - started})
             raise
         took = {"seconds": round(time.monotonic() - started, 1), **metrics.pop("used", {})}
-        write_json(partial / "done.json", {"fingerprint": fingerprint, **given, **took, "metrics": metrics})
+        write_json(partial / "done.json", {**given, **took, "metrics": metrics})
         partial.rename(folder)
-        (folder / BEGUN).unlink()
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         self.emit("stage_finished", stage=name, **took, metrics=metrics)
         return Artifact(name, folder, fingerprint, metrics)
 
+    def restart_from(self, name: str) -> list[str]:
+        """Put a stage, and all that was made from it, aside; return their names. Nothing is removed.
+
+        Raises RunError if the folder holds no such stage.
+        """
+        stages = {**dict(stages_begun(self.path)), **dict(stages_done(self.path))}
+        if name not in stages:
+            raise RunError(
+                f"--restart-from: {self.path} holds no stage '{name}'{nearest(name, list(stages))}; "
+                f"it holds {', '.join(sorted(stages)) or 'none'}"
+            )
+        names = {name}
+        while more := {other for other, record in stages.items() if names & record["inputs"].keys()} - names:
+            names |= more
+        for other in sorted(names):
+            for folder in (self.path / other, self.path / f"{other}.partial"):
+                if folder.exists():
+                    _put_aside(folder, stages[other]["fingerprint"])
+        (self.path / "manifest.json").unlink(missing_ok=True)
+        return sorted(names)
+
     def emit(self, kind: str, **fields: Any) -> None:
         """Append an event to the journal and tell the listeners."""
-        event = {"time": round(time.time(), 3), "kind": kind, **fields}
+        event = {"time": round(self._epoch + time.monotonic(), 3), "kind": kind, **fields}
         if kind != "progress":  # progress is for the live view; the journal holds what lasts
             with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event, ensure_ascii=False) + "\n")
@@ -170,20 +203,65 @@ class Run:
         if self._recipe is not None:
             write_json(self.path / "run.json", {"version": __version__, "recipe": self._recipe.model_dump(mode="json")})
 
-    def _difference(self, name: str, done: dict[str, Any], given: dict[str, Any]) -> str:
-        changed = [f"{key}: {old} -> {new}" for key, old, new in _changes(done["settings"], given["settings"])]
-        inputs = [key for key, _, _ in _changes(done["inputs"], given["inputs"])]
+    def _seconds_begun(self, name: str, partial: Path, given: dict[str, Any]) -> float | None:
+        """Seconds that went into an unfinished stage, as far as it noted them; None where there is none to go on with.
+
+        Raises RunError if there is one, of other settings or inputs.
+        """
+        if not (partial / BEGUN).is_file():
+            return None
+        begun = read_json(partial / BEGUN)
+        if begun["fingerprint"] == given["fingerprint"]:
+            return begun["seconds"]
+        if any(path.is_file() and path != partial / BEGUN for path in partial.rglob("*")):
+            raise RunError(self._difference(name, begun, given))
+        return None
+
+    def _difference(self, name: str, made: dict[str, Any], given: dict[str, Any]) -> str:
+        changed = [f"{key}: {old} -> {new}" for key, old, new in _changes(made["settings"], given["settings"])]
+        inputs = [key for key, _, _ in _changes(made["inputs"], given["inputs"])]
         what = "; ".join(changed) or f"its input {', '.join(inputs)} changed"
         return (
-            f"--out: {self.path} holds stage '{name}' made with other settings ({what}); "
-            "give the same command again, or name another --out folder"
+            f"--out: {self.path} holds stage '{name}' made with other settings ({what}); give the same command again, "
+            f"name another --out folder, or put the stage and what follows aside with --restart-from {name}"
         )
 
 
-def _seconds_begun(partial: Path, fingerprint: str) -> float | None:
-    """Seconds that went into an unfinished stage with this fingerprint, as far as it could note them; None if new."""
-    begun = read_json(partial / BEGUN) if (partial / BEGUN).is_file() else {}
-    return begun["seconds"] if begun.get("fingerprint") == fingerprint else None
+def stages_done(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (name, record) of each finished stage of a run's folder, but for those put aside."""
+    return _stages(run, "done.json")
+
+
+def stages_begun(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (name, record) of each unfinished stage of a run's folder, but for those put aside."""
+    return (
+        (name.removesuffix(".partial"), record) for name, record in _stages(run, BEGUN) if name.endswith(".partial")
+    )
+
+
+def is_aside(path: Path) -> bool:
+    """Whether a path, relative to a run's folder, lies in a folder that was put aside."""
+    return any("-before-" in part for part in path.parts)
+
+
+def _stages(run: Path, record: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted(run.rglob(record)):
+        folder = run / path.relative_to(run).as_posix().removesuffix(f"/{record}")
+        name = folder.relative_to(run)
+        if not is_aside(name) and (record == BEGUN or not name.name.endswith(".partial")):
+            yield name.as_posix(), read_json(path)
+
+
+def _put_aside(folder: Path, fingerprint: str) -> None:
+    target = folder.with_name(f"{folder.name.removesuffix('.partial')}-before-{fingerprint[:8]}")
+    others = (target.with_name(f"{target.name}-{number}") for number in itertools.count(2))
+    while target.exists():
+        target = next(others)
+    folder.rename(target)
+
+
+def _fingerprint(name: str, given: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([name, given], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -212,5 +290,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file. Raises RunError if it holds something else."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RunError(
+            f"{path} is damaged (no JSON): put it back from a copy, or remove its folder to have it made again"
+        ) from error

@@ -20,9 +20,12 @@ from dpost_lite.stages import Stages
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run leaves behind: test scores of the base and of every policy, the best policy, and its exported file."""
+    """What a run leaves behind: scores of the base and of every policy on test, and of the policies on dev, the best
+    policy, and its exported file.
+    """
 
     scores: list[Score]
+    dev_scores: list[Score]
     best: str
     export: Artifact
     solved: Artifact
@@ -57,4 +60,4 @@ def self_train(recipe: Recipe, run: Run, plan: Plan | None = None) -> Outcome:
             break
     best = stages.best_policy(policies)
     export = stages.export(best)
-    return Outcome(stages.test_scores, best.name, export, stages.solve(export, data))
+    return Outcome(stages.test_scores, stages.dev_scores, best.name, export, stages.solve(export, data))

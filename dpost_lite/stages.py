@@ -14,6 +14,7 @@ from dpost_lite.child import run_in_child
 from dpost_lite.errors import OutOfMemory
 from dpost_lite.local import gguf
 from dpost_lite.local.config import read_config
+from dpost_lite.machine import minor_version
 from dpost_lite.models import backends
 from dpost_lite.models.dpo import check_loss
 from dpost_lite.policies import calculator_of
@@ -32,6 +33,14 @@ from dpost_lite.recipe import Recipe
 from dpost_lite.rundir import Artifact, Run, write_json
 
 MODEL_PARTS = ("model", "calculator")
+PACKAGES = (
+    "dpost-lite",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+)  # whose minor version may change results
 UNITS = {"sft": "rationale", "dpo": "pair"}
 MACHINE_KEYS = (
     ("model", "backend"),
@@ -69,8 +78,10 @@ class Stages:
         self._run = run
         self._memory_share = memory_share
         self._model_dir = preflight(recipe, run.path)
+        self._base = backends.fingerprint(self._model_dir)
+        self._packages = {name: minor_version(name) for name in PACKAGES}
         self.test_scores: list[Score] = []
-        self._dev_scores: list[Score] = []
+        self.dev_scores: list[Score] = []  # without the base's
 
     @property
     def num_rounds(self) -> int:
@@ -168,20 +179,20 @@ class Stages:
             parts=[part for part in ("dev", "test") if data.metrics[part]],
         )
         self.test_scores.append(from_dict(Score, stage.metrics["test"]))
-        if "dev" in stage.metrics:
-            self._dev_scores.append(from_dict(Score, stage.metrics["dev"]))
+        if "dev" in stage.metrics and policy is not None:
+            self.dev_scores.append(from_dict(Score, stage.metrics["dev"]))
 
     def has_converged(self) -> bool:
         """True when dev accuracy has not risen above its best for `patience` rounds."""
         patience = self._recipe.patience
-        accuracies = [score.strict for score in self._dev_scores[1:]]  # without the base
+        accuracies = [score.strict for score in self.dev_scores]
         if patience is None or not accuracies:
             return False
         return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= patience
 
     def best_policy(self, policies: list[Artifact]) -> Artifact:
         """The policy with the best dev accuracy, the earlier one of equals; without dev problems, the last."""
-        accuracies = [score.strict for score in self._dev_scores[1:]]
+        accuracies = [score.strict for score in self.dev_scores]
         return policies[accuracies.index(max(accuracies))] if accuracies else policies[-1]
 
     def export(self, policy: Artifact) -> Artifact:
@@ -243,6 +254,7 @@ class Stages:
                     train,
                     *inputs,
                     settings=settings,
+                    resumes=True,
                     first_import=backends.first_import(self._recipe.model),
                     micro_batch_size=micro,
                     **arguments,
@@ -293,7 +305,8 @@ class Stages:
         values = self._recipe.model_dump(mode="json")
         for part, key in MACHINE_KEYS:
             values[part].pop(key)
-        return {"seed": values["seed"], **{part: values[part] for part in parts}}
+        made_by = {"base": self._base, "packages": self._packages} if "model" in parts else {}
+        return {"seed": values["seed"], **made_by, **{part: values[part] for part in parts}}
 
 
 def _problems(data: Artifact, part: str) -> list[Problem]:

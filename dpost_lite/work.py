@@ -25,6 +25,7 @@ from dpost_lite.problems.records import (
 )
 from dpost_lite.problems.scoring import score
 from dpost_lite.recipe import Recipe
+from dpost_lite.rundir import UNFINISHED
 
 
 def prepare_data(out: Path, *, recipe: Recipe, model_dir: Path, progress: Progress) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def train_sft(
         recipe=recipe.sft.model_copy(update={"micro_batch_size": micro_batch_size}),
         seed=recipe.seed,
         progress=progress,
+        checkpoint_s=recipe.checkpoint_s,
     )
 
 
@@ -81,6 +83,7 @@ def train_dpo(
         recipe=recipe.dpo.model_copy(update={"micro_batch_size": micro_batch_size}),
         seed=recipe.seed,
         progress=progress,
+        checkpoint_s=recipe.checkpoint_s,
     )
 
 
@@ -162,11 +165,10 @@ def _drawn(
 ) -> list[Rationale]:
     """Draw rationales and write them to `file`, in the order of (problem, sample).
 
-    As they end they are appended to a shard beside it; one that a stopped process left is gone on with.
+    As they end they are appended to a shard below; one that a stopped process left is gone on with.
     """
-    total, shard = len(problems) * num_samples, file.with_suffix(".shard")
+    total, shard = len(problems) * num_samples, file.parent / UNFINISHED / file.name
     if file.exists():  # a part of the stage that was done before it was stopped
-        shard.unlink(missing_ok=True)
         return list(read_jsonl(file, Rationale))
     done = resume_jsonl(shard, Rationale)
     num_right = sum(rationale.correct for rationale in done)
@@ -188,7 +190,6 @@ def _drawn(
     order = {problem.id: i for i, problem in enumerate(problems)}
     done.sort(key=lambda r: (order[r.problem_id], r.sample))
     write_jsonl(file, done)
-    shard.unlink()
     return done
 
 

@@ -1,7 +1,8 @@
 """Shared fixtures: tiny random models and tokenizers, made in the test, so that no test needs a download."""
 
 import json
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,24 @@ def full_dir(base_dir, tmp_path_factory, prompter) -> Path:
     path = tmp_path_factory.mktemp("full")
     run_sft(base_dir, prompter, path, precision="full", learning_rate=1e-3)
     return path
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
+    """A function: a size in bytes -> a folder on a file system of that size (tmpfs; skips who may not mount one)."""
+    mounted = []
+
+    def mount(num_bytes: int) -> Path:
+        folder = tmp_path / f"disk-{num_bytes}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("a small file system can be mounted by root on Linux alone")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

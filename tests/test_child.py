@@ -13,6 +13,7 @@ import pytest
 
 from dpost_lite.child import run_in_child
 from dpost_lite.errors import DataError, OutOfMemory, RunError
+from dpost_lite.interrupt import graceful
 
 
 def double(number: int, progress) -> dict:
@@ -73,6 +74,32 @@ def temporary(progress) -> dict:
 
     Path(tempfile.mkstemp()[1]).write_text("left behind")
     return {"folder": tempfile.gettempdir()}
+
+
+def steps(num: int, progress) -> dict:
+    for done in range(num):
+        try:
+            progress(done, num, "steps")
+        except KeyboardInterrupt:
+            print("saved")
+            raise
+        time.sleep(0.02)
+    return {"steps": num}
+
+
+def writes(folder: Path, how: str, progress) -> dict:
+    """More than `small_disk` holds, as Python, safetensors (in Rust) and numpy (in C) write."""
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+
+    if how == "python":
+        (folder / "file").write_bytes(bytes(2**22))
+    elif how == "safetensors":
+        save_file({"a": torch.ones(2**20)}, folder / "file")
+    else:
+        np.ones(2**19).tofile(folder / "file")
+    return {}
 
 
 def waits(file: Path, progress) -> dict:
@@ -171,6 +198,44 @@ def test_progress_that_fails_ends_the_child(tmp_path):
     with pytest.raises(OSError, match="No space"):
         run_in_child(reports_and_waits, log=tmp_path / "a.log", progress=full, file=tmp_path / "pid")
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_asked_to_stop_the_child_ends_after_its_step(run, tmp_path):
+    """What the command line does at the first Ctrl-C; the child takes no notice of the signal itself."""
+    told = []
+
+    def interrupt(*args, **_):
+        if args[0] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with graceful(lambda: told.append(1)), pytest.raises(KeyboardInterrupt):
+        run_in_child(steps, log=tmp_path / "a.log", progress=interrupt, num=1000)
+    assert told == [1]
+    assert (tmp_path / "a.log").read_text() == "saved\n"
+
+
+def test_the_second_time_it_stops_at_once(tmp_path):
+    def interrupt(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    started = time.monotonic()
+    with graceful(interrupt), pytest.raises(KeyboardInterrupt):
+        run_in_child(reports_and_waits, log=tmp_path / "a.log", progress=interrupt, file=tmp_path / "pid")
+    assert time.monotonic() - started < 60
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_work_that_says_nothing_more_is_finished(run):
+    """Export, for one: it is kept, and the next stage does not begin (see Run.stage)."""
+    with graceful(lambda: None):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert "ram_bytes" in run(chatter)["used"]
+
+
+@pytest.mark.parametrize("how", ["python", "safetensors", "numpy"])
+def test_a_full_disk_is_told_as_such(run, small_disk, how):
+    with pytest.raises(RunError, match=r"^the disk is full .*; free some space, and the same command goes on$"):
+        run(writes, folder=small_disk(2**20), how=how)
 
 
 PARENT = """

@@ -213,7 +213,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
         (run.path / "export" / "m.gguf").write_bytes(b"0" * 3 * 2**20)
         write_json(run.path / "solved.json", [{"question": "1+1?", "answer": "2", "solution": solution}])
         exported = Artifact("export", run.path / "export", "", {"file": "m.gguf"})
-        return selftrain.Outcome(scores, "round-1/sft", exported, Artifact("solved", run.path, ""))
+        return selftrain.Outcome(scores, [], "round-1/sft", exported, Artifact("solved", run.path, ""))
 
     monkeypatch.setattr(selftrain, "self_train", self_train)
     monkeypatch.setattr(stages, "preflight", lambda recipe, folder: folder)

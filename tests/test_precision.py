@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import LN2, TOLERANCE, labelled, logits, pairs, run_dpo, run_sft, same, saved, trainers_of, whole
+from tiny_training import LN2, TOLERANCE, labelled, logits, run_dpo, run_sft, same, saved, trainers_of
 
 from dpost_lite.errors import ModelError
 from dpost_lite.models import adapters, backends, dpo, sft
 from dpost_lite.models.training import probe
-from dpost_lite.recipe import DpoRecipe, LoraRecipe, ModelRecipe, load_recipe
+from dpost_lite.recipe import LoraRecipe, ModelRecipe, load_recipe
 
 # All weights
 
@@ -31,12 +31,9 @@ def test_full_fine_tuning_moves_every_weight_and_saves_a_model(base_dir, full_di
 
 
 def test_full_dpo_goes_on_from_the_policy_and_learns(base_dir, full_dir, prompter, tmp_path):
-    recipe = DpoRecipe(batch_size=4, micro_batch_size=2, learning_rate=1e-4)
-    policy = adapters.load_for_dpo(base_dir, full_dir, whole(precision="full"))
-    figures = dpo.train_dpo(
-        policy, prompter, pairs(prompter, 16), tmp_path, recipe=recipe, seed=42,
-        progress=lambda *_, **__: None,
-    )  # fmt: skip
+    figures = run_dpo(
+        base_dir, prompter, full_dir, tmp_path, num=16, precision="full", micro_batch_size=2, learning_rate=1e-4
+    )
     assert figures["first_loss"] == pytest.approx(LN2, abs=1e-5)
     assert figures["last_loss"] < figures["first_loss"]
     assert figures["last_margin"] > 0

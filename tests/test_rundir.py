@@ -1,6 +1,5 @@
 """The run folder: finished stages are loaded, changed ones refused, broken ones done again."""
 
-import contextlib
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ import pytest
 
 from dpost_lite.errors import RunError
 from dpost_lite.recipe import Recipe, load_recipe
-from dpost_lite.rundir import Artifact, Run, flatten, read_json, write_json
+from dpost_lite.rundir import UNFINISHED, Artifact, Run, flatten, read_json, stages_done, write_json
 
 SETTINGS = {"seed": 1, "sft": {"epochs": 2, "learning_rate": 1e-4}}
 
@@ -72,22 +71,128 @@ with Run(Path({str(run.path)!r})).locked():
         pass
 
 
+def stopped(out: Path) -> dict:
+    """Work that is stopped the first time, and then finds what it left."""
+    shard = out / UNFINISHED / "shard"
+    if shard.exists():
+        return {"found": shard.read_text()}
+    shard.write_text("half")
+    raise OSError("the disk is full")
+
+
 def test_work_that_can_go_on_finds_what_it_left(run):
-    found = []
+    with pytest.raises(OSError, match="disk is full"):
+        run.stage("samples", stopped, settings=SETTINGS, resumes=True)
+    made = again(run).stage("samples", stopped, settings=SETTINGS, resumes=True)
+    assert made.metrics == {"found": "half"}
+    assert [path.name for path in made.path.iterdir()] == ["done.json"]
+    assert [event["resumed"] for event in events(run) if event["kind"] == "stage_started"] == [False, True]
 
-    def stopped(out: Path) -> dict:
-        found.append(sorted(path.name for path in out.iterdir()))
-        (out / "shard").write_text("half")
-        if len(found) < 3:
-            raise OSError("the disk is full")
-        return {}
 
-    for settings in (SETTINGS, SETTINGS, {**SETTINGS, "seed": 2}):
-        with pytest.raises(OSError, match="disk is full") if len(found) < 2 else contextlib.nullcontext():
-            run.stage("samples", stopped, settings=settings, resumes=True)
-    assert found == [["begun.json"], ["begun.json", "shard"], ["begun.json"]]  # other settings begin anew
-    assert sorted(path.name for path in (run.path / "samples").iterdir()) == ["done.json", "shard"]
-    assert [event["resumed"] for event in events(run) if event["kind"] == "stage_started"] == [False, True, False]
+def test_what_other_settings_left_is_neither_used_nor_thrown_away(run):
+    with pytest.raises(OSError, match="disk is full"):
+        run.stage("samples", stopped, settings=SETTINGS, resumes=True)
+    with pytest.raises(RunError, match=r"'samples' made with other settings \(seed: 1 -> 2\).* --restart-from samples"):
+        run.stage("samples", stopped, settings={**SETTINGS, "seed": 2}, resumes=True)
+    assert run.stage("samples", stopped, settings=SETTINGS, resumes=True).metrics == {"found": "half"}
+
+
+def test_a_stage_that_left_nothing_to_go_on_with_may_begin_under_other_settings(run):
+    def broke(out: Path) -> dict:
+        raise OSError("before anything was made")
+
+    with pytest.raises(OSError, match="before anything"):
+        run.stage("samples", broke, settings=SETTINGS, resumes=True)
+    run.stage("samples", Work(), settings={**SETTINGS, "seed": 2}, resumes=True)
+
+
+def test_a_stage_that_was_killed_before_it_got_its_name(run):
+    work = Work()
+    made = run.stage("sft", work, settings=SETTINGS)
+    (made.path / UNFINISHED).mkdir()
+    made.path.rename(run.path / "sft.partial")
+    assert again(run).stage("sft", work, settings=SETTINGS) == made
+    assert work.num_calls == 1
+    assert sorted(path.name for path in made.path.iterdir()) == ["done.json", "file.txt"]
+
+
+def test_work_does_not_begin_when_the_user_asked_to_stop(run, monkeypatch):
+    work = Work()
+    run.stage("data", work, settings=SETTINGS)
+    monkeypatch.setattr("dpost_lite.interrupt.asked", lambda: True)
+    run.stage("data", work, settings=SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("sft", work, settings=SETTINGS)
+    assert work.num_calls == 1
+
+
+# Beginning again at a stage
+
+
+def chain(run: Run, *, seed: int = 1) -> list[Artifact]:
+    """Four stages, of which the last stands on the second alone."""
+    data = run.stage("data", Work(), settings={})
+    sft = run.stage("sft-0", Work(), data, settings={"seed": seed})
+    pairs = run.stage("round-1/pairs", Work(), data, sft, settings={})
+    return [data, sft, pairs, run.stage("score/sft-0", Work(), sft, settings={})]
+
+
+def test_a_stage_and_what_was_made_from_it_are_put_aside(run):
+    _, sft, pairs, _ = chain(run)
+    with pytest.raises(RunError, match="--restart-from sft-0"):
+        chain(run, seed=2)
+    assert run.restart_from("sft-0") == ["round-1/pairs", "score/sft-0", "sft-0"]
+    assert (run.path / f"sft-0-before-{sft.fingerprint[:8]}" / "file.txt").exists()
+    assert (run.path / "round-1" / f"pairs-before-{pairs.fingerprint[:8]}" / "file.txt").exists()
+    chain(run, seed=2)
+    assert [e["stage"] for e in events(run) if e["kind"] == "stage_skipped"][-1] == "data"
+    assert run.restart_from("data")
+    assert not list(stages_done(run.path))
+
+
+def test_the_same_stage_may_be_put_aside_twice(run):
+    for _ in range(3):
+        chain(run)
+        run.restart_from("round-1/pairs")
+    assert len(list(run.path.glob("round-1/pairs-before-*"))) == 3
+
+
+def test_an_unfinished_stage_can_be_put_aside(run):
+    with pytest.raises(OSError, match="disk is full"):
+        run.stage("samples", stopped, settings=SETTINGS, resumes=True)
+    run.restart_from("samples")
+    (aside,) = run.path.glob("samples-before-*")
+    assert (aside / UNFINISHED / "shard").read_text() == "half"
+    run.stage("samples", Work(), settings={**SETTINGS, "seed": 2}, resumes=True)
+
+
+def test_a_stage_that_is_not_there_cannot_be_put_aside(run):
+    chain(run)
+    with pytest.raises(
+        RunError, match=r"holds no stage 'sft-1' \(did you mean 'sft-0'\?\); it holds data, round-1/pairs"
+    ):
+        run.restart_from("sft-1")
+
+
+# What else may happen to a folder
+
+
+@pytest.mark.parametrize("name", ["run.json", "data/done.json"])
+def test_a_damaged_record_is_named(run, name):
+    chain(run)
+    (run.path / name).write_text('{"version": ')
+    with pytest.raises(RunError, match=f"{name} is damaged"):
+        chain(again(run)) if name != "run.json" else again(run).recipe
+
+
+def test_a_clock_that_is_set_back_changes_nothing(run, monkeypatch):
+    run.emit("notice", text="before")
+    monkeypatch.setattr("dpost_lite.rundir.time.time", lambda: 0.0)
+    made = run.stage("data", Work(), settings={})
+    assert read_json(made.path / "done.json")["seconds"] < 60
+    times = [event["time"] for event in events(run)]
+    assert times == sorted(times)
+    assert times[-1] - times[0] < 60
 
 
 def test_the_time_before_a_stop_counts(run, monkeypatch):

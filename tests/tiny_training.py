@@ -55,17 +55,56 @@ def whole(*, seed: int = 42, precision: str = "4bit", **sections) -> Recipe:
 
 
 def run_sft(
-    base_dir: Path, prompter: Prompter, out: Path, *, seed: int = 42, num: int = 8, precision="4bit", **settings
+    base_dir: Path,
+    prompter: Prompter,
+    out: Path,
+    *,
+    seed: int = 42,
+    num: int = 8,
+    precision="4bit",
+    progress=no_progress,
+    checkpoint_s: float = 600,
+    **settings,
 ) -> dict[str, Any]:
     recipe = SftRecipe(**{"epochs": 1, "batch_size": 4, "micro_batch_size": 4, **settings})
     policy = adapters.load_for_sft(base_dir, whole(seed=seed, sft=recipe, precision=precision))
-    return sft.train_sft(policy, prompter, labelled(prompter, num), out, recipe=recipe, seed=seed, progress=no_progress)
+    return sft.train_sft(
+        policy,
+        prompter,
+        labelled(prompter, num),
+        out,
+        recipe=recipe,
+        seed=seed,
+        progress=progress,
+        checkpoint_s=checkpoint_s,
+    )
 
 
-def run_dpo(base_dir, prompter, policy_dir, out, *, seed: int = 42, num: int = 4, progress=no_progress, **settings):
+def run_dpo(
+    base_dir,
+    prompter,
+    policy_dir,
+    out,
+    *,
+    seed: int = 42,
+    num: int = 4,
+    precision="4bit",
+    progress=no_progress,
+    checkpoint_s: float = 600,
+    **settings,
+):
     recipe = DpoRecipe(**{"batch_size": 4, "micro_batch_size": 4, **settings})
-    policy = adapters.load_for_dpo(base_dir, policy_dir, whole(seed=seed, dpo=recipe))
-    return dpo.train_dpo(policy, prompter, pairs(prompter, num), out, recipe=recipe, seed=seed, progress=progress)
+    policy = adapters.load_for_dpo(base_dir, policy_dir, whole(seed=seed, dpo=recipe, precision=precision))
+    return dpo.train_dpo(
+        policy,
+        prompter,
+        pairs(prompter, num),
+        out,
+        recipe=recipe,
+        seed=seed,
+        progress=progress,
+        checkpoint_s=checkpoint_s,
+    )
 
 
 def make_trainer(base_dir, prompter, policy_dir, out, *, precision="4bit", **settings) -> Any:

@@ -45,7 +45,10 @@ def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
-        raise ModelError(f"the adapter {adapter_dir} does not fit this base: {str(error).splitlines()[0]}") from error
+        raise ModelError(
+            f"the adapter {adapter_dir} is damaged, or of another base ({str(error).splitlines()[0]}); "
+            "--restart-from its stage trains it again"
+        ) from error
 
 
 def is_adapter(policy_dir: Path) -> bool:

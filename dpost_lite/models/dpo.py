@@ -47,6 +47,7 @@ def train_dpo(
     recipe: DpoRecipe,
     seed: int,
     progress: Progress,
+    checkpoint_s: float,
 ) -> dict[str, Any]:
     """Continue the SFT policy on `pairs` and save the result in `out`; return figures of the training.
 
@@ -63,7 +64,7 @@ def train_dpo(
         raise DataError(f"dpo.max_length={recipe.max_length} leaves none of {len(pairs)} preference pairs; raise it")
     trainer = make_trainer(policy, prompter, rows, out, recipe, seed)
     lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
-    log = train(trainer, lengths, progress)
+    log = train(trainer, lengths, progress, checkpoint_s)
     adapters.save(trainer.model, prompter.tokenizer, out)
     return {
         "num_pairs": len(rows),

@@ -70,7 +70,10 @@ def attach(model: Any, adapter_dir: Path, recipe: LoraRecipe, *, seed: int) -> A
     try:
         found: Any = set_peft_model_state_dict(policy, load_file(adapter_dir / "adapter_model.safetensors"))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"the adapter {adapter_dir} does not fit this base: {str(error).splitlines()[0]}") from error
+        raise ModelError(
+            f"the adapter {adapter_dir} is damaged, or of another base ({str(error).splitlines()[0]}); "
+            "--restart-from its stage trains it again"
+        ) from error
     if strange := [*found.unexpected_keys, *(key for key in found.missing_keys if "lora_" in key)]:
         raise ModelError(f"the adapter {adapter_dir} does not fit this base: {strange[0]} has no counterpart")
     return policy

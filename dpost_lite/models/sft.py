@@ -25,6 +25,7 @@ def train_sft(
     recipe: SftRecipe,
     seed: int,
     progress: Progress,
+    checkpoint_s: float,
 ) -> dict[str, Any]:
     """Train `policy`, the base with a fresh adapter or all of the base, on `labelled` and save it in `out`.
 
@@ -54,7 +55,7 @@ def train_sft(
         train_dataset=Dataset.from_list(rows),
         processing_class=prompter.tokenizer,
     )
-    log = train(trainer, [len(row["input_ids"]) for row in rows], progress)
+    log = train(trainer, [len(row["input_ids"]) for row in rows], progress, checkpoint_s)
     adapters.save(trainer.model, prompter.tokenizer, out)
     return {
         "num_rationales": len(rows),

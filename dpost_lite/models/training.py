@@ -1,4 +1,4 @@
-"""What SFT and DPO share: trainer arguments, LoRA weights in float32, and progress."""
+"""What SFT and DPO share: trainer arguments, LoRA weights in float32, progress, and going on where one was stopped."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 from dpost_lite.errors import ModelError
 from dpost_lite.models.backends import compute_dtype, device
+from dpost_lite.models.checkpoint import Checkpoints
 from dpost_lite.recipe import DpoRecipe, SftRecipe
 
 Progress = Callable[..., None]
@@ -14,6 +15,8 @@ Progress = Callable[..., None]
 
 OPTIMISER_BYTES = {"paged_adamw_8bit": 2, "adamw_torch": 8, "adamw_torch_fused": 8}
 """Of the state that an optimiser keeps of each trained weight."""
+
+LOSSES_BEFORE = 20  # that the first one after a checkpoint is held against
 
 
 def optimiser(*, on_gpu: bool, trains_adapter: bool) -> str:
@@ -76,38 +79,78 @@ def shared_arguments(
     }
 
 
-def train(trainer: Any, lengths: Sequence[int], progress: Progress) -> list[dict[str, Any]]:
+def train(trainer: Any, lengths: Sequence[int], progress: Progress, checkpoint_s: float) -> list[dict[str, Any]]:
     """Run a trl trainer and return its log, one dictionary per optimiser step.
 
-    `lengths` are the tokens of its rows; the longest are tried first, so that memory runs out now or never. Raises
-    ModelError when the loss becomes infinite or NaN.
+    `lengths` are the tokens of its rows; the longest are tried first, so that memory runs out now or never. Goes on
+    from the newest checkpoint in its folder; writes one every `checkpoint_s` seconds, and one when `progress` raises
+    KeyboardInterrupt. Raises ModelError when the loss becomes infinite or NaN, or jumps where a training goes on.
     """
     from transformers import PrinterCallback, TrainerCallback
     from transformers.utils import logging
 
+    keep_float32(trainer.model)
+    checkpoints = Checkpoints(trainer, Path(trainer.args.output_dir), interval_s=checkpoint_s)
+    newest = checkpoints.newest()
+
     class Report(TrainerCallback):
-        """Hands each logged step to `progress`, and stops where the loss is no number."""
+        """Hands each logged step to `progress`, stops where the loss is no number, and keeps checkpoints."""
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            if newest is not None:
+                checkpoints.restore(newest)
+
+        def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+            checkpoints.epoch_begins()
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            checkpoints.step_begins()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                if not math.isfinite(logs["loss"]):
-                    raise ModelError(
-                        f"training diverged: the loss is {logs['loss']} at step {state.global_step} of "
-                        f"{state.max_steps}; lower sft.learning_rate or dpo.learning_rate"
-                    )
+            if not logs or "loss" not in logs:
+                return
+            check_loss_of_step(state, newest)
+            if checkpoints.is_due():
+                checkpoints.save()
+            try:
                 progress(state.global_step, state.max_steps, "steps", loss=logs["loss"])
+            except KeyboardInterrupt:
+                if state.global_step < state.max_steps:  # after the last step the policy itself is saved
+                    checkpoints.save()
+                    raise
 
-    keep_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Report())
     probe(trainer, lengths)
+    trainer._load_from_checkpoint = lambda *_: None  # its format is not ours; on_train_begin restores
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        trainer.train()
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     finally:
         logging.set_verbosity(verbosity)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def check_loss_of_step(state: Any, resumed: Path | None) -> None:
+    """Raise ModelError if the newest loss of a Trainer's state is no number, or far off in the first resumed step.
+
+    A training that was silently begun anew would show there.
+    """
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    step = f"step {state.global_step} of {state.max_steps}"
+    if not math.isfinite(losses[-1]):
+        raise ModelError(
+            f"training diverged: the loss is {losses[-1]} at {step}; lower sft.learning_rate or dpo.learning_rate"
+        )
+    if resumed is None or state.global_step != int(resumed.name.partition("-")[2]) + 1:
+        return
+    largest = max(losses[:-1][-LOSSES_BEFORE:])
+    if losses[-1] > 2 * largest + 0.5:
+        raise ModelError(
+            f"at {step}, the first after {resumed.name}, the loss is {losses[-1]:.3g}, and was at most {largest:.3g} "
+            f"before: the checkpoint does not fit; remove {resumed} to train this stage from its beginning"
+        )
 
 
 def probe(trainer: Any, lengths: Sequence[int]) -> None:

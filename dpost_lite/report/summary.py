@@ -55,6 +55,22 @@ def verdict(scores: Sequence[Score]) -> str:
     return f"Self-training gained {gain:.1f} points ({figures}; one standard error is {error:.1f} points)."
 
 
+def fallen(dev_scores: Sequence[Score]) -> str:
+    """Say so if accuracy on the dev problems fell after its best round, which is the one that was exported.
+
+    `dev_scores` are of the policies, without the base, in order.
+    """
+    if not dev_scores:
+        return ""
+    last, best = dev_scores[-1], max(dev_scores, key=lambda score: score.strict)
+    if last.strict >= best.strict:
+        return ""
+    return (
+        f"On the dev problems accuracy fell from {best.strict:.1%} of {best.name} to {last.strict:.1%} of {last.name}: "
+        f"{best.name} is the one that was exported."
+    )
+
+
 def plan_table(stages: Sequence[Mapping[str, Any]], *, is_cpu: bool = False) -> Table:
     """Return a plan's sizes in GiB: a row per part, the peak of the GPU (or RAM), RAM and disk; a column per stage.
 

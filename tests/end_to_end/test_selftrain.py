@@ -22,7 +22,7 @@ from dpost_lite.policies import calculator_of
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem, Rationale, read_jsonl
 from dpost_lite.recipe import Recipe, load_recipe
-from dpost_lite.rundir import Run, read_json
+from dpost_lite.rundir import UNFINISHED, Run, read_json
 from dpost_lite.selftrain import Outcome, self_train
 
 SETTINGS = [
@@ -286,7 +286,7 @@ def test_sampling_goes_on_to_the_sample(dpo_st, start, tmp_path, how):
 
     with pytest.raises(KeyboardInterrupt if how == "interrupted" else OutOfMemory):
         start(tmp_path / "run", "rounds=1", "sampling.max_rows=2", listener=stop)
-    shard = tmp_path / "run" / f"{name}.partial" / "rationales.shard"
+    shard = tmp_path / "run" / f"{name}.partial" / UNFINISHED / "rationales.jsonl"
     kept = shard.read_text(encoding="utf-8")
     assert kept.count("\n") >= 20
     shard.write_text(kept + kept[:40], encoding="utf-8")  # a line that was being written
@@ -300,8 +300,7 @@ def test_sampling_goes_on_to_the_sample(dpo_st, start, tmp_path, how):
     assert begun[0] == kept.count("\n") + 1
     same_rationales(resumed, dpo_st, f"{name}/rationales.jsonl")
     assert resumed.outcome.scores == dpo_st.outcome.scores[:3]
-    assert not list(resumed.path.rglob("*.shard"))
-    assert not list(resumed.path.rglob("begun.json"))
+    assert not list(resumed.path.rglob(UNFINISHED))
 
 
 def test_the_same_seed_elsewhere_gives_the_same_files(dpo_st, start, tmp_path):

@@ -1,0 +1,37 @@
+"""Ctrl-C: the first asks the work to stop after the step at hand, the second stops it at once."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_asked = threading.Event()
+
+
+def asked() -> bool:
+    """Whether the user asked to stop."""
+    return _asked.is_set()
+
+
+@contextmanager
+def graceful(tell: Callable[[], None]) -> Iterator[None]:
+    """Within the block, the first Ctrl-C is noted and `tell` is called; the second raises KeyboardInterrupt as ever.
+
+    Outside of the main thread, where Python allows no handler, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(*_: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        _asked.set()
+        tell()
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _asked.clear()

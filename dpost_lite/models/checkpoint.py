@@ -1,0 +1,175 @@
+"""Checkpoints of a training, so that one which was stopped goes on at the step it had reached.
+
+Holds all that the next step depends on: trained weights, optimiser, scheduler, position in the data, and the random
+states, of now and of the epoch's beginning, since the order of an epoch is drawn there. transformers' own checkpoints
+are pickles, which this package never reads; these are safetensors and JSON. The data are found again by the Trainer.
+"""
+
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from dpost_lite.errors import ModelError
+from dpost_lite.rundir import UNFINISHED, read_json, write_json
+
+LARGEST_SHARE = 0.01  # of a training's time that may go into writing checkpoints
+ASSUMED_BYTES_PER_S = 5e8  # before the first was written
+TRAINER_STATE = "trainer_state.json"  # transformers looks for it by this name
+
+
+class Checkpoints:
+    """Writes and restores the checkpoints of one trl trainer, below the folder `out` of its stage.
+
+    They are at least `interval_s` seconds apart, and as much more as keeps them below 1 % of the time.
+    """
+
+    def __init__(self, trainer: Any, out: Path, *, interval_s: float) -> None:
+        self._trainer = trainer
+        self._folder = out / UNFINISHED
+        self._interval_s = interval_s
+        self._trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+        num_bytes = 3 * sum(p.nbytes for p in self._trained.values())  # two moments
+        self._cost_s = num_bytes / ASSUMED_BYTES_PER_S
+        self._saved_at = time.monotonic()
+        self._epoch_rng: dict[str, Any] = {}
+        self._to_restore: dict[str, Any] = {}  # the random states to put back when the data come to their place
+
+    def newest(self) -> Path | None:
+        """Return the newest checkpoint of a training that was stopped, if there is one. RunError if it is damaged."""
+        found = {int(path.name.partition("-")[2]): path for path in self._folder.glob("checkpoint-*[0-9]")}
+        if not found:
+            return None
+        read_json(found[max(found)] / TRAINER_STATE)  # which the Trainer reads first
+        return found[max(found)]
+
+    def is_due(self) -> bool:
+        """Whether enough time has gone by since the last one."""
+        return time.monotonic() - self._saved_at >= max(self._interval_s, self._cost_s / LARGEST_SHARE)
+
+    def save(self) -> None:
+        """Write a checkpoint after an optimiser step; only then are the older ones removed.
+
+        Weights that are no numbers are not kept: the training has diverged, and its last good checkpoint stays.
+        """
+        from safetensors.torch import save_file
+
+        trainer, started = self._trainer, time.monotonic()
+        if not all(bool(p.isfinite().all()) for p in self._trained.values()):
+            return
+        tensors = {f"weight.{name}": p.detach() for name, p in self._trained.items()}
+        state = trainer.optimizer.state_dict()
+        numbers: dict[str, dict[str, Any]] = {}
+        for index, values in state["state"].items():
+            for name, value in values.items():
+                if hasattr(value, "detach"):
+                    tensors[f"optimiser.{index}.{name}"] = value.detach()
+                else:
+                    numbers.setdefault(str(index), {})[name] = value
+        scaler = getattr(trainer.accelerator, "scaler", None)
+        target = self._folder / f"checkpoint-{trainer.state.global_step}"
+        partial = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(_unshared(tensors), partial / "state.safetensors")
+        with (partial / "state.safetensors").open("rb") as file:
+            os.fsync(file.fileno())
+        write_json(
+            partial / "state.json",
+            {
+                "optimiser": {"numbers": numbers, "groups": state["param_groups"]},
+                "scheduler": trainer.lr_scheduler.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "rng": random_state(),
+                "epoch_rng": self._epoch_rng,
+            },
+        )
+        trainer.state.save_to_json(str(partial / TRAINER_STATE))
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        for older in self._folder.glob("checkpoint-*"):
+            if older != target:
+                shutil.rmtree(older, ignore_errors=True)
+        self._saved_at = time.monotonic()
+        self._cost_s = self._saved_at - started
+
+    def restore(self, checkpoint: Path) -> None:
+        """Put weights, optimiser and scheduler back; random states follow as the Trainer comes to their place.
+
+        Raises ModelError if the checkpoint cannot be read or is another model's.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        trainer = self._trainer
+        try:
+            tensors, state = load_file(checkpoint / "state.safetensors"), read_json(checkpoint / "state.json")
+            for name, parameter in self._trained.items():
+                parameter.data.copy_(tensors.pop(f"weight.{name}"))
+            values: dict[int, dict[str, Any]] = {int(i): n for i, n in state["optimiser"]["numbers"].items()}
+            for key, tensor in tensors.items():
+                _, index, name = key.split(".", 2)
+                values.setdefault(int(index), {})[name] = tensor
+            trainer.optimizer.load_state_dict({"state": values, "param_groups": state["optimiser"]["groups"]})
+            trainer.lr_scheduler.load_state_dict(state["scheduler"])
+            if state["scaler"] is not None:
+                trainer.accelerator.scaler.load_state_dict(state["scaler"])
+            self._to_restore = {"now": state["rng"], "epoch": state["epoch_rng"]}
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ModelError(
+                f"the checkpoint {checkpoint} is damaged ({type(error).__name__}); remove it, and the same command "
+                "trains this stage from its beginning"
+            ) from error
+
+    def epoch_begins(self) -> None:
+        """Before an epoch's order is drawn: remember the random state that draws it, or put it back."""
+        if self._to_restore:
+            epoch = self._trainer.state.epoch
+            is_between = epoch == int(epoch)  # the checkpoint was written at an epoch's end
+            set_random_state(self._to_restore["now" if is_between else "epoch"])
+        self._epoch_rng = random_state()
+
+    def step_begins(self) -> None:
+        """Before the first step after the checkpoint: put back the random state of that moment."""
+        if self._to_restore:
+            set_random_state(self._to_restore["now"])
+            self._to_restore = {}
+
+
+def random_state() -> dict[str, Any]:
+    """Return the states of all random number generators as JSON would hold them."""
+    import numpy as np
+    import torch
+
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, [int(key) for key in keys], *rest],
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": torch.cuda.get_rng_state().tolist() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    import numpy as np
+    import torch
+
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))
+
+
+def _unshared(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Give each tensor memory of its own, as safetensors asks: bitsandbytes' quantiles are shared by all weights."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        result[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
+        seen.add(tensor.data_ptr())
+    return result
