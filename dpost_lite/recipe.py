@@ -261,7 +261,7 @@ def _locate(source: str) -> Path:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: not UTF-8, or a date that is none
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:  # ValueError: not UTF-8, or no date
         raise RecipeError(f"--recipe: {path} cannot be read as YAML: {' '.join(str(error).split())[:200]}") from error
     if values is None:
         return {}
@@ -276,7 +276,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f"'{override}' is not of the form key=value, for example sft.epochs=3")
     try:
         value = yaml.safe_load(text) if text else None
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         value = text
     value = _plain_number(value)
     *parents, last = key.strip().split(".")

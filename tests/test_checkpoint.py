@@ -18,7 +18,7 @@ from dpost_lite.models.checkpoint import Checkpoints, _unshared, random_state, s
 from dpost_lite.models.training import check_loss_of_step
 from dpost_lite.rundir import UNFINISHED
 
-SFT = {"epochs": 2, "batch_size": 4, "micro_batch_size": 2, "num": 11, "learning_rate": 1e-2}  # 3 steps to an epoch
+SFT = {"epochs": 4, "batch_size": 4, "micro_batch_size": 1, "num": 11, "learning_rate": 1e-2}  # 3 steps to an epoch
 DPO = {"batch_size": 4, "micro_batch_size": 2, "num": 15, "learning_rate": 1e-3}  # 4 steps
 
 
@@ -58,6 +58,7 @@ def weights(folder):
         ("sft", "4bit", 1),
         ("sft", "4bit", 3),  # an epoch's end
         ("sft", "4bit", 5),
+        ("sft", "4bit", 9),
         ("sft", "full", 2),
         ("dpo", "4bit", 2),
         ("dpo", "full", 3),
@@ -78,8 +79,8 @@ def test_a_stopped_training_ends_like_an_unbroken_one(train, tmp_path, kind, pre
 
 
 def test_stopped_after_the_last_step_there_is_nothing_to_go_on_with(train, tmp_path):
-    figures = train("sft", "4bit", tmp_path, progress=stop_at(6))
-    assert figures["steps"] == 6
+    figures = train("sft", "4bit", tmp_path, progress=stop_at(12))
+    assert figures["steps"] == 12
     assert not (tmp_path / UNFINISHED).exists()
 
 
@@ -91,7 +92,7 @@ def test_checkpoints_come_by_time_and_only_the_newest_is_kept(train, tmp_path, m
         left.append(sorted(path.name for path in (tmp_path / UNFINISHED).iterdir()))
 
     train("sft", "4bit", tmp_path, progress=progress, checkpoint_s=0)
-    assert left == [[f"checkpoint-{step}"] for step in range(1, 7)]
+    assert left == [[f"checkpoint-{step}"] for step in range(1, 13)]
 
 
 def test_writing_takes_a_hundredth_of_the_time_at_most(monkeypatch):

@@ -4,6 +4,7 @@ The traps of bitsandbytes, trl and peft that this code steps around are each sho
 """
 
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -504,8 +505,12 @@ def test_adapters_that_do_not_fit_are_refused(base_dir, policy_dir, model_of, tm
         adapters.attach(backends.load(base_dir), tmp_path / "none", trainable=False)
     damaged = Path(shutil.copytree(policy_dir, tmp_path / "damaged"))
     (damaged / "adapter_model.safetensors").write_bytes(b"junk")
-    with pytest.raises(ModelError, match="damaged does not fit"):
+    with pytest.raises(ModelError, match="damaged is damaged, or of another base"):
         adapters.attach(backends.load(base_dir), damaged, trainable=False)
+    cut = Path(shutil.copytree(policy_dir, tmp_path / "cut"))
+    os.truncate(cut / "adapter_model.safetensors", (cut / "adapter_model.safetensors").stat().st_size - 100)
+    with pytest.raises(ModelError, match="cut is damaged, or of another base"):
+        adapters.attach(backends.load(base_dir), cut, trainable=False)
 
 
 def test_find_takes_a_folder(base_dir):
@@ -552,6 +557,7 @@ def test_errors_of_the_hub_say_the_way_out(monkeypatch, error, says):
         raise hub_error(error)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(ModelError, match=f"model.name: .*{says}") as raised:
         backends.find("owner/name")
     assert "\n" not in str(raised.value)

@@ -36,10 +36,12 @@ def create(model: Any, recipe: LoraRecipe, *, seed: int) -> Any:
 
 
 def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
-    """Wrap `model` with the adapter saved in `adapter_dir`, named "default"."""
+    """Wrap `model` with the adapter saved in `adapter_dir`, named "default". Raises ModelError if it cannot be used."""
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    if (adapter_dir / "adapter_model.bin").exists() and not (adapter_dir / "adapter_model.safetensors").exists():
+        raise ModelError(f"the adapter {adapter_dir} is a pickle, which is never read; save it as safetensors")
     try:
         return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

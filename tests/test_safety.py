@@ -1,0 +1,61 @@
+"""What comes from strangers: no pickle is read, nothing damaged is used, and offline nobody is asked."""
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpost_lite.errors import ModelError
+from dpost_lite.models import adapters, backends
+
+
+class Malicious:
+    """What a pickle may do to whoever reads it."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("unpickled"),)
+
+
+def test_pickles_are_never_read(base_dir, policy_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base, adapter = Path(shutil.copytree(base_dir, "base")), Path(shutil.copytree(policy_dir, "adapter"))
+    for folder, name in ((base, "pytorch_model"), (adapter, "adapter_model")):
+        for file in folder.glob("*.safetensors"):
+            file.unlink()
+        (folder / f"{name}.bin").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(ModelError, match=r"base cannot be loaded .*safetensors"):
+        backends.load(base)
+    with pytest.raises(ModelError, match="adapter is a pickle, which is never read"):
+        adapters.attach(backends.load(base_dir), adapter, trainable=False)
+    assert not Path("unpickled").exists()
+
+
+def test_a_truncated_base_is_named(base_dir, tmp_path):
+    base = Path(shutil.copytree(base_dir, tmp_path / "base"))
+    (weights,) = base.glob("*.safetensors")
+    os.truncate(weights, weights.stat().st_size // 2)
+    with pytest.raises(ModelError, match="base cannot be loaded"):
+        backends.load(base)
+
+
+def test_a_fingerprint_changes_with_any_part_of_a_model(base_dir, tmp_path):
+    base = Path(shutil.copytree(base_dir, tmp_path / "base"))
+    prints = {backends.fingerprint(base_dir)}
+    assert {backends.fingerprint(base)} == prints
+    for name, at in (("model.safetensors", 3000), ("model.safetensors", -1), ("tokenizer.json", 50)):
+        content = bytearray((base / name).read_bytes())
+        content[at] ^= 1
+        (base / name).write_bytes(content)
+        prints.add(backends.fingerprint(base))
+    assert len(prints) == 4
+
+
+def test_offline_the_hub_is_not_asked(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"owner/name is not in the local cache and --offline forbids to ask the hub"):
+        backends.find("owner/name")
