@@ -135,7 +135,7 @@ def one_run(
     while True:
         is_last = before + len(struck) >= num_faults
         kind = kinds[(before + len(struck)) % len(kinds)]
-        fault = Fault(kind, dice.random() < 0.7, dice.expovariate(16 / seconds), dice.randint(1, 6))
+        fault = Fault(kind, dice.random() < 0.7, dice.expovariate(24 / seconds), dice.randint(1, 6))
         seen = done_work(folder)
         ended, _ = attempt(recipe, folder, None if is_last else fault)
         if struck:  # what was done twice was done again because of the fault before

@@ -9,7 +9,6 @@ last line is one JSON object, which `--save` also writes to a file.
 
 import argparse
 import json
-import math
 import resource
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 from publish import publish, result_of
 
+from dpost_lite.problems.comparing import mcnemar
 from dpost_lite.rundir import read_json
 
 
@@ -73,12 +73,6 @@ def right_problems(file: Path) -> set[str]:
     """Return the ids of the problems that were solved."""
     with file.open(encoding="utf-8") as lines:
         return {answer["problem_id"] for answer in map(json.loads, lines) if answer["correct"]}
-
-
-def mcnemar(won: int, lost: int) -> float:
-    """Return the exact two-sided p-value that wins and losses are equally likely (McNemar 1947)."""
-    total, fewer = won + lost, min(won, lost)
-    return min(1.0, 2 * sum(math.comb(total, k) for k in range(fewer + 1)) / 2**total)
 
 
 if __name__ == "__main__":

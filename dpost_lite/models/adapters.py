@@ -14,6 +14,7 @@ from dpost_lite.errors import ModelError, is_out_of_memory
 from dpost_lite.models.backends import UNSLOTH, Precision, count_as_plain, load, quiet_transformers
 from dpost_lite.models.packing import pack
 from dpost_lite.recipe import LoraRecipe, Recipe
+from dpost_lite.rundir import read_json
 
 
 def create(model: Any, recipe: LoraRecipe, *, seed: int) -> Any:
@@ -56,6 +57,14 @@ def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
 def is_adapter(policy_dir: Path) -> bool:
     """Whether a policy was saved as an adapter, and not as all of its weights."""
     return (policy_dir / "adapter_config.json").is_file()
+
+
+def base_of(adapter_dir: Path) -> str:
+    """Return the name of the base that an adapter was trained on. Raises ModelError if it names none."""
+    name = read_json(adapter_dir / "adapter_config.json").get("base_model_name_or_path")
+    if not name:
+        raise ModelError(f"the adapter {adapter_dir} names no base; give one with --model")
+    return str(name)
 
 
 def save(policy: Any, tokenizer: Any, out: Path) -> None:

@@ -71,6 +71,22 @@ class PreferencePair:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """One graded answer of an evaluation, with what was asked. Answers of a run's own scores carry no question."""
+
+    problem_id: str
+    sample: int
+    text: str
+    end: Literal["stop", "limit"]
+    predicted: str | None
+    correct: bool
+    num_calculated: int = 0
+    num_refused: int = 0
+    question: str = ""
+    answer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """Greedy accuracy of one model on one set of problems; `low` and `high`: the 95 % Wilson interval of `strict`."""
 
@@ -83,6 +99,24 @@ class Score:
     num_unfinished: int
     num_calculated: int
     num_refused: int
+    calculator: bool = True
+    num_unparsed: int = 0
+    """Answers without a number after `####`."""
+    num_characters: int = 0
+    """Of all answers together."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledScore:
+    """What several samples per problem show: the chance that one of k is right, `pass_at[k]`, and that their majority
+    is.
+    """
+
+    name: str
+    num_problems: int
+    num_samples: int
+    pass_at: dict[int, float]
+    majority: float
     calculator: bool = True
 
 

@@ -26,6 +26,8 @@ def score(name: str, answers: Sequence[Rationale], problems: Sequence[Problem], 
         num_calculated=sum(answer.num_calculated for answer in answers),
         num_refused=sum(answer.num_refused for answer in answers),
         calculator=has_calculator,
+        num_unparsed=sum(answer.predicted is None for answer in answers),
+        num_characters=sum(len(answer.text) for answer in answers),
     )
 
 

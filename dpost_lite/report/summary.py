@@ -1,24 +1,25 @@
 """What the command line says when the work is done: the table of scores, whether there was a gain, solved problems."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from dpost_lite.problems.comparing import Comparison
 from dpost_lite.problems.grading import same_number
-from dpost_lite.problems.records import Score
+from dpost_lite.problems.records import Answered, SampledScore, Score
 from dpost_lite.report.terminal import plain
+
+NUM_COMPARED = 5  # problems shown of those that only one model solves
 
 
 def score_table(scores: Sequence[Score]) -> Table:
     """Return one row per score, in percent. The interval is the 95 % Wilson interval of the strict accuracy."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", overflow="fold")  # a long name may take two lines, figures never
-    for column in ("calculator", "strict", "95 %\ninterval", "flexible", "unfinished", "n"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = _table("calculator", "strict", "95 %\ninterval", "flexible", "unfinished", "n")
     for score in scores:
         table.add_row(
             plain(score.name),
@@ -30,6 +31,65 @@ def score_table(scores: Sequence[Score]) -> Table:
             str(score.num_problems),
         )
     return table
+
+
+def answers_table(scores: Sequence[Score]) -> Table:
+    """Return what the answers were like: those without a number after `####`, and means of calculations and length."""
+    table = _table("calculator", "no number\nafter ####", "calculations\nan answer", "left to\nthe model", "characters")
+    for score in scores:
+        table.add_row(
+            plain(score.name),
+            "on" if score.calculator else "off",
+            str(score.num_unparsed),
+            f"{score.num_calculated / score.num_problems:.1f}",
+            f"{score.num_refused / score.num_problems:.1f}",
+            f"{score.num_characters / score.num_problems:.0f}",
+        )
+    return table
+
+
+def _table(*columns: str, first: str = "") -> Table:
+    """A table of figures, whose first column names a row."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold")  # a long name may take two lines, figures never
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def samples_table(scores: Sequence[SampledScore]) -> Table:
+    """Return one row per model: the chance that one of k samples is right, and that the majority of all is."""
+    ks = sorted({k for score in scores for k in score.pass_at})
+    majority = f"maj@{max(score.num_samples for score in scores)}"
+    table = _table("calculator", *(f"pass@{k}" for k in ks), majority, "n")
+    for score in scores:
+        rates = [f"{score.pass_at[k]:.1%}" if k in score.pass_at else "" for k in ks]
+        mode = "on" if score.calculator else "off"
+        table.add_row(plain(score.name), mode, *rates, f"{score.majority:.1%}", str(score.num_problems))
+    return table
+
+
+def comparison(
+    a: str, b: str, compared: Comparison, answers: Mapping[str, tuple[Answered, Answered]]
+) -> Iterator[Text]:
+    """Yield what two models, named `a` and `b`, solve on the same problems, and samples of what only one does.
+
+    `answers` holds both answers to each problem by its id.
+    """
+    yield plain(f"A  {a}: {compared.a:.1%}\nB  {b}: {compared.b:.1%}", "bold")
+    yield plain(
+        f"on the same {compared.num_problems:,} problems: B - A = {100 * compared.difference:+.1f} points, 95 % "
+        f"interval {100 * compared.low:+.1f} to {100 * compared.high:+.1f} (paired bootstrap); McNemar p = "
+        f"{compared.p:.2g}"
+    )
+    for name, ids in (("A", compared.only_a), ("B", compared.only_b)):
+        yield plain(f"\nonly {name} solves {len(ids):,}", "bold")
+        for problem_id in ids[:NUM_COMPARED]:
+            first, second = answers[problem_id]
+            yield plain(f"{problem_id}: {first.question or second.question}".rstrip(": "), "cyan")
+            for label, given in (("A", first), ("B", second)):
+                mark, colour = ("✓", "green") if given.correct else ("✗", "red")
+                yield plain(f"  {label} {mark} {' | '.join(given.text.strip().splitlines())}", colour)
 
 
 def verdict(scores: Sequence[Score]) -> str:
@@ -68,6 +128,41 @@ def fallen(dev_scores: Sequence[Score]) -> str:
     return (
         f"On the dev problems accuracy fell from {best.strict:.1%} of {best.name} to {last.strict:.1%} of {last.name}: "
         f"{best.name} is the one that was exported."
+    )
+
+
+def methods_table(runs: Sequence[tuple[str, int, Score]]) -> Table:
+    """Return one row per method with the best policy's test accuracy: of each seed, their mean and spread."""
+    seeds = sorted({seed for _, seed, _ in runs})
+    extra = ["mean", "standard\ndeviation"] if len(seeds) > 1 else ["95 %\ninterval"]
+    table = _table(*(f"seed {seed}" for seed in seeds), *extra, "n", first="strict")
+    for method in dict.fromkeys(name for name, _, _ in runs):
+        scores = {seed: score for name, seed, score in runs if name == method}
+        rates = [score.strict for score in scores.values()]
+        first = next(iter(scores.values()))
+        spread = [f"{100 * first.low:.1f}–{first.high:.1%}"]
+        if len(seeds) > 1:
+            spread = [f"{mean(rates):.1%}", f"{100 * stdev(rates):.1f}" if len(rates) > 1 else ""]
+        cells = [f"{scores[seed].strict:.1%}" if seed in scores else "" for seed in seeds]
+        table.add_row(method, *cells, *spread, str(first.num_problems))
+    return table
+
+
+def method_difference(a: str, b: str, compared: Sequence[Comparison]) -> str:
+    """Say by how many points method `b` is better than `a`, from a comparison for each seed.
+
+    All seeds answer the same problems, so they are no larger test set: the mean stands beside each seed's own test.
+    """
+    points = [100 * one.difference for one in compared]
+    if len(compared) == 1:
+        (one,) = compared
+        return (
+            f"{b} - {a}: {points[0]:+.1f} points, 95 % interval {100 * one.low:+.1f} to {100 * one.high:+.1f} (paired "
+            f"bootstrap), McNemar p = {one.p:.2g}"
+        )
+    each = ", ".join(f"{point:+.1f} (p = {one.p:.2g})" for point, one in zip(points, compared, strict=True))
+    return (
+        f"{b} - {a}: {mean(points):+.1f} points in the mean of {len(points)} seeds: {each}; p by McNemar's exact test"
     )
 
 

@@ -18,7 +18,7 @@ def test_fifty_faults_lose_nothing(base_dir, tmp_path):
     data = write_problems(tmp_path / "mine.jsonl")
     command = [
         sys.executable, str(BENCH), "--faults", str(NUM_FAULTS), "--model", str(base_dir), "--data", str(data),
-        "--out", str(tmp_path / "runs"), *SETTINGS, "rounds=1", "sft.epochs=6", "sampling.max_rows=8",
+        "--out", str(tmp_path / "runs"), *SETTINGS, "rounds=1", "sft.epochs=4", "sampling.max_rows=8",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

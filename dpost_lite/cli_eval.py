@@ -1,0 +1,85 @@
+"""The command `eval`: score what can answer, or compare two sets of kept answers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpost_lite.command import Data, DataDir, Debug, Limit, Offline, Policy, choice
+from dpost_lite.errors import RecipeError, RunError
+
+
+def eval_(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="TARGET", help="A run's folder, a model, an adapter's folder, or a GGUF file."),
+    ] = None,
+    data: Data = None,
+    data_dir: DataDir = None,
+    limit: Limit = None,
+    calculator: Annotated[
+        str, typer.Option(metavar="on|off|both", help="Answer with it, without, or both ways.")
+    ] = "both",
+    policy: Policy = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The base of an adapter. [default: as it says]")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Also draw N samples per problem: pass@k and maj@N.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(metavar="T", min=0.01, help="Of those samples.")] = 0.7,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where answers are kept. [default: evals/TARGET/DATA]")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Compare kept answers of two models, in folders of eval or RUN/score/NAME."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="paper", help="Show the paper's figures on the same set beside ours.")
+    ] = None,
+    offline: Offline = False,
+    debug: Debug = False,
+) -> None:
+    """Score a run's base and every round, or a model, on unseen problems; or compare two models' answers.
+
+    A run is scored on its own test problems unless --data says otherwise.
+    """
+    from rich.console import Console
+
+    from dpost_lite import evaluate
+    from dpost_lite.problems.comparing import compare as compare_answers
+    from dpost_lite.problems.records import Score
+    from dpost_lite.report import papers, summary
+    from dpost_lite.report.terminal import TerminalView, plain
+
+    console = Console()
+    if compare is not None:
+        first, second = ({a.problem_id: a for a in evaluate.kept_answers(path)} for path in compare)
+        rights = ({i: a.correct for i, a in kept.items()} for kept in (first, second))
+        both = {i: (first[i], second[i]) for i in first.keys() & second.keys()}
+        for text in summary.comparison(str(compare[0]), str(compare[1]), compare_answers(*rights), both):
+            console.print(text, soft_wrap=True)
+        return
+    if target is None:
+        raise RunError("eval: name a run's folder, a model, an adapter or a GGUF file; or give --compare A B")
+    modes = choice("--calculator", calculator, {"on": [True], "off": [False], "both": [True, False]})
+    if against is not None:
+        choice("--against", against, {"paper": None})
+        if data not in papers.SETS:
+            raise RecipeError(f"--against paper: the paper has figures on {', '.join(papers.SETS)}; give one as --data")
+    scored = evaluate.find_target(target, policy, base=model)
+    problems = evaluate.problems_for(scored, data, data_dir=data_dir, limit=limit)
+    folder = out or Path("evals") / Path(target).name / Path(data or "test").stem
+    sampling = evaluate.Sampling(samples, temperature) if samples else None
+    with TerminalView(console) as view:
+        given = evaluate.evaluate(scored, problems, calculator=modes, out=folder, sampling=sampling, listener=view)
+        scores = list(given)
+    greedy = [score for score in scores if isinstance(score, Score)]
+    console.print("", summary.score_table(greedy), "", summary.answers_table(greedy))
+    if sampling:
+        console.print("", summary.samples_table([s for s in scores if not isinstance(s, Score)]))
+    if against is not None and data is not None:
+        console.print("", papers.against_paper(data, greedy))
+        console.print(plain(f"\n{papers.DIFFERS.format(ours=evaluate.describe(scored))}"), soft_wrap=True)
+    console.print(plain(f"\nevery answer is kept in {folder}"), soft_wrap=True)

@@ -1,0 +1,174 @@
+"""The command `run`: one run, or several methods and seeds side by side."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dpost_lite.command import (
+    GPU_MEM,
+    Data,
+    DataDir,
+    Debug,
+    Limit,
+    Model,
+    Offline,
+    Precision,
+    default_recipe,
+    overrides,
+)
+from dpost_lite.errors import RecipeError
+
+if TYPE_CHECKING:
+    from dpost_lite.planner.plan import Plan
+    from dpost_lite.problems.records import Score
+    from dpost_lite.recipe import Recipe
+    from dpost_lite.selftrain import Outcome
+
+STOPPING = "stopping after the step at hand, which is kept; Ctrl-C again stops at once"
+
+
+def run(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any recipe key, such as dpo.beta=0.2.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A recipe by name, or a .yaml file. [default: rehearsal; with --data the paper's constants]",
+        ),
+    ] = None,
+    data: Data = None,
+    data_dir: DataDir = None,
+    model: Model = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run's folder. [default: runs/RECIPE or DATA]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Another seed gives another run.")] = None,
+    limit: Limit = None,
+    rounds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Most rounds of self-training.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="dpo-st|st|sft",
+            help="The paper's method, self-training without DPO, or the warm-up alone; several, as dpo-st,st, are "
+            "compared, on equal sampling.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Repeat with N seeds; gives mean and spread.")
+    ] = None,
+    gpu_mem: Annotated[str | None, GPU_MEM] = None,
+    precision: Precision = None,
+    restart_from: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="Put this stage, and all that was made from it, aside; make them again."),
+    ] = None,
+    offline: Offline = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model on its own right answers, score each round, and write a GGUF file.
+
+    The same command given again goes on where it stopped: a finished stage is never run twice. Ctrl-C stops after the
+    step at hand; a second one at once.
+    """
+    from dpost_lite.baselines import methods_of, variants
+    from dpost_lite.planner.device import hide_gpu
+    from dpost_lite.planner.plan import fit
+    from dpost_lite.recipe import load_recipe
+    from dpost_lite.rundir import Run
+
+    methods = methods_of(method) if method else []
+    is_several = len(methods) > 1 or (seeds or 1) > 1
+    if is_several and restart_from:
+        raise RecipeError("--restart-from goes with one run: name its folder as --out, one --method and its --seed")
+    settings = settings or []
+    train = next((s.partition("=")[2] for s in reversed(settings) if s.startswith("data.train=")), data)
+    source = recipe or (None if gpu_mem not in (None, "cpu") and train is None else default_recipe(train))
+    given = overrides(
+        data=data, data_dir=data_dir, limit=limit, model=model, seed=seed, rounds=rounds,
+        method=methods[0] if methods else None, precision=precision,
+    ) + settings  # fmt: skip
+    loaded = load_recipe(source, given)
+    folder = out or Path("runs") / Path(source or loaded.data.train).stem
+    made = None
+    if gpu_mem:
+        begun = Run.open(folder).recipe.model.name if (folder / "run.json").is_file() else None
+        if gpu_mem == "cpu":
+            hide_gpu()
+        made = fit(loaded, gpu_mem, base=begun)
+        typer.echo(f"{made}\n")
+        loaded = load_recipe(source, [*made.settings, *given])
+    if is_several:
+        _train_several(folder, list(variants(loaded, methods or [loaded.method], seeds or 1)), made)
+    else:
+        _tell(folder, loaded, _train(folder, loaded, made, restart_from))
+
+
+def _train(folder: Path, recipe: "Recipe", made: "Plan | None", restart_from: str | None = None) -> "Outcome":
+    """Run a recipe in its folder under the live view, and leave a manifest."""
+    from rich.console import Console
+
+    from dpost_lite.interrupt import graceful
+    from dpost_lite.manifest import NAME, write_manifest
+    from dpost_lite.planner.pace import planned_stages
+    from dpost_lite.planner.plan import estimate
+    from dpost_lite.report.terminal import TerminalView
+    from dpost_lite.rundir import Run
+    from dpost_lite.selftrain import self_train
+    from dpost_lite.stages import preflight
+
+    model_dir = preflight(recipe, folder)  # a mistake shall not leave a folder behind
+    made = made or estimate(recipe)
+    with TerminalView(Console(), stages=planned_stages(recipe)) as view:
+        opened = Run.create(folder, recipe, listeners=(view,))
+        with opened.locked(), graceful(lambda: opened.emit("notice", text=STOPPING)):
+            if restart_from:
+                opened.emit("notice", text=f"put aside: {', '.join(opened.restart_from(restart_from))}")
+            outcome = self_train(recipe, opened, made)
+    if not (folder / NAME).is_file():
+        write_manifest(opened, recipe, model_dir, sys.argv)
+    return outcome
+
+
+def _tell(folder: Path, recipe: "Recipe", outcome: "Outcome") -> None:
+    """Print what came out of one run, and what to do with it."""
+    from rich.console import Console
+
+    from dpost_lite.report import summary
+    from dpost_lite.report.terminal import plain
+    from dpost_lite.rundir import read_json
+
+    console = Console()
+    console.print("", summary.score_table(outcome.scores), "")
+    for text in (summary.verdict(outcome.scores), summary.fallen(outcome.dev_scores)):
+        if text:
+            console.print(plain(text), soft_wrap=True)
+    for solved in read_json(outcome.solved.path / "solved.json"):
+        console.print(summary.solved_problem(solved), soft_wrap=True)
+    file = outcome.export.path / outcome.export.metrics["file"]
+    console.print(summary.whereabouts(folder, best=outcome.best, file=file), soft_wrap=True)
+
+
+def _train_several(folder: Path, runs: "list[tuple[Path, Recipe]]", made: "Plan | None") -> None:
+    """Run each recipe in its own folder below `folder`, and print the methods side by side."""
+    from rich.console import Console
+
+    from dpost_lite.baselines import differences, train_all
+    from dpost_lite.report import summary
+    from dpost_lite.report.terminal import plain
+
+    console = Console()
+
+    def train(path: Path, recipe: "Recipe") -> "Score":
+        console.print(plain(f"\n{recipe.method}, seed {recipe.seed}, in {path}", "bold"), soft_wrap=True)
+        outcome = _train(path, recipe, made)
+        name = outcome.best.removesuffix("/sft")
+        return next(score for score in outcome.scores if score.name == name)
+
+    trained = list(train_all(folder, runs, train))
+    console.print("", summary.methods_table([(run.method, run.seed, run.score) for run in trained]), "")
+    for a, b, compared in differences(trained):
+        console.print(plain(summary.method_difference(a, b, compared)), soft_wrap=True)

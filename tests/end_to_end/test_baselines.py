@@ -1,0 +1,101 @@
+"""Methods side by side: what they share is made once, sampling is equal, and the difference is paired."""
+
+import json
+import os
+
+import pytest
+from easy import SETTINGS, write_problems
+from typer.testing import CliRunner
+
+from dpost_lite.baselines import SHARED, Trained, adopt, differences, methods_of, variants
+from dpost_lite.cli import app
+from dpost_lite.errors import RecipeError
+from dpost_lite.problems.records import Score
+from dpost_lite.recipe import load_recipe
+from dpost_lite.rundir import read_json
+
+
+def test_two_methods_in_one_command(base_dir, tmp_path):
+    data = write_problems(tmp_path / "mine.jsonl")
+    command = [
+        "run", "--method", "st,sft", "--out", str(tmp_path / "run"), "--data", str(data), "--model", str(base_dir),
+        *SETTINGS, "rounds=1", "seed=1",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    folders = {method: tmp_path / "run" / "seed-1" / method for method in ("st", "sft")}
+    for stage in SHARED:
+        ours, theirs = (folders[method] / stage / "done.json" for method in ("st", "sft"))
+        assert ours.stat().st_ino == theirs.stat().st_ino, stage  # made once, linked
+    events = [json.loads(line) for line in (folders["sft"] / "events.jsonl").read_text().splitlines()]
+    assert [e["stage"] for e in events if e["kind"] == "stage_started"] == ["export", "solved"]
+    accuracy = {
+        "sft": read_json(folders["sft"] / "score/sft-0/done.json")["metrics"]["test"]["strict"],
+        "st": read_json(folders["st"] / "score/round-1/done.json")["metrics"]["test"]["strict"],
+    }
+    table = [line.split() for line in result.stdout.splitlines()]
+    assert any(row[:2] == ["sft", f"{accuracy['sft']:.1%}"] for row in table)
+    assert "st - sft: " in result.stdout
+    assert (folders["st"] / "manifest.json").exists()
+    assert (folders["sft"] / "manifest.json").exists()
+    again = CliRunner().invoke(app, command)
+    assert again.stdout.count("finished in") == 0
+    assert again.stdout.splitlines()[-1] == result.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "methods"), [("st", ["st"]), ("dpo-st,st,sft", ["dpo-st", "st", "sft"]), ("st, sft,st", ["st", "sft"])]
+)
+def test_methods_are_read(text, methods):
+    assert methods_of(text) == methods
+
+
+@pytest.mark.parametrize("text", ["dpo", "", "st,,sft"])
+def test_what_is_no_method_is_refused(text):
+    with pytest.raises(RecipeError, match=r"--method: .*give one or more of dpo-st,st,sft"):
+        methods_of(text)
+
+
+def test_plain_self_training_draws_as_much_as_dpo_st():
+    recipe = load_recipe(None, ["seed=3"])
+    runs = dict(variants(recipe, ["dpo-st", "st", "sft"], 2))
+    assert [str(path) for path in runs] == [
+        f"seed-{seed}/{method}" for seed in (3, 4) for method in methods_of("dpo-st,st,sft")
+    ]
+    for path, made in runs.items():
+        assert (path.name, path.parent.name) == (made.method, f"seed-{made.seed}")
+        number = made.sampling.samples_for_labels + (made.sampling.samples_for_pairs if made.method == "dpo-st" else 0)
+        if made.method != "sft":
+            assert number == recipe.sampling.samples_for_labels + recipe.sampling.samples_for_pairs
+    alone = dict(variants(recipe, ["st", "sft"], 1))
+    assert {run.sampling.samples_for_labels for run in alone.values()} == {recipe.sampling.samples_for_labels}
+
+
+def test_what_is_there_already_is_not_replaced(tmp_path):
+    for name, text in (("a", "first"), ("b", "second")):
+        (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "data" / "done.json").write_text(text)
+        (tmp_path / name / "run.json").write_text("{}")
+    (tmp_path / "a" / "sft-0").mkdir()  # not finished
+    adopt(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b" / "data" / "done.json").read_text() == "second"
+    assert not (tmp_path / "b" / "sft-0").exists()
+    adopt(tmp_path / "a", tmp_path / "c")
+    assert os.listdir(tmp_path / "c" / "data") == ["done.json"]
+
+
+def test_every_other_method_is_held_against_the_first_seed_by_seed(tmp_path):
+    trained = []
+    for seed in (1, 2):
+        for method, right in (("dpo-st", "12"), ("st", "1"), ("sft", "")):
+            path = tmp_path / f"seed-{seed}" / method
+            (path / "score/round-1").mkdir(parents=True)
+            rows = [
+                {"problem_id": i, "sample": 0, "text": "", "end": "stop", "predicted": i, "correct": i in right}
+                for i in "1234"
+            ]
+            (path / "score/round-1/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            score = Score("round-1", 4, len(right) / 4, 0, 0, 1, 0, 0, 0)
+            trained.append(Trained(method, seed, path, score))
+    found = [(a, b, [one.difference for one in compared]) for a, b, compared in differences(trained)]
+    assert found == [("st", "dpo-st", [0.25, 0.25]), ("sft", "dpo-st", [0.5, 0.5])]
