@@ -35,9 +35,11 @@ from typing import Any
 
 import psutil
 from publish import publish, result_of
+from random_model import save_random
 
 from dpost_lite import child, interrupt, rundir, work
 from dpost_lite.models import checkpoint
+from dpost_lite.models.shapes import ModelShape
 from dpost_lite.problems.records import Rationale, as_line, read_jsonl
 from dpost_lite.recipe import Recipe, load_recipe
 from dpost_lite.rundir import UNFINISHED, Run, read_json
@@ -46,10 +48,15 @@ from dpost_lite.selftrain import self_train
 KINDS = ("run-killed", "stage-killed", "killed-writing", "interrupted", "disk-full")
 SMALL = [
     "rounds=1", "synthetic.num_train=24", "synthetic.num_test=8", "data.num_labelled=12", "data.dev_size=4",
-    "sft.epochs=4", "sft.batch_size=8", "dpo.batch_size=8", "sampling.samples_for_pairs=3",
-    "sampling.samples_for_labels=3", "sampling.max_new_tokens=64", "export.quant=q8_0", "checkpoint_s=0",
+    "sft.epochs=6", "sft.batch_size=8", "dpo.batch_size=8", "sampling.samples_for_pairs=3",
+    "sampling.samples_for_labels=3", "sampling.max_new_tokens=64", "export.quant=f16", "checkpoint_s=0",
+    "pairs.unfinished_rejected=true",  # all that random weights have to reject
     "sft.micro_batch_size=1", "dpo.micro_batch_size=1",  # smaller ones, after a kill, would round otherwise
 ]  # fmt: skip
+TINY = ModelShape(
+    name="tiny", num_layers=2, hidden=64, intermediate=128, num_heads=4, num_kv_heads=2, head_dim=16, vocabulary=49152,
+    is_tied=True,
+)  # fmt: skip
 TOLERANCE = 1e-5  # of an adapter's weights
 
 
@@ -73,17 +80,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--model", help="as --model of run; a tiny one with random weights unless given")
     parser.add_argument("--data", default="synthetic", help="as --data of run")
     parser.add_argument("--out", type=Path, help="keep the runs' folders here")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
     arguments = parser.parse_intermixed_args()
-    sources = [f"model.name={arguments.model}", f"data.train={arguments.data}"]
-    recipe = load_recipe("rehearsal", [*SMALL, *sources, *arguments.overrides])
     with tempfile.TemporaryDirectory() as scratch:
         out = arguments.out or Path(scratch)
+        model = arguments.model or save_random(TINY, out / "model")
+        sources = [f"model.name={model}", f"data.train={arguments.data}"]
+        recipe = load_recipe("rehearsal", [*SMALL, *sources, *arguments.overrides])
         result = provoke(recipe, out, arguments.faults, arguments.kinds, random.Random(arguments.seed))
     print_table(result)
     publish(result_of("faults", **result), arguments.save)
