@@ -78,12 +78,9 @@ def _run(
                     receiver.send("stop")
             if not ready:
                 continue
-            if not receiver.poll():
-                raise _died(process, log)
-            try:
-                kind, value = receiver.recv()
-            except EOFError:
-                raise _died(process, log) from None
+            kind, value = _received(receiver)
+            if kind == "died":
+                raise KeyboardInterrupt if interrupt.asked() else _died(process, log)
             if kind == "progress":
                 progress(*value[0], **value[1])
             elif kind == "error":
@@ -101,6 +98,14 @@ def _run(
     if not log.stat().st_size:
         log.unlink()
     return value
+
+
+def _received(receiver: Connection) -> tuple[str, Any]:
+    """What the child sent: a kind, and what belongs to it."""
+    try:
+        return receiver.recv() if receiver.poll() else ("died", None)
+    except (EOFError, OSError):  # perhaps with a word to it unread
+        return "died", None
 
 
 def _context() -> Any:

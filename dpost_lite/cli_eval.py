@@ -70,7 +70,9 @@ def eval_(
             raise RecipeError(f"--against paper: the paper has figures on {', '.join(papers.SETS)}; give one as --data")
     scored = evaluate.find_target(target, policy, base=model)
     problems = evaluate.problems_for(scored, data, data_dir=data_dir, limit=limit)
-    folder = out or Path("evals") / Path(target).name / Path(data or "test").stem
+    if out is not None and any(out.glob("*/answers.jsonl")):
+        raise RunError(f"--out: {out} holds answers already; name another folder")
+    folder = out or evaluate.new_folder(target, data)
     sampling = evaluate.Sampling(samples, temperature) if samples else None
     with TerminalView(console) as view:
         given = evaluate.evaluate(scored, problems, calculator=modes, out=folder, sampling=sampling, listener=view)
@@ -82,4 +84,5 @@ def eval_(
     if against is not None and data is not None:
         console.print("", papers.against_paper(data, greedy))
         console.print(plain(f"\n{papers.DIFFERS.format(ours=evaluate.describe(scored))}"), soft_wrap=True)
-    console.print(plain(f"\nevery answer is kept in {folder}"), soft_wrap=True)
+    kept = ", ".join(str(path.parent) for path in sorted(folder.glob("*/answers.jsonl")))
+    console.print(plain(f"\nevery answer is kept in {kept}"), soft_wrap=True)

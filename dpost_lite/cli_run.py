@@ -93,9 +93,14 @@ def run(
     ) + settings  # fmt: skip
     loaded = load_recipe(source, given)
     folder = out or Path("runs") / Path(source or loaded.data.train).stem
+    if is_several and (folder / "run.json").exists():
+        raise RecipeError(f"--out: {folder} holds a single run; name another folder for several methods or seeds")
     made = None
     if gpu_mem:
-        begun = Run.open(folder).recipe.model.name if (folder / "run.json").is_file() else None
+        first = next(
+            (path.parent for path in (folder / "run.json", *folder.glob("seed-*/*/run.json")) if path.is_file()), None
+        )
+        begun = Run.open(first).recipe.model.name if first else None
         if gpu_mem == "cpu":
             hide_gpu()
         made = fit(loaded, gpu_mem, base=begun)

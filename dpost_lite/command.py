@@ -33,16 +33,23 @@ class OneLineErrors(TyperGroup):
         except DpostError as error:
             if ctx.meta.get("debug"):
                 raise
-            _fail(str(error))
+            _fail(f"{error}{_once()}")
             raise typer.Exit(2) from error
         except OSError as error:
             if (told := of_disk(error)) is None or ctx.meta.get("debug"):
                 raise
-            _fail(str(told))
+            _fail(f"{told}{_once()}")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
-            _fail("interrupted; the same command goes on" if ctx.invoked_subcommand == "run" else "interrupted")
+            again = f"; the same command goes on{_once()}"
+            _fail(f"interrupted{again if ctx.invoked_subcommand == 'run' else ''}")
             raise typer.Exit(130) from interrupt
+
+
+def _once() -> str:
+    """What to add where a message advises to give the same command again."""
+    is_restart = any(argument.startswith("--restart-from") for argument in sys.argv)
+    return " (leave out --restart-from, or the stage is made anew once more)" if is_restart else ""
 
 
 def _fail(message: str) -> None:

@@ -6,6 +6,7 @@ the solver; prompt template, calculator and grader are the same for all. Every a
 """
 
 import gc
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +58,8 @@ def find_target(name: str, policy: str | None = None, *, base: str | None = None
     looked for when it is scored.
     """
     path = Path(name)
+    if base is not None and not adapters.is_adapter(path):
+        raise RunError(f"--model names the base of an adapter, and {name} is none (no adapter_config.json)")
     if (path / "run.json").is_file():
         run = Run.open(path)
         policies = policies_of(run) if policy is None else {policy: policy_dir(run, policy)}
@@ -159,7 +162,7 @@ def evaluate(
             for has_calculator in calculator:
                 settings = target.recipe.calculator.model_copy(update={"enabled": has_calculator})
                 recipe = target.recipe.model_copy(update={"calculator": settings})
-                folder = out / (name.replace("/", "-") + ("" if has_calculator else "-off"))
+                folder = out / (file_name(name) + ("" if has_calculator else "-off"))
                 stage = f"{name}, calculator {'on' if has_calculator else 'off'}"
                 drawn = _listened(stage, answer(recipe, problems, 1, 0.0), len(problems), listener)
                 _keep(folder / "answers.jsonl", drawn, problems)
@@ -247,6 +250,18 @@ def _keep(file: Path, rationales: Sequence[Rationale], problems: Sequence[Proble
         raise RunError(f"--out: {file} cannot be written ({error.strerror}); name another folder") from error
 
 
+def file_name(text: str) -> str:
+    """Return `text` as the name of a file or folder, on any system."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "model"
+
+
+def new_folder(target: str, data: str | None) -> Path:
+    """Return a folder below evals/ that holds no answers yet, named after what is scored and on what."""
+    folder = Path("evals") / file_name(target) / file_name(Path(data or "test").stem)
+    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return folder if not folder.exists() else next(other for other in others if not other.exists())
+
+
 def kept_answers(path: Path) -> list[Answered]:
     """Return the answers that were kept in `path`: a file, or a folder of an evaluation or of a run's score.
 
@@ -255,9 +270,9 @@ def kept_answers(path: Path) -> list[Answered]:
     files = [path, path / "answers.jsonl", path / "test.jsonl"]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise RunError(
-            f"--compare: {path} holds no answers; name a folder that eval wrote, or RUN/score/NAME of a finished run"
-        )
+        inside = sorted(str(found.parent) for found in path.glob("*/answers.jsonl"))
+        way_out = f"name {' or '.join(inside)}" if inside else "name one that eval wrote, or RUN/score/NAME"
+        raise RunError(f"--compare: {path} itself holds no answers; {way_out}")
     try:
         return list(read_jsonl(file, Answered))
     except (ValueError, TypeError) as error:

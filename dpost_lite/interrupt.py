@@ -18,7 +18,8 @@ def asked() -> bool:
 def graceful(tell: Callable[[], None]) -> Iterator[None]:
     """Within the block, the first Ctrl-C is noted and `tell` is called; the second raises KeyboardInterrupt as ever.
 
-    Outside of the main thread, where Python allows no handler, nothing changes.
+    What came to its end all the same raises KeyboardInterrupt behind it: nothing further shall begin. Outside of the
+    main thread, where Python allows no handler, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -32,6 +33,8 @@ def graceful(tell: Callable[[], None]) -> Iterator[None]:
     before = signal.signal(signal.SIGINT, note)
     try:
         yield
+        if _asked.is_set():
+            raise KeyboardInterrupt
     finally:
         signal.signal(signal.SIGINT, before)
         _asked.clear()

@@ -294,6 +294,6 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise RunError(
-            f"{path} is damaged (no JSON): put it back from a copy, or remove its folder to have it made again"
-        ) from error
+        is_of_stage = path.name in ("done.json", "begun.json") or path.parent.name.startswith("checkpoint-")
+        way_out = "remove its folder to have it made again" if is_of_stage else "put it back from a copy"
+        raise RunError(f"{path} is damaged (no JSON); {way_out}") from error

@@ -62,8 +62,11 @@ def preflight(recipe: Recipe, folder: Path) -> Path:
     model_dir = backends.find(recipe.model.name)
     read_config(model_dir)
     weights = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
-    num_policies = 1 + 2 * recipe.rounds if recipe.model.precision == "full" else 0  # each in float32
-    gguf.check_disk(folder / "export", (3 + 2 * num_policies) * weights)  # merged 16-bit weights, f16 GGUF, quantised
+    trains_all = recipe.model.precision == "full"
+    num_policies = 1 + 2 * recipe.rounds if trains_all else 0  # each in float32
+    num_states = 2 * 3 if trains_all else 0  # weights and two moments of a checkpoint, and of the one before it
+    # merged 16-bit weights, f16 GGUF, quantised
+    gguf.check_disk(folder / "export", (3 + 2 * num_policies + 2 * num_states) * weights)
     return model_dir
 
 
@@ -305,6 +308,8 @@ class Stages:
         values = self._recipe.model_dump(mode="json")
         for part, key in MACHINE_KEYS:
             values[part].pop(key)
+        for key in ("samples_for_pairs", "samples_for_labels"):  # of no stage but those that draw so many
+            values["sampling"].pop(key)
         made_by = {"base": self._base, "packages": self._packages} if "model" in parts else {}
         return {"seed": values["seed"], **made_by, **{part: values[part] for part in parts}}
 

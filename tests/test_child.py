@@ -208,7 +208,7 @@ def test_asked_to_stop_the_child_ends_after_its_step(run, tmp_path):
         if args[0] == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with graceful(lambda: told.append(1)), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), graceful(lambda: told.append(1)):
         run_in_child(steps, log=tmp_path / "a.log", progress=interrupt, num=1000)
     assert told == [1]
     assert (tmp_path / "a.log").read_text() == "saved\n"
@@ -219,17 +219,32 @@ def test_the_second_time_it_stops_at_once(tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     started = time.monotonic()
-    with graceful(interrupt), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), graceful(interrupt):
         run_in_child(reports_and_waits, log=tmp_path / "a.log", progress=interrupt, file=tmp_path / "pid")
     assert time.monotonic() - started < 60
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
-def test_work_that_says_nothing_more_is_finished(run):
-    """Export, for one: it is kept, and the next stage does not begin (see Run.stage)."""
+def asked_to_stop(run, work) -> dict:
+    """Do `work` in a child, with Ctrl-C before it begins; what it returned is not reached."""
+    used = {}
     with graceful(lambda: None):
         os.kill(os.getpid(), signal.SIGINT)
-        assert "ram_bytes" in run(chatter)["used"]
+        used.update(run(work)["used"])
+    raise AssertionError(used)
+
+
+def test_work_that_says_nothing_more_is_finished(run, tmp_path):
+    """Export, for one: it is kept, and nothing begins after it (see also Run.stage)."""
+    with pytest.raises(KeyboardInterrupt):
+        asked_to_stop(run, chatter)
+    assert "said by the child" in (tmp_path / "logs" / "stage.log").read_text()
+
+
+def test_a_child_that_dies_when_asked_to_stop_was_stopped(run):
+    """As one that Ctrl-C reached before it could turn a deaf ear."""
+    with pytest.raises(KeyboardInterrupt):
+        asked_to_stop(run, leaves)
 
 
 @pytest.mark.parametrize("how", ["python", "safetensors", "numpy"])

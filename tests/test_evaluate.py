@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from dpost_lite.cli import app
 from dpost_lite.errors import ModelError, RunError
-from dpost_lite.evaluate import Sampling, evaluate, find_target, kept_answers
+from dpost_lite.evaluate import Sampling, evaluate, file_name, find_target, kept_answers, new_folder
 from dpost_lite.policies import export_gguf
 from dpost_lite.problems.records import Answered, Problem, Score
 from dpost_lite.recipe import load_recipe
@@ -45,7 +45,7 @@ def test_every_answer_is_kept_with_its_question(scored, base_dir, tmp_path):
         ("Score", True), ("SampledScore", True), ("Score", False), ("SampledScore", False),
     ]  # fmt: skip
     assert isinstance(scores[0], Score)
-    name = str(base_dir).replace("/", "-")
+    name = file_name(str(base_dir))
     for folder in (tmp_path / "out" / name, tmp_path / "out" / f"{name}-off"):
         answers = kept_answers(folder)
         assert [(a.problem_id, a.question, a.answer) for a in answers] == [
@@ -64,7 +64,7 @@ def test_an_adapter_is_scored_on_the_base_that_it_names(scored, base_dir, policy
     assert scored(target)[0].name == policy_dir.name
     adapted = kept_answers(tmp_path / "out" / policy_dir.name)
     scored(find_target(str(base_dir)))
-    plain = kept_answers(tmp_path / "out" / str(base_dir).replace("/", "-"))
+    plain = kept_answers(tmp_path / "out" / file_name(str(base_dir)))
     assert [a.text for a in adapted] != [a.text for a in plain]
     assert find_target(str(policy_dir), base="other/base").recipe.model.name == "other/base"
 
@@ -82,9 +82,20 @@ def test_a_gguf_file_answers_like_the_weights_it_was_made_from(scored, base_dir,
     file = export_gguf(recipe, base_dir, None, tmp_path / "tiny.gguf")
     scored(find_target(str(file)))
     scored(find_target(str(base_dir)))
-    ours = kept_answers(tmp_path / "out" / str(base_dir).replace("/", "-"))
+    ours = kept_answers(tmp_path / "out" / file_name(str(base_dir)))
     theirs = kept_answers(tmp_path / "out" / "tiny.gguf")
     assert [(a.text, a.end, a.predicted) for a in theirs] == [(a.text, a.end, a.predicted) for a in ours]
+
+
+def test_answers_are_never_written_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = new_folder("runs/x/seed-1/st", "own/mine.jsonl")
+    assert first == Path("evals/runs-x-seed-1-st/mine")
+    first.mkdir(parents=True)
+    second = new_folder("runs/x/seed-1/st", "own/mine.jsonl")
+    assert second == Path("evals/runs-x-seed-1-st/mine-2")
+    assert new_folder("..", None) == Path("evals/model/test")
+    assert new_folder("C:\\models\\base", None) == Path("evals/C-models-base/test")
 
 
 # The command
@@ -125,7 +136,7 @@ def test_mistakes_are_one_line(kept, monkeypatch):
     os.mkdir("empty")
     for arguments, says in (
         (["eval"], "name a run's folder, a model"),
-        (["eval", "--compare", "a", "empty"], "--compare: empty holds no answers"),
+        (["eval", "--compare", "a", "empty"], "--compare: empty itself holds no answers"),
         (
             ["eval", "x/y", "--data", "synthetic", "--against", "paper"],
             "--against paper: the paper has figures on gsm8k",

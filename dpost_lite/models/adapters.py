@@ -41,8 +41,8 @@ def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    if (adapter_dir / "adapter_model.bin").exists() and not (adapter_dir / "adapter_model.safetensors").exists():
-        raise ModelError(f"the adapter {adapter_dir} is a pickle, which is never read; save it as safetensors")
+    if not (adapter_dir / "adapter_model.safetensors").is_file():  # peft would look for a pickle, and ask the hub
+        raise ModelError(f"the adapter {adapter_dir} holds no adapter_model.safetensors; pickles are never read")
     try:
         return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -149,7 +149,7 @@ def load_tokenizer(model_dir: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model_dir)
+        return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)  # unset, it would ask
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model.name: {model_dir} holds no usable tokenizer ({_first_line(error)})") from error
 
@@ -173,6 +173,7 @@ def load(model_dir: Path, precision: Precision = "4bit", *, on: str | None = Non
                 quantization_config=nf4() if precision == "4bit" else None,
                 device_map={"": on or device()},
                 use_safetensors=True,  # the alternative is a pickle
+                trust_remote_code=False,
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.errors import ModelError
+from dpost_lite.errors import ModelError, is_out_of_memory
 from dpost_lite.rundir import UNFINISHED, read_json, write_json
 
 LARGEST_SHARE = 0.01  # of a training's time that may go into writing checkpoints
@@ -33,7 +33,7 @@ class Checkpoints:
         self._trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
         num_bytes = 3 * sum(p.nbytes for p in self._trained.values())  # two moments
         self._cost_s = num_bytes / ASSUMED_BYTES_PER_S
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), -1
         self._epoch_rng: dict[str, Any] = {}
         self._to_restore: dict[str, Any] = {}  # the random states to put back when the data come to their place
 
@@ -57,7 +57,7 @@ class Checkpoints:
         from safetensors.torch import save_file
 
         trainer, started = self._trainer, time.monotonic()
-        if not all(bool(p.isfinite().all()) for p in self._trained.values()):
+        if self._saved_step == trainer.state.global_step or not self._is_finite():
             return
         tensors = {f"weight.{name}": p.detach() for name, p in self._trained.items()}
         state = trainer.optimizer.state_dict()
@@ -74,8 +74,6 @@ class Checkpoints:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(_unshared(tensors), partial / "state.safetensors")
-        with (partial / "state.safetensors").open("rb") as file:
-            os.fsync(file.fileno())
         write_json(
             partial / "state.json",
             {
@@ -87,13 +85,19 @@ class Checkpoints:
             },
         )
         trainer.state.save_to_json(str(partial / TRAINER_STATE))
+        for name in ("state.safetensors", TRAINER_STATE):
+            with (partial / name).open("rb") as file:
+                os.fsync(file.fileno())
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         for older in self._folder.glob("checkpoint-*"):
             if older != target:
                 shutil.rmtree(older, ignore_errors=True)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), trainer.state.global_step
         self._cost_s = self._saved_at - started
+
+    def _is_finite(self) -> bool:
+        return all(bool(p.isfinite().all()) for p in self._trained.values())
 
     def restore(self, checkpoint: Path) -> None:
         """Put weights, optimiser and scheduler back; random states follow as the Trainer comes to their place.
@@ -117,7 +121,9 @@ class Checkpoints:
             if state["scaler"] is not None:
                 trainer.accelerator.scaler.load_state_dict(state["scaler"])
             self._to_restore = {"now": state["rng"], "epoch": state["epoch_rng"]}
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelError(
                 f"the checkpoint {checkpoint} is damaged ({type(error).__name__}); remove it, and the same command "
                 "trains this stage from its beginning"

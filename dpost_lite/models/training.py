@@ -122,7 +122,8 @@ def train(trainer: Any, lengths: Sequence[int], progress: Progress, checkpoint_s
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Report())
     probe(trainer, lengths)
-    trainer._load_from_checkpoint = lambda *_: None  # its format is not ours; on_train_begin restores
+    for name in ("from_checkpoint", "optimizer_and_scheduler", "scaler", "rng_state"):
+        setattr(trainer, f"_load_{name}", lambda *_: None)  # it would read pickles; on_train_begin restores ours
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

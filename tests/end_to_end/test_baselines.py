@@ -18,26 +18,30 @@ from dpost_lite.rundir import read_json
 def test_two_methods_in_one_command(base_dir, tmp_path):
     data = write_problems(tmp_path / "mine.jsonl")
     command = [
-        "run", "--method", "st,sft", "--out", str(tmp_path / "run"), "--data", str(data), "--model", str(base_dir),
+        "run", "--method", "dpo-st,st", "--out", str(tmp_path / "run"), "--data", str(data), "--model", str(base_dir),
         *SETTINGS, "rounds=1", "seed=1",
     ]  # fmt: skip
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    folders = {method: tmp_path / "run" / "seed-1" / method for method in ("st", "sft")}
+    folders = {method: tmp_path / "run" / "seed-1" / method for method in ("dpo-st", "st")}
     for stage in SHARED:
-        ours, theirs = (folders[method] / stage / "done.json" for method in ("st", "sft"))
+        ours, theirs = (folders[method] / stage / "done.json" for method in ("dpo-st", "st"))
         assert ours.stat().st_ino == theirs.stat().st_ino, stage  # made once, linked
-    events = [json.loads(line) for line in (folders["sft"] / "events.jsonl").read_text().splitlines()]
-    assert [e["stage"] for e in events if e["kind"] == "stage_started"] == ["export", "solved"]
-    accuracy = {
-        "sft": read_json(folders["sft"] / "score/sft-0/done.json")["metrics"]["test"]["strict"],
-        "st": read_json(folders["st"] / "score/round-1/done.json")["metrics"]["test"]["strict"],
+    events = [json.loads(line) for line in (folders["st"] / "events.jsonl").read_text().splitlines()]
+    started = [e["stage"] for e in events if e["kind"] == "stage_started"]
+    assert started == ["round-1/samples-labels", "round-1/labels", "round-1/sft", "score/round-1", "export", "solved"]
+    num_drawn = {
+        method: sum(read_json(done)["metrics"]["rationales"] for done in folder.glob("round-1/samples-*/done.json"))
+        for method, folder in folders.items()
     }
+    assert num_drawn["dpo-st"] == num_drawn["st"] > 0
     table = [line.split() for line in result.stdout.splitlines()]
-    assert any(row[:2] == ["sft", f"{accuracy['sft']:.1%}"] for row in table)
-    assert "st - sft: " in result.stdout
-    assert (folders["st"] / "manifest.json").exists()
-    assert (folders["sft"] / "manifest.json").exists()
+    for method, folder in folders.items():
+        best = read_json(folder / "export/done.json")["metrics"]["policy"].removesuffix("/sft")
+        accuracy = read_json(folder / f"score/{best}/done.json")["metrics"]["test"]["strict"]
+        assert any(row[:2] == [method, f"{accuracy:.1%}"] for row in table)
+        assert (folder / "manifest.json").exists()
+    assert "dpo-st - st: " in result.stdout
     again = CliRunner().invoke(app, command)
     assert again.stdout.count("finished in") == 0
     assert again.stdout.splitlines()[-1] == result.stdout.splitlines()[-1]
@@ -82,6 +86,13 @@ def test_what_is_there_already_is_not_replaced(tmp_path):
     assert not (tmp_path / "b" / "sft-0").exists()
     adopt(tmp_path / "a", tmp_path / "c")
     assert os.listdir(tmp_path / "c" / "data") == ["done.json"]
+
+
+def test_several_methods_do_not_go_into_a_single_run(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    result = CliRunner().invoke(app, ["run", "--method", "st,sft", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "holds a single run; name another folder" in result.stderr
 
 
 def test_every_other_method_is_held_against_the_first_seed_by_seed(tmp_path):
