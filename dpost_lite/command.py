@@ -33,23 +33,24 @@ class OneLineErrors(TyperGroup):
         except DpostError as error:
             if ctx.meta.get("debug"):
                 raise
-            _fail(f"{error}{_once()}")
+            _fail(_once(str(error)))
             raise typer.Exit(2) from error
         except OSError as error:
             if (told := of_disk(error)) is None or ctx.meta.get("debug"):
                 raise
-            _fail(f"{told}{_once()}")
+            _fail(_once(str(told)))
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
-            again = f"; the same command goes on{_once()}"
-            _fail(f"interrupted{again if ctx.invoked_subcommand == 'run' else ''}")
+            _fail(_once("interrupted; the same command goes on") if ctx.invoked_subcommand == "run" else "interrupted")
             raise typer.Exit(130) from interrupt
 
 
-def _once() -> str:
-    """What to add where a message advises to give the same command again."""
+def _once(message: str) -> str:
+    """Add to a message that advises to give the same command again that --restart-from has had its effect."""
     is_restart = any(argument.startswith("--restart-from") for argument in sys.argv)
-    return " (leave out --restart-from, or the stage is made anew once more)" if is_restart else ""
+    if not (is_restart and "same command" in message):
+        return message
+    return f"{message} (leave out --restart-from, or the stage is made anew once more)"
 
 
 def _fail(message: str) -> None:
