@@ -200,7 +200,15 @@ def test_progress_that_fails_ends_the_child(tmp_path):
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
-def test_asked_to_stop_the_child_ends_after_its_step(run, tmp_path):
+@pytest.fixture
+def listens():
+    """Ctrl-C as a command in the foreground has it, even where these tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_asked_to_stop_the_child_ends_after_its_step(tmp_path, listens):
     """What the command line does at the first Ctrl-C; the child takes no notice of the signal itself."""
     told = []
 
@@ -214,7 +222,7 @@ def test_asked_to_stop_the_child_ends_after_its_step(run, tmp_path):
     assert (tmp_path / "a.log").read_text() == "saved\n"
 
 
-def test_the_second_time_it_stops_at_once(tmp_path):
+def test_the_second_time_it_stops_at_once(tmp_path, listens):
     def interrupt(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -234,17 +242,25 @@ def asked_to_stop(run, work) -> dict:
     raise AssertionError(used)
 
 
-def test_work_that_says_nothing_more_is_finished(run, tmp_path):
+def test_work_that_says_nothing_more_is_finished(run, tmp_path, listens):
     """Export, for one: it is kept, and nothing begins after it (see also Run.stage)."""
     with pytest.raises(KeyboardInterrupt):
         asked_to_stop(run, chatter)
     assert "said by the child" in (tmp_path / "logs" / "stage.log").read_text()
 
 
-def test_a_child_that_dies_when_asked_to_stop_was_stopped(run):
+def test_a_child_that_dies_when_asked_to_stop_was_stopped(run, listens):
     """As one that Ctrl-C reached before it could turn a deaf ear."""
     with pytest.raises(KeyboardInterrupt):
         asked_to_stop(run, leaves)
+
+
+def test_in_the_background_the_signal_stays_ignored(run, listens):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with graceful(lambda: pytest.fail("was told")):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert run(double, number=1)["doubled"] == 2
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize("how", ["python", "safetensors", "numpy"])
