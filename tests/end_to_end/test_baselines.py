@@ -19,7 +19,7 @@ def test_two_methods_in_one_command(base_dir, tmp_path):
     data = write_problems(tmp_path / "mine.jsonl")
     command = [
         "run", "--method", "dpo-st,st", "--out", str(tmp_path / "run"), "--data", str(data), "--model", str(base_dir),
-        *SETTINGS, "rounds=1", "seed=1",
+        *SETTINGS, "rounds=1", "seed=1", "sft.epochs=5",
     ]  # fmt: skip
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
