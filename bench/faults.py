@@ -50,6 +50,7 @@ SMALL = [
     "rounds=1", "synthetic.num_train=24", "synthetic.num_test=8", "data.num_labelled=12", "data.dev_size=4",
     "sft.epochs=6", "sft.batch_size=8", "dpo.batch_size=8", "sampling.samples_for_pairs=3",
     "sampling.samples_for_labels=3", "sampling.max_new_tokens=64", "export.quant=f16", "checkpoint_s=0",
+    "model.precision=16bit",  # starts faster
     "pairs.unfinished_rejected=true",  # all that random weights have to reject
     "sft.micro_batch_size=1", "dpo.micro_batch_size=1",  # smaller ones, after a kill, would round otherwise
 ]  # fmt: skip
@@ -58,6 +59,14 @@ TINY = ModelShape(
     is_tied=True,
 )  # fmt: skip
 TOLERANCE = 1e-5  # of an adapter's weights
+COLUMNS = ("tried", "recovered", "rationales_again", "steps_again", "bytes_again")
+EXPECTED = {  # how a start ends that met a fault
+    "run-killed": ("killed",),
+    "stage-killed": ("OutOfMemory",),  # a child that is killed is taken for one that the system killed
+    "killed-writing": ("killed", "OutOfMemory"),  # of the command, of a stage
+    "interrupted": ("KeyboardInterrupt", "killed"),  # before Python is ready to take a signal
+    "disk-full": ("RunError", "OSError"),
+}
 
 
 @dataclass(frozen=True)
@@ -130,9 +139,6 @@ def provoke(recipe: Recipe, out: Path, num_faults: int, kinds: list[str], dice: 
     }
 
 
-COLUMNS = ("tried", "recovered", "rationales_again", "steps_again", "bytes_again")
-
-
 def one_run(
     recipe: Recipe, folder: Path, seconds: float, kinds: list[str], dice: random.Random,
     rows: dict[str, Counter[str]], num_faults: int,
@@ -143,7 +149,7 @@ def one_run(
     while True:
         is_last = before + len(struck) >= num_faults
         kind = kinds[(before + len(struck)) % len(kinds)]
-        fault = Fault(kind, dice.random() < 0.7, dice.expovariate(24 / seconds), dice.randint(1, 6))
+        fault = Fault(kind, dice.random() < 0.7, dice.expovariate(32 / seconds), dice.randint(1, 6))
         seen = done_work(folder)
         ended, _ = attempt(recipe, folder, None if is_last else fault)
         if struck:  # what was done twice was done again because of the fault before
@@ -160,15 +166,6 @@ def one_run(
         row["bytes_again"] += unusable_bytes(folder)
         if ended not in EXPECTED[fault.kind]:
             return struck, f"{fault} ended with: {ended}"
-
-
-EXPECTED = {
-    "run-killed": ("killed",),
-    "stage-killed": ("OutOfMemory",),  # a child that is killed is taken for one that the system killed
-    "killed-writing": ("killed", "OutOfMemory"),  # of the command, of a stage
-    "interrupted": ("KeyboardInterrupt", "killed"),  # before Python is ready to take a signal
-    "disk-full": ("RunError", "OSError"),
-}
 
 
 def attempt(recipe: Recipe, folder: Path, fault: Fault | None) -> tuple[str, float]:

@@ -10,13 +10,14 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from dpost_lite.errors import RecipeError, nearest
 from dpost_lite.problems.comparing import Comparison, compare
 from dpost_lite.problems.records import Answered, Score, read_jsonl
 from dpost_lite.recipe import Method, Recipe, validate
 
-METHODS: tuple[Method, ...] = ("dpo-st", "st", "sft")
+METHODS: tuple[Method, ...] = get_args(Method)
 SHARED = ("data", "score/base", "sft-0", "score/sft-0")
 
 

@@ -48,18 +48,12 @@ def eval_(
     from rich.console import Console
 
     from dpost_lite import evaluate
-    from dpost_lite.problems.comparing import compare as compare_answers
     from dpost_lite.problems.records import Score
     from dpost_lite.report import papers, summary
     from dpost_lite.report.terminal import TerminalView, plain
 
-    console = Console()
     if compare is not None:
-        first, second = ({a.problem_id: a for a in evaluate.kept_answers(path)} for path in compare)
-        rights = ({i: a.correct for i, a in kept.items()} for kept in (first, second))
-        both = {i: (first[i], second[i]) for i in first.keys() & second.keys()}
-        for text in summary.comparison(str(compare[0]), str(compare[1]), compare_answers(*rights), both):
-            console.print(text, soft_wrap=True)
+        _compare(*compare)
         return
     if target is None:
         raise RunError("eval: name a run's folder, a model, an adapter or a GGUF file; or give --compare A B")
@@ -74,6 +68,7 @@ def eval_(
         raise RunError(f"--out: {out} holds answers already; name another folder")
     folder = out or evaluate.new_folder(target, data)
     sampling = evaluate.Sampling(samples, temperature) if samples else None
+    console = Console()
     with TerminalView(console) as view:
         given = evaluate.evaluate(scored, problems, calculator=modes, out=folder, sampling=sampling, listener=view)
         scores = list(given)
@@ -86,3 +81,18 @@ def eval_(
         console.print(plain(f"\n{papers.DIFFERS.format(ours=evaluate.describe(scored))}"), soft_wrap=True)
     kept = ", ".join(str(path.parent) for path in sorted(folder.glob("*/answers.jsonl")))
     console.print(plain(f"\nevery answer is kept in {kept}"), soft_wrap=True)
+
+
+def _compare(a: Path, b: Path) -> None:
+    """Print how two sets of kept answers differ."""
+    from rich.console import Console
+
+    from dpost_lite.evaluate import kept_answers
+    from dpost_lite.problems.comparing import compare
+    from dpost_lite.report import summary
+
+    first, second = ({answer.problem_id: answer for answer in kept_answers(path)} for path in (a, b))
+    rights = ({i: answer.correct for i, answer in kept.items()} for kept in (first, second))
+    both = {i: (first[i], second[i]) for i in first.keys() & second.keys()}
+    for text in summary.comparison(str(a), str(b), compare(*rights), both):
+        Console().print(text, soft_wrap=True)

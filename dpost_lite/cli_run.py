@@ -17,6 +17,7 @@ from dpost_lite.command import (
     Precision,
     default_recipe,
     overrides,
+    remember_restart,
 )
 from dpost_lite.errors import RecipeError
 
@@ -64,7 +65,11 @@ def run(
     precision: Precision = None,
     restart_from: Annotated[
         str | None,
-        typer.Option(metavar="STAGE", help="Put this stage, and all that was made from it, aside; make them again."),
+        typer.Option(
+            metavar="STAGE",
+            callback=remember_restart,
+            help="Put this stage, and all that was made from it, aside; make them again.",
+        ),
     ] = None,
     offline: Offline = False,
     debug: Debug = False,
@@ -109,7 +114,7 @@ def run(
     if is_several:
         _train_several(folder, list(variants(loaded, methods or [loaded.method], seeds or 1)), made)
     else:
-        _tell(folder, loaded, _train(folder, loaded, made, restart_from))
+        _tell(folder, _train(folder, loaded, made, restart_from))
 
 
 def _train(folder: Path, recipe: "Recipe", made: "Plan | None", restart_from: str | None = None) -> "Outcome":
@@ -138,7 +143,7 @@ def _train(folder: Path, recipe: "Recipe", made: "Plan | None", restart_from: st
     return outcome
 
 
-def _tell(folder: Path, recipe: "Recipe", outcome: "Outcome") -> None:
+def _tell(folder: Path, outcome: "Outcome") -> None:
     """Print what came out of one run, and what to do with it."""
     from rich.console import Console
 

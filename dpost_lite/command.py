@@ -33,22 +33,25 @@ class OneLineErrors(TyperGroup):
         except DpostError as error:
             if ctx.meta.get("debug"):
                 raise
-            _fail(_once(str(error)))
+            _fail(_once(ctx, str(error)))
             raise typer.Exit(2) from error
         except OSError as error:
             if (told := of_disk(error)) is None or ctx.meta.get("debug"):
                 raise
-            _fail(_once(str(told)))
+            _fail(_once(ctx, str(told)))
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
-            _fail(_once("interrupted; the same command goes on") if ctx.invoked_subcommand == "run" else "interrupted")
+            _fail(
+                _once(ctx, "interrupted; the same command goes on")
+                if ctx.invoked_subcommand == "run"
+                else "interrupted"
+            )
             raise typer.Exit(130) from interrupt
 
 
-def _once(message: str) -> str:
+def _once(ctx: Any, message: str) -> str:
     """Add to a message that advises to give the same command again that --restart-from has had its effect."""
-    is_restart = any(argument.startswith("--restart-from") for argument in sys.argv)
-    if not (is_restart and "same command" in message):
+    if not (ctx.meta.get("restarts") and "same command" in message):
         return message
     return f"{message} (leave out --restart-from, or the stage is made anew once more)"
 
@@ -71,6 +74,11 @@ def _remember_debug(ctx: typer.Context, asked: bool) -> bool:
     if asked:
         ctx.meta["debug"] = True  # shared by the app and its command
     return asked
+
+
+def remember_restart(ctx: typer.Context, stage: str | None) -> str | None:
+    ctx.meta["restarts"] = stage is not None
+    return stage
 
 
 def _go_offline(asked: bool) -> bool:

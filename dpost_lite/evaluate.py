@@ -22,7 +22,7 @@ from dpost_lite.policies import answers, calculator_of, prompter_of
 from dpost_lite.problems import datasets
 from dpost_lite.problems.comparing import score_samples
 from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
-from dpost_lite.problems.grading import same_number
+from dpost_lite.problems.grading import is_right
 from dpost_lite.problems.records import Answered, Problem, Rationale, SampledScore, Score, read_jsonl, write_jsonl
 from dpost_lite.problems.scoring import score
 from dpost_lite.recipe import DataRecipe, Recipe
@@ -214,7 +214,7 @@ def _solve(
             yield Rationale(
                 problem_id=problem.id, sample=sample, text=solved.text, token_ids=(), forced=(), logprob=0.0,
                 end=solved.end, predicted=solved.strict,
-                correct=solved.end == "stop" and same_number(solved.strict, problem.answer),
+                correct=is_right(solved.strict, solved.end, problem.answer),
                 num_calculated=solved.num_calculated, num_refused=solved.num_refused,
             )  # fmt: skip
 

@@ -130,17 +130,8 @@ class Run:
         given["fingerprint"] = fingerprint = _fingerprint(name, given)
         folder = self.path / name
         partial = folder.with_name(folder.name + ".partial")
-        if (partial / "done.json").exists() and not folder.exists():
-            partial.rename(folder)  # all that was left to do
-        if (folder / "done.json").exists():
-            done = read_json(folder / "done.json")
-            if done["fingerprint"] == fingerprint:
-                shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-                self.emit("stage_skipped", stage=name, seconds=done["seconds"], metrics=done["metrics"])
-                return Artifact(name, folder, fingerprint, done["metrics"])
-            if not renew or done["settings"] != settings:
-                raise RunError(self._difference(name, done, given))
-            _put_aside(folder, done["fingerprint"])
+        if (finished := self._finished(name, given, renew=renew)) is not None:
+            return finished
         if interrupt.asked():
             raise KeyboardInterrupt
         before = self._seconds_begun(name, partial, given) if resumes else None
@@ -202,6 +193,26 @@ class Run:
     def _record_recipe(self) -> None:
         if self._recipe is not None:
             write_json(self.path / "run.json", {"version": __version__, "recipe": self._recipe.model_dump(mode="json")})
+
+    def _finished(self, name: str, given: dict[str, Any], *, renew: bool) -> Artifact | None:
+        """A stage that is done with these settings and inputs, or None.
+
+        Raises RunError if it was done with others; with `renew` and equal settings it is put aside instead.
+        """
+        folder, partial = self.path / name, self.path / f"{name}.partial"
+        if (partial / "done.json").exists() and not folder.exists():
+            partial.rename(folder)  # all that was left to do
+        if not (folder / "done.json").exists():
+            return None
+        done = read_json(folder / "done.json")
+        if done["fingerprint"] == given["fingerprint"]:
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            self.emit("stage_skipped", stage=name, seconds=done["seconds"], metrics=done["metrics"])
+            return Artifact(name, folder, done["fingerprint"], done["metrics"])
+        if not renew or done["settings"] != given["settings"]:
+            raise RunError(self._difference(name, done, given))
+        _put_aside(folder, done["fingerprint"])
+        return None
 
     def _seconds_begun(self, name: str, partial: Path, given: dict[str, Any]) -> float | None:
         """Seconds that went into an unfinished stage, as far as it noted them; None where there is none to go on with.

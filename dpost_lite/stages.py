@@ -33,14 +33,8 @@ from dpost_lite.recipe import Recipe
 from dpost_lite.rundir import Artifact, Run, write_json
 
 MODEL_PARTS = ("model", "calculator")
-PACKAGES = (
-    "dpost-lite",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "bitsandbytes",
-)  # whose minor version may change results
+# whose minor version may change results
+PACKAGES = ("dpost-lite", "torch", "transformers", "trl", "peft", "bitsandbytes")
 UNITS = {"sft": "rationale", "dpo": "pair"}
 MACHINE_KEYS = (
     ("model", "backend"),

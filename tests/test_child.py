@@ -233,7 +233,7 @@ def test_the_second_time_it_stops_at_once(tmp_path, listens):
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
-def asked_to_stop(run, work) -> dict:
+def asked_to_stop(run, work) -> None:
     """Do `work` in a child, with Ctrl-C before it begins; what it returned is not reached."""
     used = {}
     with graceful(lambda: None):

@@ -59,21 +59,15 @@ class Checkpoints:
         trainer, started = self._trainer, time.monotonic()
         if self._saved_step == trainer.state.global_step or not self._is_finite():
             return
-        tensors = {f"weight.{name}": p.detach() for name, p in self._trained.items()}
+        weights = {f"weight.{name}": p.detach() for name, p in self._trained.items()}
         state = trainer.optimizer.state_dict()
-        numbers: dict[str, dict[str, Any]] = {}
-        for index, values in state["state"].items():
-            for name, value in values.items():
-                if hasattr(value, "detach"):
-                    tensors[f"optimiser.{index}.{name}"] = value.detach()
-                else:
-                    numbers.setdefault(str(index), {})[name] = value
+        moments, numbers = _flat(state["state"])
         scaler = getattr(trainer.accelerator, "scaler", None)
         target = self._folder / f"checkpoint-{trainer.state.global_step}"
         partial = target.with_name(f"{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(_unshared(tensors), partial / "state.safetensors")
+        save_file(_unshared({**weights, **moments}), partial / "state.safetensors")
         write_json(
             partial / "state.json",
             {
@@ -112,10 +106,7 @@ class Checkpoints:
             tensors, state = load_file(checkpoint / "state.safetensors"), read_json(checkpoint / "state.json")
             for name, parameter in self._trained.items():
                 parameter.data.copy_(tensors.pop(f"weight.{name}"))
-            values: dict[int, dict[str, Any]] = {int(i): n for i, n in state["optimiser"]["numbers"].items()}
-            for key, tensor in tensors.items():
-                _, index, name = key.split(".", 2)
-                values.setdefault(int(index), {})[name] = tensor
+            values = _nested(tensors, state["optimiser"]["numbers"])
             trainer.optimizer.load_state_dict({"state": values, "param_groups": state["optimiser"]["groups"]})
             trainer.lr_scheduler.load_state_dict(state["scheduler"])
             if state["scaler"] is not None:
@@ -172,6 +163,28 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))
+
+
+def _flat(values: dict[int, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Part an optimiser's state, by weight and name, into tensors under one key each, and what JSON holds."""
+    tensors: dict[str, Any] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, state in values.items():
+        for name, value in state.items():
+            if hasattr(value, "detach"):
+                tensors[f"optimiser.{index}.{name}"] = value.detach()
+            else:
+                numbers.setdefault(str(index), {})[name] = value
+    return tensors, numbers
+
+
+def _nested(tensors: dict[str, Any], numbers: dict[str, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Undo `_flat`."""
+    values = {int(index): dict(state) for index, state in numbers.items()}
+    for key, tensor in tensors.items():
+        _, index, name = key.split(".", 2)
+        values.setdefault(int(index), {})[name] = tensor
+    return values
 
 
 def _unshared(tensors: dict[str, Any]) -> dict[str, Any]:

@@ -68,6 +68,14 @@ def same_number(a: str | None, b: str | None) -> bool:
     return abs(Fraction(first) - Fraction(second)) < TOLERANCE
 
 
+def is_right(predicted: str | None, end: str, answer: str) -> bool:
+    """Return whether an answer is right: finished ("stop"), and the number after its last `####` is `answer`.
+
+    DPO-ST, section 4.1; an unfinished answer never is, whatever number it holds.
+    """
+    return end == "stop" and same_number(predicted, answer)
+
+
 def without_annotations(text: str) -> str:
     """Return `text` without its calculator annotations: `$<<12/60=0.2>>0.2` -> `$0.2`. An unclosed one stays."""
     return _ANNOTATION.sub("", text)

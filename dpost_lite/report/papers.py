@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from dpost_lite.problems.records import Score
+from dpost_lite.report.summary import interval, table_of
 from dpost_lite.report.terminal import plain
 
 SETS = ("gsm8k", "multiarith", "asdiv", "svamp")
@@ -47,14 +48,10 @@ PUBLISHED = (
 
 def against_paper(data: str, scores: list[Score]) -> Table:
     """Return our scores on the set `data`, and below them the published ones, which carry no interval."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", overflow="fold")
-    for column in (data, "95 %\ninterval", "source"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = table_of(data, "95 %\ninterval", "source")
     for score in scores:
         name = f"{score.name}, calculator {'on' if score.calculator else 'off'}"
-        interval = f"{100 * score.low:.1f}–{score.high:.1%}"
-        table.add_row(plain(name), f"{score.strict:.1%}", interval, f"ours, n = {score.num_problems}")
+        table.add_row(plain(name), f"{score.strict:.1%}", interval(score), f"ours, n = {score.num_problems}")
     for row in published(data):
         table.add_row(row.name, f"{row.accuracies[data]:.1f}%", "none", f"DPO-ST, {row.source}")
     return table

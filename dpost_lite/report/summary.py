@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpost_lite.problems.comparing import Comparison
-from dpost_lite.problems.grading import same_number
+from dpost_lite.problems.grading import is_right
 from dpost_lite.problems.records import Answered, SampledScore, Score
 from dpost_lite.report.terminal import plain
 
@@ -19,13 +19,13 @@ NUM_COMPARED = 5  # problems shown of those that only one model solves
 
 def score_table(scores: Sequence[Score]) -> Table:
     """Return one row per score, in percent. The interval is the 95 % Wilson interval of the strict accuracy."""
-    table = _table("calculator", "strict", "95 %\ninterval", "flexible", "unfinished", "n")
+    table = table_of("calculator", "strict", "95 %\ninterval", "flexible", "unfinished", "n")
     for score in scores:
         table.add_row(
             plain(score.name),
             "on" if score.calculator else "off",
             f"{score.strict:.1%}",
-            f"{100 * score.low:.1f}–{score.high:.1%}",
+            interval(score),
             f"{score.flexible:.1%}",
             str(score.num_unfinished),
             str(score.num_problems),
@@ -35,7 +35,9 @@ def score_table(scores: Sequence[Score]) -> Table:
 
 def answers_table(scores: Sequence[Score]) -> Table:
     """Return what the answers were like: those without a number after `####`, and means of calculations and length."""
-    table = _table("calculator", "no number\nafter ####", "calculations\nan answer", "left to\nthe model", "characters")
+    table = table_of(
+        "calculator", "no number\nafter ####", "calculations\nan answer", "left to\nthe model", "characters"
+    )
     for score in scores:
         table.add_row(
             plain(score.name),
@@ -48,8 +50,13 @@ def answers_table(scores: Sequence[Score]) -> Table:
     return table
 
 
-def _table(*columns: str, first: str = "") -> Table:
-    """A table of figures, whose first column names a row."""
+def interval(score: Score) -> str:
+    """Return the 95 % interval of the strict accuracy, in percent."""
+    return f"{100 * score.low:.1f}–{score.high:.1%}"
+
+
+def table_of(*columns: str, first: str = "") -> Table:
+    """Return an empty table of figures, whose first column names a row."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(first, overflow="fold")  # a long name may take two lines, figures never
     for column in columns:
@@ -61,7 +68,7 @@ def samples_table(scores: Sequence[SampledScore]) -> Table:
     """Return one row per model: the chance that one of k samples is right, and that the majority of all is."""
     ks = sorted({k for score in scores for k in score.pass_at})
     majority = f"maj@{max(score.num_samples for score in scores)}"
-    table = _table("calculator", *(f"pass@{k}" for k in ks), majority, "n")
+    table = table_of("calculator", *(f"pass@{k}" for k in ks), majority, "n")
     for score in scores:
         rates = [f"{score.pass_at[k]:.1%}" if k in score.pass_at else "" for k in ks]
         mode = "on" if score.calculator else "off"
@@ -135,12 +142,12 @@ def methods_table(runs: Sequence[tuple[str, int, Score]]) -> Table:
     """Return one row per method with the best policy's test accuracy: of each seed, their mean and spread."""
     seeds = sorted({seed for _, seed, _ in runs})
     extra = ["mean", "standard\ndeviation"] if len(seeds) > 1 else ["95 %\ninterval"]
-    table = _table(*(f"seed {seed}" for seed in seeds), *extra, "n", first="strict")
+    table = table_of(*(f"seed {seed}" for seed in seeds), *extra, "n", first="strict")
     for method in dict.fromkeys(name for name, _, _ in runs):
         scores = {seed: score for name, seed, score in runs if name == method}
         rates = [score.strict for score in scores.values()]
         first = next(iter(scores.values()))
-        spread = [f"{100 * first.low:.1f}–{first.high:.1%}"]
+        spread = [interval(first)]
         if len(seeds) > 1:
             spread = [f"{mean(rates):.1%}", f"{100 * stdev(rates):.1f}" if len(rates) > 1 else ""]
         cells = [f"{scores[seed].strict:.1%}" if seed in scores else "" for seed in seeds]
@@ -192,13 +199,12 @@ def plan_table(stages: Sequence[Mapping[str, Any]], *, is_cpu: bool = False) -> 
 def solved_problem(solved: Mapping[str, Any]) -> Text:
     """Return one entry of a run's solved.json as text: question, the model's rationale, and ✓ or ✗ with the answer."""
     solution = solved["solution"]
-    number = solution["strict"] if solution["end"] == "stop" else None  # an unfinished answer is never right
-    is_right = number is not None and same_number(number, solved["answer"])
+    right = is_right(solution["strict"], solution["end"], solved["answer"])
     known = f"the answer is {solved['answer']}{', this one was cut off' if solution['end'] == 'limit' else ''}"
     return Text.assemble(
         plain(f"\n{solved['question']}\n", "bold"),
         plain(f"{solution['text'].strip()}\n"),
-        plain(f"✓ {known}", "green") if is_right else plain(f"✗ {known}", "red"),
+        plain(f"✓ {known}", "green") if right else plain(f"✗ {known}", "red"),
     )
 
 

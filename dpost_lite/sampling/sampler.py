@@ -10,7 +10,7 @@ from typing import Any
 
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import Forcer
-from dpost_lite.problems.grading import same_number, strict_answer
+from dpost_lite.problems.grading import is_right, strict_answer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import Problem, Rationale
 from dpost_lite.sampling.engine import Engine, Request, Sample
@@ -90,7 +90,6 @@ def _grade(finished: Sample, prompter: Prompter) -> Rationale:
     problem: Problem = finished.key
     text = prompter.text(finished.token_ids)
     predicted = strict_answer(text)
-    is_right = finished.end == "stop" and predicted is not None and same_number(predicted, problem.answer)
     return Rationale(
         problem_id=problem.id,
         sample=finished.sample,
@@ -100,7 +99,7 @@ def _grade(finished: Sample, prompter: Prompter) -> Rationale:
         logprob=sum(finished.logprobs),
         end=finished.end,
         predicted=predicted,
-        correct=is_right,
+        correct=is_right(predicted, finished.end, problem.answer),
         num_calculated=finished.num_calculated,
         num_refused=finished.num_refused,
     )

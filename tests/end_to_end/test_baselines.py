@@ -95,6 +95,19 @@ def test_several_methods_do_not_go_into_a_single_run(tmp_path):
     assert "holds a single run; name another folder" in result.stderr
 
 
+@pytest.mark.parametrize("restarts", [True, False])
+def test_a_restart_is_not_to_be_given_again(tmp_path, monkeypatch, restarts):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpost_lite.cli_run._train", interrupted)
+    option = ["--restart-from", "sft-0"] if restarts else []
+    result = CliRunner().invoke(app, ["run", "--out", str(tmp_path / "run"), *option])
+    assert result.exit_code == 130
+    assert "the same command goes on" in result.stderr
+    assert ("leave out --restart-from" in result.stderr) == restarts
+
+
 def test_every_other_method_is_held_against_the_first_seed_by_seed(tmp_path):
     trained = []
     for seed in (1, 2):
