@@ -14,8 +14,9 @@ from typing import get_args
 
 from dpost_lite.errors import RecipeError, nearest
 from dpost_lite.problems.comparing import Comparison, compare
-from dpost_lite.problems.records import Answered, Score, read_jsonl
+from dpost_lite.problems.records import Score
 from dpost_lite.recipe import Method, Recipe, validate
+from dpost_lite.report import results
 
 METHODS: tuple[Method, ...] = get_args(Method)
 SHARED = ("data", "score/base", "sft-0", "score/sft-0")
@@ -32,8 +33,7 @@ class Trained:
 
     def right(self) -> dict[str, bool]:
         """Whether the best policy solved each test problem, by its id."""
-        answers = read_jsonl(self.path / "score" / self.score.name / "test.jsonl", Answered)
-        return {answer.problem_id: answer.correct for answer in answers}
+        return results.right(self.path, self.score.name)
 
 
 def methods_of(text: str) -> list[Method]:

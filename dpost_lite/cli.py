@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from dpost_lite.cli_eval import eval_
+from dpost_lite.cli_report import report, runs
 from dpost_lite.cli_run import run
 from dpost_lite.command import (
     GPU_MEM,
@@ -66,6 +67,8 @@ def _app(
 
 app.command()(run)
 app.command("eval")(eval_)
+app.command()(report)
+app.command()(runs)
 
 
 @app.command()

@@ -147,13 +147,14 @@ def _tell(folder: Path, outcome: "Outcome") -> None:
     """Print what came out of one run, and what to do with it."""
     from rich.console import Console
 
-    from dpost_lite.report import summary
+    from dpost_lite.report import results, summary
     from dpost_lite.report.terminal import plain
     from dpost_lite.rundir import read_json
 
     console = Console()
     console.print("", summary.score_table(outcome.scores), "")
-    for text in (summary.verdict(outcome.scores), summary.fallen(outcome.dev_scores)):
+    gained = results.gain(folder)
+    for text in (summary.verdict(*gained) if gained else "", summary.fallen(outcome.dev_scores)):
         if text:
             console.print(plain(text), soft_wrap=True)
     for solved in read_json(outcome.solved.path / "solved.json"):

@@ -66,7 +66,10 @@ def _files(folder: Path) -> list[str]:
     return sorted(
         path.as_posix()
         for path in paths
-        if path.parts[0] != "logs" and path.as_posix() not in CHANGING and not is_aside(path) and not _is_partial(path)
+        if path.parts[0] not in ("logs", "report")
+        and path.as_posix() not in CHANGING
+        and not is_aside(path)
+        and not _is_partial(path)
     )
 
 

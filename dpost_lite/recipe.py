@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dpost_lite.errors import RecipeError, nearest
 
 Method = Literal["dpo-st", "st", "sft"]
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
 
 class _Section(BaseModel):
@@ -190,6 +191,8 @@ class Recipe(_Section):
     seed: int = Field(42, ge=0)
     checkpoint_s: float = Field(60, ge=0)
     """Seconds between checkpoints inside a training; more where writing them would take above 1 % of the time."""
+    report_to: tuple[Tracker, ...] = ()
+    """Hand the trainings' metrics to these too, as transformers does: tensorboard, trackio, wandb, mlflow."""
     model: ModelRecipe = ModelRecipe()
     data: DataRecipe = DataRecipe()
     synthetic: SyntheticRecipe = SyntheticRecipe()
@@ -201,6 +204,12 @@ class Recipe(_Section):
     labels: LabelsRecipe = LabelsRecipe()
     calculator: CalculatorRecipe = CalculatorRecipe()
     export: ExportRecipe = ExportRecipe()
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """One name, or several with commas, do as well as a list."""
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _steps_in_order(self) -> "Recipe":

@@ -6,7 +6,7 @@ folder and skips the work. The record holds a fingerprint over the stage's setti
 weights, versions of packages) and the fingerprints of its inputs: if they differ, that is an error, never silent reuse.
 
     RUN/run.json           recipe and version
-    RUN/events.jsonl       one JSON object per event, append-only (see report/)
+    RUN/events.jsonl       one JSON object per event, append-only (see report/journal.py)
     RUN/STAGE/done.json    fingerprint, settings, seconds, peak memory, metrics
     RUN/STAGE.partial/     an unfinished stage; what it needs to go on lies in unfinished/
     RUN/STAGE-before-…/    one that was put aside, for another export or by --restart-from
@@ -180,7 +180,7 @@ class Run:
     def emit(self, kind: str, **fields: Any) -> None:
         """Append an event to the journal and tell the listeners."""
         event = {"time": round(self._epoch + time.monotonic(), 3), "kind": kind, **fields}
-        if kind != "progress":  # progress is for the live view; the journal holds what lasts
+        if kind != "progress" or fields["unit"] == "steps":  # of progress the journal holds a training's curves
             with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event, ensure_ascii=False) + "\n")
         for listener in self._listeners:

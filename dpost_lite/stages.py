@@ -17,6 +17,7 @@ from dpost_lite.local.config import read_config
 from dpost_lite.machine import minor_version
 from dpost_lite.models import backends
 from dpost_lite.models.dpo import check_loss
+from dpost_lite.models.tracking import check_trackers
 from dpost_lite.policies import calculator_of
 from dpost_lite.problems.corpus import digests
 from dpost_lite.problems.pairs import make_labels, make_pairs
@@ -52,6 +53,7 @@ def preflight(recipe: Recipe, folder: Path) -> Path:
     Raises RecipeError, ModelError or ExportError.
     """
     check_loss(recipe.dpo.loss)
+    check_trackers(recipe.report_to)
     backends.first_import(recipe.model)
     model_dir = backends.find(recipe.model.name)
     read_config(model_dir)

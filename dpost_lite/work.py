@@ -59,6 +59,7 @@ def train_sft(
         seed=recipe.seed,
         progress=progress,
         checkpoint_s=recipe.checkpoint_s,
+        report_to=recipe.report_to,
     )
 
 
@@ -84,6 +85,7 @@ def train_dpo(
         seed=recipe.seed,
         progress=progress,
         checkpoint_s=recipe.checkpoint_s,
+        report_to=recipe.report_to,
     )
 
 

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpost_lite.errors import DataError
-from dpost_lite.problems.comparing import bootstrap_interval, compare, majority, mcnemar, pass_at_k, score_samples
+from dpost_lite.problems.comparing import (
+    bootstrap_interval,
+    compare,
+    majority,
+    mcnemar,
+    mean_difference,
+    pass_at_k,
+    score_samples,
+)
 from dpost_lite.problems.records import Problem, Rationale
 
 
@@ -96,6 +104,18 @@ def test_two_models_on_the_problems_that_both_were_asked():
     assert found.low < found.difference < found.high
     assert found.p == 1
     assert compare(b, a).difference == -0.25
+
+
+def test_the_mean_over_seeds_draws_a_problem_with_all_of_its_answers():
+    a, b = ({str(i): i < solved for i in range(400)} for solved in (100, 140))
+    difference, low, high = mean_difference([(a, b)])
+    once = compare(a, b)
+    assert difference == pytest.approx(once.difference)
+    assert (low, high) == (pytest.approx(once.low, abs=0.005), pytest.approx(once.high, abs=0.005))
+    assert mean_difference([(a, b)] * 3) == (difference, low, high)  # the same answers again tell nothing new
+    c = {str(i): i >= 360 for i in range(400)}  # another seed wins 40 others, and loses 100
+    difference, *_ = mean_difference([(a, b), (a, c)])
+    assert difference == pytest.approx((40 - 60) / 2 / 400)
 
 
 def test_models_without_a_common_problem_cannot_be_compared():

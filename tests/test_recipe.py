@@ -1,5 +1,6 @@
 """Recipes: the paper's constants, what overrides what, and errors that name the key and the way out."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,40 @@ def test_validate_names_where():
 def test_unknown_losses_are_refused_with_the_nearest():
     with pytest.raises(RecipeError, match=r"dpo\.loss.*'sigmoyd'.*did you mean 'sigmoid'"):
         check_loss("sigmoyd")
+
+
+@pytest.mark.parametrize("given", ["wandb, mlflow", "[wandb, mlflow]"])
+def test_trackers_are_one_several_or_none(given):
+    assert load_recipe(None, [f"report_to={given}"]).report_to == ("wandb", "mlflow")
+    assert load_recipe(None, ["report_to=trackio"]).report_to == ("trackio",)
+    assert load_recipe(None).report_to == ()
+
+
+def test_a_tracker_that_is_unknown_or_not_installed_is_named(monkeypatch):
+    from dpost_lite.models import tracking
+
+    with pytest.raises(RecipeError, match=r"report_to\.0: .*\(given: 'wandbb'\)"):
+        load_recipe(None, ["report_to=wandbb"])
+    monkeypatch.setattr(tracking, "find_spec", lambda module: module == "tensorboardX" or None)
+    tracking.check_trackers(["tensorboard"])
+    with pytest.raises(RecipeError, match="report_to: wandb is not installed; run pip install wandb, or leave it out"):
+        tracking.check_trackers(["tensorboard", "wandb"])
+
+
+def test_a_tracked_training_is_named_after_its_run_and_asks_nobody_offline(tmp_path, monkeypatch):
+    from dpost_lite.models.tracking import tracker_arguments
+
+    for name in ("TENSORBOARD_LOGGING_DIR", "MLFLOW_EXPERIMENT_NAME", "WANDB_MODE"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    out = tmp_path / "mine" / "round-1" / "dpo.partial"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text("{}")
+    assert tracker_arguments((), out) == {"report_to": "none"}
+    assert "TENSORBOARD_LOGGING_DIR" not in os.environ
+    arguments = tracker_arguments(("wandb",), out)
+    assert (arguments["report_to"], arguments["run_name"]) == (["wandb"], "mine/round-1/dpo")
+    assert (os.environ["WANDB_PROJECT"], os.environ["WANDB_MODE"]) == ("mine", "offline")
+    assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(out / "tensorboard")

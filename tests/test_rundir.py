@@ -427,7 +427,9 @@ def test_journal_and_listeners(tmp_path):
     assert heard[3] == {**heard[3], "done": 1, "total": 2, "unit": "steps", "metrics": {"loss": 0.5}}
     assert heard[2]["stage"] == "sft"
     assert heard[2]["metrics"] == {"calls": 1}
-    assert events(run) == heard[:3]  # progress is not kept
+    assert events(run) == heard  # a training's steps are kept
+    run.progress(1, 2, "rationales")
+    assert events(run) == heard[:-1]
     times = [e["time"] for e in heard]
     assert times == sorted(times)
 

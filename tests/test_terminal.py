@@ -58,11 +58,13 @@ def test_plain_lines_for_starts_ends_and_notices() -> None:
         screen.tell("stage_skipped", stage="data", metrics={"train": 1240, "labelled": 80})
         screen.tell("stage_started", stage="sft-0")
         screen.tell("notice", text="something to know")
+        screen.tell("alarm", stage="data", text="too few problems: add some")
         screen.tell("stage_finished", stage="sft-0", seconds=83.2, metrics={"num_rationales": 80, "last_loss": 0.12345})
     assert screen.lines == [
         "data: already done: train 1,240, labelled 80",
         "sft-0: started (stage 2 of 5)",
         "note: something to know",
+        "alarm: data: too few problems: add some",
         "sft-0: finished in 1:23: rationales 80, last loss 0.123",
     ]
 
@@ -211,22 +213,23 @@ def test_score_table_keeps_each_figure_whole_on_a_narrow_terminal() -> None:
     assert "25.0%  19.5–31.4%     25.0%           0  200" in capture.get()
 
 
-def test_verdict_says_so_when_there_is_no_gain() -> None:
-    for last in (0.30, 0.20):
-        text = summary.verdict([a_score("base", 0.1), a_score("sft-0", 0.30), a_score("round-1", last)])
-        assert text.startswith("Self-training did not help")
-
-
-def test_verdict_warns_when_a_gain_may_be_chance() -> None:
-    text = summary.verdict([a_score("sft-0", 0.30), a_score("round-1", 0.35)])
-    assert "gained 5.0 points" in text
-    assert "one standard error is 4.7 points" in text  # 100 sqrt(.3 .7 / 200 + .35 .65 / 200)
-    assert "may be chance" in text
-
-
-def test_verdict_of_a_clear_gain_and_of_a_warm_up_alone() -> None:
-    assert "chance" not in summary.verdict([a_score("sft-0", 0.30), a_score("round-1", 0.9), a_score("round-2", 0.6)])
-    assert summary.verdict([a_score("base", 0.1), a_score("sft-0", 0.30)]) == ""
+@pytest.mark.parametrize(
+    ("won", "lost", "said", "is_chance"),
+    [
+        (30, 30, "did not help (round-1 is at 30.0%, sft-0 at 30.0%; 95 % interval -", False),
+        (10, 30, "did not help (round-1 is at 20.0%", False),
+        (35, 25, "gained 5.0 points (round-1 is at 35.0%, sft-0 at 30.0%", True),
+        (40, 2, "gained 19.0 points (round-1 is at 49.0%", False),
+    ],
+)
+def test_the_verdict_goes_by_the_problems_that_both_answered(won: int, lost: int, said: str, is_chance: bool) -> None:
+    """60 of 200 are solved by sft-0; the last round wins some and loses some of them."""
+    before = {str(i): i < 60 for i in range(200)}
+    after = {str(i): lost <= i < 60 + won for i in range(200)}
+    text = summary.verdict("round-1", compare(before, after))
+    assert said in text
+    assert "paired bootstrap; McNemar p = " in text
+    assert ("may be chance" in text) == is_chance
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def trainers_of(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return a list that fills with the trainers that `module` trains with."""
     trainers: list[Any] = []
     real = module.train
-    monkeypatch.setattr(module, "train", lambda trainer, *args: trainers.append(trainer) or real(trainer, *args))
+    monkeypatch.setattr(module, "train", lambda trainer, *a, **k: trainers.append(trainer) or real(trainer, *a, **k))
     return trainers
 
 

@@ -10,7 +10,7 @@ Trains on token ids. trl's DPOTrainer tokenises text and appends a stop token to
 overridden to leave the sampler's ids alone, an answer cut off by the token limit included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def train_dpo(
     seed: int,
     progress: Progress,
     checkpoint_s: float,
+    report_to: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Continue the SFT policy on `pairs` and save the result in `out`; return figures of the training.
 
@@ -62,9 +63,9 @@ def train_dpo(
             )
     if not rows:
         raise DataError(f"dpo.max_length={recipe.max_length} leaves none of {len(pairs)} preference pairs; raise it")
-    trainer = make_trainer(policy, prompter, rows, out, recipe, seed)
+    trainer = make_trainer(policy, prompter, rows, out, recipe, seed, report_to)
     lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
-    log = train(trainer, lengths, progress, checkpoint_s)
+    log = train(trainer, lengths, progress, checkpoint_s, figures=lambda step: figures(step, recipe.beta))
     adapters.save(trainer.model, prompter.tokenizer, out)
     return {
         "num_pairs": len(rows),
@@ -77,8 +78,31 @@ def train_dpo(
     }
 
 
+def figures(step: Mapping[str, Any], beta: float) -> dict[str, float]:
+    """Return what a log entry of trl's says of the policy: means over the step's pairs.
+
+    `chosen` and `rejected` are log π(y|x) in nats, `chosen_change` and `rejected_change` how far that lies above the
+    reference's: trl's rewards without their factor β. `margin` is the difference of the rewards, β included, and
+    `accuracy` the share of pairs where it is above 0 (Rafailov et al. 2023).
+    """
+    return {
+        "accuracy": step["rewards/accuracies"],
+        "margin": step["rewards/margins"],
+        "chosen": step["logps/chosen"],
+        "rejected": step["logps/rejected"],
+        "chosen_change": step["rewards/chosen"] / beta,
+        "rejected_change": step["rewards/rejected"] / beta,
+    }
+
+
 def make_trainer(
-    policy: Any, prompter: Prompter, rows: list[dict[str, list[int]]], out: Path, recipe: DpoRecipe, seed: int
+    policy: Any,
+    prompter: Prompter,
+    rows: list[dict[str, list[int]]],
+    out: Path,
+    recipe: DpoRecipe,
+    seed: int,
+    report_to: Sequence[str] = (),
 ) -> Any:
     """Return a DPOTrainer on token ids. `policy` is a PeftModel whose adapter is named "default", or a plain model."""
     from datasets import Dataset
@@ -90,7 +114,7 @@ def make_trainer(
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
-    arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows))
+    arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows), report_to=report_to)
     arguments["train_sampling_strategy"] = "random"  # a pair has no single length to group by
     is_adapter = hasattr(policy, "peft_config")
     losses, weights = [recipe.loss], [1.0]

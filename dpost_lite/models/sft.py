@@ -26,6 +26,7 @@ def train_sft(
     seed: int,
     progress: Progress,
     checkpoint_s: float,
+    report_to: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train `policy`, the base with a fresh adapter or all of the base, on `labelled` and save it in `out`.
 
@@ -48,7 +49,7 @@ def train_sft(
         raise DataError(
             f"sft.max_length={recipe.max_length} leaves none of {len(labelled)} labelled rationales; raise it"
         )
-    arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows))
+    arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows), report_to=report_to)
     trainer = SFTTrainer(
         model=policy,
         args=SFTConfig(**arguments, packing=False),

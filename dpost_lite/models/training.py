@@ -8,10 +8,11 @@ from typing import Any
 from dpost_lite.errors import ModelError
 from dpost_lite.models.backends import compute_dtype, device
 from dpost_lite.models.checkpoint import Checkpoints
+from dpost_lite.models.tracking import tracker_arguments
 from dpost_lite.recipe import DpoRecipe, SftRecipe
 
 Progress = Callable[..., None]
-"""Called as `progress(steps_done, steps_total, "steps", loss=…)`."""
+"""Called as `progress(steps_done, steps_total, "steps", loss=…)`; DPO adds what `dpo.figures` returns."""
 
 OPTIMISER_BYTES = {"paged_adamw_8bit": 2, "adamw_torch": 8, "adamw_torch_fused": 8}
 """Of the state that an optimiser keeps of each trained weight."""
@@ -30,7 +31,7 @@ def optimiser(*, on_gpu: bool, trains_adapter: bool) -> str:
 
 
 def shared_arguments(
-    recipe: SftRecipe | DpoRecipe, policy: Any, out: Path, *, seed: int, num_rows: int
+    recipe: SftRecipe | DpoRecipe, policy: Any, out: Path, *, seed: int, num_rows: int, report_to: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the arguments common to trl's SFTConfig and DPOConfig; every one explicit, defaults differ by version.
 
@@ -74,17 +75,24 @@ def shared_arguments(
         "logging_strategy": "steps",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # a loss that is no number is to be seen
-        "report_to": "none",
         "disable_tqdm": True,
+        **tracker_arguments(report_to, out),
     }
 
 
-def train(trainer: Any, lengths: Sequence[int], progress: Progress, checkpoint_s: float) -> list[dict[str, Any]]:
+def train(
+    trainer: Any,
+    lengths: Sequence[int],
+    progress: Progress,
+    checkpoint_s: float,
+    figures: Callable[[dict[str, Any]], dict[str, float]] = lambda _: {},
+) -> list[dict[str, Any]]:
     """Run a trl trainer and return its log, one dictionary per optimiser step.
 
     `lengths` are the tokens of its rows; the longest are tried first, so that memory runs out now or never. Goes on
     from the newest checkpoint in its folder; writes one every `checkpoint_s` seconds, and one when `progress` raises
-    KeyboardInterrupt. Raises ModelError when the loss becomes infinite or NaN, or jumps where a training goes on.
+    KeyboardInterrupt. `progress` is told each step's loss, and what `figures` makes of its log. Raises ModelError when
+    the loss becomes infinite or NaN, or jumps where a training goes on.
     """
     from transformers import PrinterCallback, TrainerCallback
     from transformers.utils import logging
@@ -113,7 +121,7 @@ def train(trainer: Any, lengths: Sequence[int], progress: Progress, checkpoint_s
             if checkpoints.is_due():
                 checkpoints.save()
             try:
-                progress(state.global_step, state.max_steps, "steps", loss=logs["loss"])
+                progress(state.global_step, state.max_steps, "steps", loss=logs["loss"], **figures(logs))
             except KeyboardInterrupt:
                 if state.global_step < state.max_steps:  # after the last step the policy itself is saved
                     checkpoints.save()

@@ -73,6 +73,21 @@ def bootstrap_interval(num_won: int, num_lost: int, num_problems: int) -> tuple[
     return float(low), float(high)
 
 
+def mean_difference(pairs: Sequence[tuple[Mapping[str, bool], Mapping[str, bool]]]) -> tuple[float, float, float]:
+    """Return the mean of b - a over several trainings (seeds), with its 95 % interval, from (a, b) of each.
+
+    All are tested on the same problems, so a problem is drawn with all of its answers (a bootstrap of clusters, Davison
+    and Hinkley 1997, section 3.8): 3 seeds on 400 problems are no 1,200 problems. The interval holds for these seeds.
+    """
+    import numpy as np
+
+    shared = sorted(set.intersection(*(set(side) for pair in pairs for side in pair)))
+    differences = np.array([[int(b[i]) - int(a[i]) for i in shared] for a, b in pairs]).mean(axis=0)
+    drawn = np.random.default_rng(0).integers(len(shared), size=(NUM_RESAMPLES, len(shared)))
+    low, high = np.percentile(differences[drawn].mean(axis=1), [2.5, 97.5])
+    return float(differences.mean()), float(low), float(high)
+
+
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     """Return the unbiased estimate of the chance that one of k samples is right (Chen et al. 2021, equation 1).
 

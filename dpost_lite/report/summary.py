@@ -1,7 +1,6 @@
 """What the command line says when the work is done: the table of scores, whether there was a gain, solved problems."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -99,27 +98,24 @@ def comparison(
                 yield plain(f"  {label} {mark} {' | '.join(given.text.strip().splitlines())}", colour)
 
 
-def verdict(scores: Sequence[Score]) -> str:
-    """Say in one sentence what the last round changed against the warm-up (sft-0), and how sure that is.
+def verdict(name: str, compared: Comparison) -> str:
+    """Say in one sentence what the round `name` changed against the warm-up (sft-0), and how sure that is.
 
-    The standard error is that of the difference of two independent shares. Both models answer the same problems, so it
-    errs on the side of caution.
+    `compared` holds both against each other, problem by problem, sft-0 first.
     """
-    warm_up = next((score for score in scores if score.name == "sft-0"), None)
-    last = scores[-1]
-    if warm_up is None or not last.name.startswith("round-"):
-        return ""
-    gain = 100 * (last.strict - warm_up.strict)
-    error = 100 * sqrt(sum(s.strict * (1 - s.strict) / s.num_problems for s in (warm_up, last)))
-    figures = f"{last.name} is at {last.strict:.1%}, sft-0 at {warm_up.strict:.1%}"
+    gain = 100 * compared.difference
+    figures = (
+        f"{name} is at {compared.b:.1%}, sft-0 at {compared.a:.1%}; 95 % interval {100 * compared.low:+.1f} to "
+        f"{100 * compared.high:+.1f} points, paired bootstrap; McNemar p = {compared.p:.2g}"
+    )
     if gain <= 0:
-        return f"Self-training did not help: {figures}."
-    if last.low <= warm_up.high:
+        return f"Self-training did not help ({figures})."
+    if compared.low <= 0:
         return (
-            f"Self-training gained {gain:.1f} points ({figures}), but the intervals overlap (one standard error is "
-            f"{error:.1f} points): this may be chance, so test on more problems or repeat with other seeds."
+            f"Self-training gained {gain:.1f} points ({figures}): this may be chance, so test on more problems or "
+            "repeat with --seeds 3."
         )
-    return f"Self-training gained {gain:.1f} points ({figures}; one standard error is {error:.1f} points)."
+    return f"Self-training gained {gain:.1f} points ({figures})."
 
 
 def fallen(dev_scores: Sequence[Score]) -> str:
@@ -219,6 +215,7 @@ written
 
 next
   dpost-lite solve {folder} "…"
+  dpost-lite report {folder}
   dpost-lite eval {folder}
   dpost-lite export {folder} --quant q8_0"""
     )

@@ -130,6 +130,9 @@ class TerminalView:
     def _on_notice(self, event: Mapping[str, Any]) -> None:
         self._print(f"note: {event['text']}", style="yellow")
 
+    def _on_alarm(self, event: Mapping[str, Any]) -> None:
+        self._print(f"alarm: {event['stage']}: {event['text']}", style="bold yellow")
+
     def _on_progress(self, event: Mapping[str, Any]) -> None:
         now = self._clock()
         running = self._running

@@ -4,7 +4,6 @@ import json
 import os
 
 import pytest
-from easy import SETTINGS, write_problems
 from typer.testing import CliRunner
 
 from dpost_lite.baselines import SHARED, Trained, adopt, differences, methods_of, variants
@@ -15,15 +14,8 @@ from dpost_lite.recipe import load_recipe
 from dpost_lite.rundir import read_json
 
 
-def test_two_methods_in_one_command(base_dir, tmp_path):
-    data = write_problems(tmp_path / "mine.jsonl")
-    command = [
-        "run", "--method", "dpo-st,st", "--out", str(tmp_path / "run"), "--data", str(data), "--model", str(base_dir),
-        *SETTINGS, "rounds=1", "seed=1", "sft.epochs=5",
-    ]  # fmt: skip
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, result.output
-    folders = {method: tmp_path / "run" / "seed-1" / method for method in ("dpo-st", "st")}
+def test_two_methods_in_one_command(two_methods):
+    folders = two_methods.folders
     for stage in SHARED:
         ours, theirs = (folders[method] / stage / "done.json" for method in ("dpo-st", "st"))
         assert ours.stat().st_ino == theirs.stat().st_ino, stage  # made once, linked
@@ -35,16 +27,16 @@ def test_two_methods_in_one_command(base_dir, tmp_path):
         for method, folder in folders.items()
     }
     assert num_drawn["dpo-st"] == num_drawn["st"] > 0
-    table = [line.split() for line in result.stdout.splitlines()]
+    table = [line.split() for line in two_methods.output.splitlines()]
     for method, folder in folders.items():
         best = read_json(folder / "export/done.json")["metrics"]["policy"].removesuffix("/sft")
         accuracy = read_json(folder / f"score/{best}/done.json")["metrics"]["test"]["strict"]
         assert any(row[:2] == [method, f"{accuracy:.1%}"] for row in table)
         assert (folder / "manifest.json").exists()
-    assert "dpo-st - st: " in result.stdout
-    again = CliRunner().invoke(app, command)
+    assert "dpo-st - st: " in two_methods.output
+    again = CliRunner().invoke(app, two_methods.command)
     assert again.stdout.count("finished in") == 0
-    assert again.stdout.splitlines()[-1] == result.stdout.splitlines()[-1]
+    assert again.stdout.splitlines()[-1] == two_methods.output.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,130 @@
+"""Does it learn, and is it DPO that helps? SFT, plain self-training and DPO-ST from the same warm-up, several seeds.
+
+    python bench/learning.py [--seeds 3] [--out runs/bench-learning] [--save FILE.json] [key=value …]
+    python bench/learning.py --data gsm8k --data-dir DIR --also multiarith asdiv svamp  # where there is a GPU
+
+Gives `dpost-lite run --method dpo-st,st,sft --seeds N`, so a benchmark that was stopped goes on. Without --data it is
+the rehearsal (SmolLM2-135M-Instruct, built-in problems) with 400 test problems. ST draws for its labels as many
+rationales as DPO-ST draws for pairs and labels together. Prints accuracy by method and seed; the differences of DPO-ST
+from the others, problem by problem; and the health of each round, which says why. The last line is one JSON object.
+"""
+
+import argparse
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from publish import publish, result_of
+
+from dpost_lite.evaluate import kept_answers
+from dpost_lite.problems.comparing import mean_difference
+from dpost_lite.report import health, results
+
+METHODS = ("dpo-st", "st", "sft")
+Right = dict[str, bool]
+
+
+def main() -> None:
+    """Train, score, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-learning"))
+    parser.add_argument("--data", help="as --data of run; unset, the rehearsal")
+    parser.add_argument("--data-dir", type=Path, help="as --data-dir of run")
+    parser.add_argument("--also", nargs="*", default=[], help="other sets to test the best policies on")
+    parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
+    parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
+    arguments = parser.parse_intermixed_args()
+    train(arguments)
+    runs = {
+        (method, int(folder.name.removeprefix("seed-"))): folder / method
+        for folder in sorted(arguments.out.glob("seed-*"))
+        for method in METHODS
+    }
+    answers = {"test": {key: results.right(run, results.best(run)) for key, run in runs.items()}}
+    answers |= {data: {key: on_other(run, data, arguments) for key, run in runs.items()} for data in arguments.also}
+    tables = {data: compared(data, by_run) for data, by_run in answers.items()}
+    rounds = [
+        {"method": method, "seed": seed, **asdict(one)}
+        for (method, seed), run in runs.items()
+        for one in health.rounds(run)
+    ]
+    print_health(rounds)
+    publish(result_of("learning", tables=tables, health=rounds), arguments.save)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Run all methods and seeds, or go on with them."""
+    command = [
+        sys.executable,
+        "-m",
+        "dpost_lite",
+        "run",
+        "--method",
+        ",".join(METHODS),
+        "--seeds",
+        str(arguments.seeds),
+    ]
+    command += ["--seed", "1", "--out", str(arguments.out)]
+    command += ["--data", arguments.data] if arguments.data else ["synthetic.num_test=400"]
+    command += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
+    subprocess.run([*command, *arguments.overrides], check=True, stdout=sys.stderr)
+
+
+def on_other(run: Path, data: str, arguments: argparse.Namespace) -> Right:
+    """Return which problems of another set a run's best policy solves."""
+    out = run.with_name(f"{run.name}-on-{data}")
+    if not out.is_dir():
+        command = [sys.executable, "-m", "dpost_lite", "eval", str(run), "--policy", results.best(run), "--data", data]
+        command += ["--calculator", "on", "--out", str(out)]
+        command += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    return {answer.problem_id: answer.correct for answer in kept_answers(next(out.iterdir()))}
+
+
+def compared(data: str, answers: dict[tuple[str, int], Right]) -> dict[str, Any]:
+    """Print accuracy by method and seed, and how DPO-ST differs from the others; return the same."""
+    seeds = sorted({seed for _, seed in answers})
+    rates = {m: [mean(answers[m, seed].values()) for seed in seeds] for m in METHODS}
+    num_problems = len(answers[METHODS[0], seeds[0]])
+    print(
+        f"\n{data}, {num_problems} problems"
+        + "".join(f"{f'seed {seed}':>10}" for seed in seeds)
+        + "      mean        sd"
+    )
+    for method, values in rates.items():
+        spread = f"{stdev(values):10.1%}" if len(values) > 1 else ""
+        print(
+            f"{method:<{len(data) + len(str(num_problems)) + 11}}"
+            + "".join(f"{v:10.1%}" for v in values)
+            + f"{mean(values):10.1%}{spread}"
+        )
+    differences = {}
+    for other in METHODS[1:]:
+        pairs = [(answers[other, seed], answers[METHODS[0], seed]) for seed in seeds]
+        difference, low, high = differences[other] = mean_difference(pairs)
+        print(
+            f"{METHODS[0]} - {other}: {difference:+.1%}, 95 % interval {low:+.1%} to {high:+.1%} "
+            "(bootstrap over problems)"
+        )
+    return {"num_problems": num_problems, "seeds": seeds, "accuracy": rates, "differences": differences}
+
+
+def print_health(rounds: list[dict[str, Any]]) -> None:
+    """Print what each round drew and what DPO did to the policy."""
+    print("\nmethod  seed round    drawn   right  mixed  pairs  chosen rejected  margin  labels  of them gold")
+    for one in rounds:
+        drawn, pairs, dpo, labels = one["for_labels"], one["pairs"], one["dpo"], one["labels"]
+        did = f"{dpo['chosen_change']:+8.2f} {dpo['rejected_change']:+8.2f} {dpo['margin']:7.3f}" if dpo else " " * 25
+        print(
+            f"{one['method']:<8}{one['seed']:>4}{one['number']:>6}{drawn['num_rationales']:>9}{drawn['right']:>8.1%}"
+            f"{drawn['mixed']:>7.1%}{pairs['num_pairs'] if pairs else '':>7}{did}{labels['num_labels']:>8}"
+            f"{labels['num_gold']:>14}"
+        )
+
+
+if __name__ == "__main__":
+    main()

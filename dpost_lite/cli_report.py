@@ -1,0 +1,45 @@
+"""The commands `report` and `runs`: what came out, to be looked at."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpost_lite.command import Debug
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, finished or not.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write. [default: RUN/report]")] = None,
+    baseline: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN",
+            help="Another run on the same test problems, to be shown beside it; may be given several times. "
+            "[default: the runs beside it that `run --method a,b` made]",
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a run as one HTML file, and its pictures as PNG files."""
+    from dpost_lite.report.page import write_report
+    from dpost_lite.rundir import Run
+
+    files = write_report(Run.open(run).path, out or run / "report", baseline or None)
+    typer.echo(f"written: {files[0]}, and {len(files) - 1} pictures beside it")
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of runs.")] = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """List the runs in a folder, and compare those that were tested on the same problems."""
+    from rich.console import Console
+
+    from dpost_lite.report.listing import comparisons, find_runs, runs_table
+
+    console = Console()
+    found = find_runs(folder)
+    console.print("", runs_table(found), "")
+    for text in comparisons(found):
+        console.print(text, soft_wrap=True)

@@ -1,0 +1,108 @@
+"""Rationales and pairs of a run, picked to be read, and cut into pieces that a page can mark."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Literal
+
+from dpost_lite.problems.calculator import Calculator
+from dpost_lite.problems.grading import same_number
+from dpost_lite.problems.records import Answered, PreferencePair, read_jsonl
+from dpost_lite.report import results
+
+NUM_RATIONALES = 10
+NUM_PAIRS = 4
+_ANNOTATED = re.compile(r"<<([^<>=\n]+)=([^<>=\n]*)>>")
+_WORDS = re.compile(r"\s+|[^\s]+")
+
+Kind = Literal["right", "wrong", "repaired"]
+Mark = Literal["", "calculated", "miscalculated", "differs"]
+Pieces = list[tuple[str, Mark]]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One graded answer: `kind` is right, wrong, or repaired (right, where the policy before was wrong)."""
+
+    kind: Kind
+    question: str
+    answer: str
+    pieces: Pieces
+    was_cut_off: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PairShown:
+    """A preference pair; what only one side says is marked "differs"."""
+
+    question: str
+    chosen: Pieces
+    rejected: Pieces
+
+
+def rationales(run: Path, name: str, before: str | None) -> list[Example]:
+    """Return ten answers of one policy to test problems: as far as there are, four repaired, three wrong, three right.
+
+    `before` names the policy that it is held against; None leaves "repaired" out.
+    """
+    was_right = results.right(run, before) if before else {}
+    problems = results.questions(run)
+    kinds: dict[Kind, list[Example]] = {"repaired": [], "wrong": [], "right": []}
+    for answer in read_jsonl(run / "score" / name / "test.jsonl", Answered):
+        kind: Kind = "right" if answer.correct else "wrong"
+        if answer.correct and not was_right.get(answer.problem_id, True):
+            kind = "repaired"
+        problem = problems[answer.problem_id]
+        kinds[kind].append(
+            Example(kind, problem.question, problem.answer, marked(answer.text.strip()), answer.end == "limit")
+        )
+    picked = {kind: found[:most] for (kind, found), most in zip(kinds.items(), (4, 3, 3), strict=True)}
+    for name_of_kind, found in kinds.items():  # fewer of one kind make room for more of another
+        room = NUM_RATIONALES - sum(map(len, picked.values()))
+        picked[name_of_kind] = found[: len(picked[name_of_kind]) + room]
+    return [example for some in picked.values() for example in some]
+
+
+def marked(text: str) -> Pieces:
+    """Cut a rationale into pieces; the result in `<<expression=result>>` is "calculated" if arithmetic gives it."""
+    pieces: Pieces = []
+    end = 0
+    for match in _ANNOTATED.finditer(text):
+        result = Calculator()(match[1])
+        agrees = result is not None and same_number(result, match[2])
+        pieces += [(text[end : match.start(2)], ""), (match[2], "calculated" if agrees else "miscalculated")]
+        end = match.end(2)
+    return [(piece, mark) for piece, mark in [*pieces, (text[end:], "")] if piece]
+
+
+def pairs(run: Path, stage: str) -> list[PairShown]:
+    """Return a few preference pairs of a round, of different problems."""
+    shown: dict[str, PairShown] = {}
+    for pair in read_jsonl(run / stage / "pairs.jsonl", PreferencePair):
+        if pair.problem_id not in shown:
+            shown[pair.problem_id] = PairShown(pair.question, *different(pair.chosen.strip(), pair.rejected.strip()))
+        if len(shown) == NUM_PAIRS:
+            break
+    return list(shown.values())
+
+
+def different(a: str, b: str) -> tuple[Pieces, Pieces]:
+    """Cut two texts into pieces, word by word; those that only one of them has are marked "differs"."""
+    first, second = _WORDS.findall(a), _WORDS.findall(b)
+    blocks = SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()
+    return (
+        list(_pieces(first, [(block.a, block.size) for block in blocks])),
+        list(_pieces(second, [(block.b, block.size) for block in blocks])),
+    )
+
+
+def _pieces(words: Sequence[str], shared: Sequence[tuple[int, int]]) -> Iterator[tuple[str, Mark]]:
+    end = 0
+    for start, size in shared:
+        if start > end:
+            yield "".join(words[end:start]), "differs"
+        if size:
+            yield "".join(words[start : start + size]), ""
+        end = start + size

@@ -1,0 +1,184 @@
+"""The pictures of a run, by matplotlib: each takes figures that were read from files and returns a `Figure`.
+
+They are narrow, so that their letters stay readable on a phone. Drawn once, saved twice: as SVG for the page, whose
+letters and axes take the page's colour, light or dark; and as PNG on white. All of it inside `with style():`.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpost_lite.problems.records import Score
+from dpost_lite.report.health import Round
+from dpost_lite.report.journal import Span
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#010203"  # of letters and axes; the page puts its own colour in its place
+BLUE, ORANGE, GREEN, RED, GREY = "#3b82c4", "#d9822b", "#4a9d5b", "#c94f4f", "#8a8f98"
+CYCLE = (BLUE, ORANGE, GREEN, RED, "#8b6fc0", GREY)
+WIDTH_IN, HEIGHT_IN = 4.6, 3.0
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "dpost-lite", "text.parse_math": False, "font.family": "sans-serif",
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "grid.linewidth": 0.6, "legend.frameon": False, "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "legend.labelcolor": INK, "lines.linewidth": 1.5, "figure.dpi": 100,
+}  # fmt: skip
+
+
+def accuracy(runs: Mapping[str, Sequence[Score]], dev: Sequence[Score]) -> "Figure":
+    """Strict accuracy by round, in percent with 95 % intervals: one line for each run, the first is the run itself."""
+    figure, axes = _new("accuracy on the test problems, %")
+    names = list(dict.fromkeys(score.name for scores in runs.values() for score in scores))
+    for place, (label, scores) in enumerate(runs.items()):
+        at = [names.index(score.name) + 0.08 * place for score in scores]
+        _with_intervals(axes, at, scores, label=label, color=CYCLE[place % len(CYCLE)])
+    if dev:
+        at = [names.index(score.name) - 0.08 for score in dev]
+        _with_intervals(axes, at, dev, label="dev problems", color=GREY, linestyle="--")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="best")
+    return figure
+
+
+def losses(steps: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
+    """Loss by optimiser step: one line for each training."""
+    figure, axes = _new("loss by optimiser step")
+    for place, (stage, done) in enumerate(steps.items()):
+        axes.plot(
+            [step["step"] for step in done], [step["loss"] for step in done], label=stage,
+            color=CYCLE[place % len(CYCLE)], marker="." if len(done) == 1 else "",
+        )  # fmt: skip
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="best")
+    return figure
+
+
+def preference(stage: str, steps: Sequence[Mapping[str, float]]) -> "Figure":
+    """How far one DPO training moved its rationales' log-probabilities from the reference's, in nats."""
+    figure, axes = _new(f"{stage}: log π/π_ref, nats")
+    at = [step["step"] for step in steps]
+    for name, color in (("chosen", GREEN), ("rejected", RED)):
+        axes.plot(at, [step[f"{name}_change"] for step in steps], label=name, color=color)
+    distance = [-(step["chosen_change"] + step["rejected_change"]) / 2 for step in steps]
+    axes.plot(at, distance, label="KL to the reference", color=GREY, linestyle="--")
+    axes.axhline(0, color=INK, linewidth=0.6)
+    axes.legend(loc="best")
+    return figure
+
+
+def margins(steps: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
+    """Reward margin of chosen over rejected by optimiser step: one line for each DPO training."""
+    figure, axes = _new("DPO: reward margin by optimiser step")
+    for place, (stage, done) in enumerate(steps.items()):
+        axes.plot(
+            [step["step"] for step in done], [step["margin"] for step in done], label=stage,
+            color=CYCLE[place % len(CYCLE)],
+        )  # fmt: skip
+    axes.axhline(0, color=INK, linewidth=0.6)
+    axes.legend(loc="best")
+    return figure
+
+
+def yields(rounds: Sequence[Round]) -> "Figure":
+    """Share of problems whose rationales are all right, mixed (those give pairs) and all wrong, by sampling stage."""
+    drawn = [stage for one in rounds for stage in (one.for_pairs, one.for_labels) if stage]
+    figure, axes = _new("share of training problems, %", rows=len(drawn))
+    before = [0.0] * len(drawn)
+    for name, color in (("all_right", GREEN), ("mixed", ORANGE), ("all_wrong", RED)):
+        shares = [100 * getattr(stage, name) for stage in drawn]
+        axes.barh(range(len(drawn)), shares, left=before, color=color, label=name.replace("_", " "), height=0.6)
+        before = [b + s for b, s in zip(before, shares, strict=True)]
+    _rows(axes, [stage.stage for stage in drawn])
+    axes.set_xlim(0, 100)
+    _legend_below(axes, 3)
+    return figure
+
+
+def against_plan(title: str, planned: Mapping[str, float], measured: Mapping[str, float]) -> "Figure":
+    """One bar for each stage that was measured, and a mark where the plan saw it."""
+    stages = list(measured)
+    figure, axes = _new(title, rows=len(stages))
+    axes.barh(range(len(stages)), list(measured.values()), color=BLUE, height=0.6, label="measured")
+    marks = [(row, planned[stage]) for row, stage in enumerate(stages) if stage in planned]
+    if marks:
+        at = [value for _, value in marks]
+        axes.plot(at, [row for row, _ in marks], "|", color=ORANGE, markersize=12, markeredgewidth=2, label="planned")
+    _rows(axes, stages)
+    axes.set_xlim(left=0)
+    _legend_below(axes, 2)
+    return figure
+
+
+def timeline(spans: Sequence[Span]) -> "Figure":
+    """When each stage was worked on, in minutes or hours since the start; what was stopped is hatched."""
+    start, end = spans[0].start, max(span.end for span in spans)
+    unit, length = ("hours", 3600) if end - start > 2 * 3600 else ("minutes", 60)
+    stages = list(dict.fromkeys(span.stage for span in spans))
+    figure, axes = _new(f"{unit} since the start", rows=len(stages))
+    for span in spans:
+        axes.barh(
+            stages.index(span.stage), (span.end - span.start) / length, left=(span.start - start) / length, height=0.6,
+            color=BLUE if span.finished else "none", edgecolor=BLUE, hatch=None if span.finished else "////",
+        )  # fmt: skip
+    _rows(axes, stages)
+    axes.set_xlim(left=0)
+    return figure
+
+
+def style() -> "AbstractContextManager[None]":
+    """Return the context in which all figures are drawn and saved."""
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
+
+
+def as_svg(figure: "Figure") -> str:
+    """Return a figure as an SVG element, to stand in a page whose colour it takes."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
+    )
+
+
+def save_png(figure: "Figure", file: Path) -> None:
+    """Write a figure as PNG on white, 2 pixels to the point."""
+    figure.savefig(file, dpi=200, facecolor="white")
+
+
+def _new(title: str, rows: int = 0) -> "tuple[Figure, Axes]":
+    """An empty figure; `rows` of bars make it as high as they need."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_IN, max(HEIGHT_IN, 1.1 + 0.24 * rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=9, loc="left")
+    return figure, axes
+
+
+def _with_intervals(axes: "Axes", at: Sequence[float], scores: Sequence[Score], **style: Any) -> None:
+    rates = [100 * score.strict for score in scores]
+    below = [100 * (score.strict - score.low) for score in scores]
+    above = [100 * (score.high - score.strict) for score in scores]
+    axes.errorbar(at, rates, yerr=[below, above], marker="o", markersize=4, capsize=3, **style)
+
+
+def _rows(axes: "Axes", names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+
+
+def _legend_below(axes: "Axes", columns: int) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=columns)
