@@ -4,9 +4,10 @@
     python bench/learning.py --data gsm8k --data-dir DIR --also multiarith asdiv svamp  # where there is a GPU
 
 Gives `dpost-lite run --method dpo-st,st,sft --seeds N`, so a benchmark that was stopped goes on. Without --data it is
-the rehearsal (SmolLM2-135M-Instruct, built-in problems) with 400 test problems. ST draws for its labels as many
-rationales as DPO-ST draws for pairs and labels together. Prints accuracy by method and seed; the differences of DPO-ST
-from the others, problem by problem; and the health of each round, which says why. The last line is one JSON object.
+the rehearsal (SmolLM2-135M-Instruct, built-in problems) with 400 test problems. `st` draws for its labels as many
+rationales as DPO-ST draws for pairs and labels together; `st-same-k`, as in the paper, no more than DPO-ST draws for
+labels alone. Prints accuracy by method and seed; the differences of DPO-ST from the others, problem by problem; and the
+health of each round, which says why. The last line is one JSON object.
 """
 
 import argparse
@@ -19,11 +20,13 @@ from typing import Any
 
 from publish import publish, result_of
 
+from dpost_lite.baselines import adopt
 from dpost_lite.evaluate import kept_answers
 from dpost_lite.problems.comparing import mean_difference
 from dpost_lite.report import health, results
 
 METHODS = ("dpo-st", "st", "sft")
+ALL = (*METHODS, "st-same-k")
 Right = dict[str, bool]
 
 
@@ -42,7 +45,7 @@ def main() -> None:
     runs = {
         (method, int(folder.name.removeprefix("seed-"))): folder / method
         for folder in sorted(arguments.out.glob("seed-*"))
-        for method in METHODS
+        for method in ALL
     }
     answers = {"test": {key: results.right(run, results.best(run)) for key, run in runs.items()}}
     answers |= {data: {key: on_other(run, data, arguments) for key, run in runs.items()} for data in arguments.also}
@@ -58,20 +61,18 @@ def main() -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Run all methods and seeds, or go on with them."""
-    command = [
-        sys.executable,
-        "-m",
-        "dpost_lite",
-        "run",
-        "--method",
-        ",".join(METHODS),
-        "--seeds",
-        str(arguments.seeds),
-    ]
-    command += ["--seed", "1", "--out", str(arguments.out)]
-    command += ["--data", arguments.data] if arguments.data else ["synthetic.num_test=400"]
-    command += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
-    subprocess.run([*command, *arguments.overrides], check=True, stdout=sys.stderr)
+
+    def run(seed: int, out: Path, *options: str) -> None:
+        command = [sys.executable, "-m", "dpost_lite", "run", "--seed", str(seed), "--out", str(out), *options]
+        command += ["--data", arguments.data] if arguments.data else ["synthetic.num_test=400"]
+        command += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
+        subprocess.run([*command, *arguments.overrides], check=True, stdout=sys.stderr)
+
+    for seed in range(1, arguments.seeds + 1):
+        run(seed, arguments.out, "--method", ",".join(METHODS))
+        folder = arguments.out / f"seed-{seed}"
+        adopt(folder / METHODS[0], folder / ALL[-1])
+        run(seed, folder / ALL[-1], "--method", "st")
 
 
 def on_other(run: Path, data: str, arguments: argparse.Namespace) -> Right:
@@ -88,39 +89,34 @@ def on_other(run: Path, data: str, arguments: argparse.Namespace) -> Right:
 def compared(data: str, answers: dict[tuple[str, int], Right]) -> dict[str, Any]:
     """Print accuracy by method and seed, and how DPO-ST differs from the others; return the same."""
     seeds = sorted({seed for _, seed in answers})
-    rates = {m: [mean(answers[m, seed].values()) for seed in seeds] for m in METHODS}
-    num_problems = len(answers[METHODS[0], seeds[0]])
+    rates = {method: [mean(answers[method, seed].values()) for seed in seeds] for method in ALL}
+    num_problems = len(answers[ALL[0], seeds[0]])
     print(
-        f"\n{data}, {num_problems} problems"
-        + "".join(f"{f'seed {seed}':>10}" for seed in seeds)
-        + "      mean        sd"
+        f"\n{data}, {num_problems} problems\n          "
+        + "".join(f"{f'seed {s}':>9}" for s in seeds)
+        + "     mean       sd"
     )
     for method, values in rates.items():
-        spread = f"{stdev(values):10.1%}" if len(values) > 1 else ""
-        print(
-            f"{method:<{len(data) + len(str(num_problems)) + 11}}"
-            + "".join(f"{v:10.1%}" for v in values)
-            + f"{mean(values):10.1%}{spread}"
-        )
+        spread = [stdev(values)] if len(values) > 1 else []
+        print(f"{method:<10}" + "".join(f"{value:9.1%}" for value in [*values, mean(values), *spread]))
     differences = {}
-    for other in METHODS[1:]:
-        pairs = [(answers[other, seed], answers[METHODS[0], seed]) for seed in seeds]
+    for other in ALL[1:]:
+        pairs = [(answers[other, seed], answers[ALL[0], seed]) for seed in seeds]
         difference, low, high = differences[other] = mean_difference(pairs)
         print(
-            f"{METHODS[0]} - {other}: {difference:+.1%}, 95 % interval {low:+.1%} to {high:+.1%} "
-            "(bootstrap over problems)"
+            f"{ALL[0]} - {other}: {difference:+.1%}, 95 % interval {low:+.1%} to {high:+.1%} (bootstrap over problems)"
         )
     return {"num_problems": num_problems, "seeds": seeds, "accuracy": rates, "differences": differences}
 
 
 def print_health(rounds: list[dict[str, Any]]) -> None:
     """Print what each round drew and what DPO did to the policy."""
-    print("\nmethod  seed round    drawn   right  mixed  pairs  chosen rejected  margin  labels  of them gold")
+    print("\nmethod    seed round    drawn   right  mixed  pairs  chosen rejected  margin  labels  of them gold")
     for one in rounds:
         drawn, pairs, dpo, labels = one["for_labels"], one["pairs"], one["dpo"], one["labels"]
         did = f"{dpo['chosen_change']:+8.2f} {dpo['rejected_change']:+8.2f} {dpo['margin']:7.3f}" if dpo else " " * 25
         print(
-            f"{one['method']:<8}{one['seed']:>4}{one['number']:>6}{drawn['num_rationales']:>9}{drawn['right']:>8.1%}"
+            f"{one['method']:<10}{one['seed']:>4}{one['number']:>6}{drawn['num_rationales']:>9}{drawn['right']:>8.1%}"
             f"{drawn['mixed']:>7.1%}{pairs['num_pairs'] if pairs else '':>7}{did}{labels['num_labels']:>8}"
             f"{labels['num_gold']:>14}"
         )

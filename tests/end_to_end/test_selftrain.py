@@ -13,6 +13,7 @@ import psutil
 import pytest
 from easy import SETTINGS, write_problems
 
+from dpost_lite.baselines import adopt
 from dpost_lite.child import _context
 from dpost_lite.errors import DataError, ModelError, OutOfMemory, RecipeError, RunError
 from dpost_lite.evaluate import policies_of
@@ -264,6 +265,7 @@ def test_sampling_goes_on_to_the_sample(dpo_st, start, tmp_path, how):
         for stage in server.children():
             stage.kill()
 
+    adopt(dpo_st.path, tmp_path / "run")  # its warm-up, which would be the same
     with pytest.raises(KeyboardInterrupt if how == "interrupted" else OutOfMemory):
         start(tmp_path / "run", "rounds=1", "sampling.max_rows=2", listener=stop)
     shard = tmp_path / "run" / f"{name}.partial" / UNFINISHED / "rationales.jsonl"
