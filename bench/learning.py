@@ -42,12 +42,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
     arguments = parser.parse_intermixed_args()
     train(arguments)
-    runs = {
-        (method, int(folder.name.removeprefix("seed-"))): folder / method
-        for folder in sorted(arguments.out.glob("seed-*"))
-        for method in ALL
-    }
-    answers = {"test": {key: results.right(run, results.best(run)) for key, run in runs.items()}}
+    seeds = range(1, arguments.seeds + 1)
+    runs = {(method, seed): arguments.out / f"seed-{seed}" / method for seed in seeds for method in ALL}
+    answers = {"test": {key: results.right(run, results.exported(run)) for key, run in runs.items()}}
     answers |= {data: {key: on_other(run, data, arguments) for key, run in runs.items()} for data in arguments.also}
     tables = {data: compared(data, by_run) for data, by_run in answers.items()}
     rounds = [
@@ -79,7 +76,17 @@ def on_other(run: Path, data: str, arguments: argparse.Namespace) -> Right:
     """Return which problems of another set a run's best policy solves."""
     out = run.with_name(f"{run.name}-on-{data}")
     if not out.is_dir():
-        command = [sys.executable, "-m", "dpost_lite", "eval", str(run), "--policy", results.best(run), "--data", data]
+        command = [
+            sys.executable,
+            "-m",
+            "dpost_lite",
+            "eval",
+            str(run),
+            "--policy",
+            results.exported(run),
+            "--data",
+            data,
+        ]
         command += ["--calculator", "on", "--out", str(out)]
         command += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
         subprocess.run(command, check=True, stdout=sys.stderr)

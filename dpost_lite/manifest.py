@@ -1,8 +1,8 @@
 """What a finished run was made of and made: `manifest.json`, and the verb `verify`.
 
 Holds the command, the recipe in full, versions, hardware and commit, time and peak memory of each stage, and SHA-256
-of the data files, of the base's weights, and of every file that the run left, but for its journal and logs. Written
-when the last stage is done; a stage that is done afterwards removes it.
+of the data files, of the base's weights, and of every file that the run left, but for its journal, logs and report.
+Written when the last stage is done; a stage that is done afterwards removes it.
 """
 
 import hashlib

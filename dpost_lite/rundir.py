@@ -148,6 +148,7 @@ class Run:
         except BaseException:
             with contextlib.suppress(OSError):  # a full disk shall not hide what happened
                 write_json(partial / BEGUN, {**given, "seconds": time.monotonic() - started})
+                self.emit("stage_stopped", stage=name)
             raise
         took = {"seconds": round(time.monotonic() - started, 1), **metrics.pop("used", {})}
         write_json(partial / "done.json", {**given, **took, "metrics": metrics})

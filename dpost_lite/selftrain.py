@@ -14,7 +14,7 @@ from dpost_lite.clock import Clock
 from dpost_lite.planner.plan import Plan
 from dpost_lite.problems.records import Score
 from dpost_lite.recipe import Recipe
-from dpost_lite.report import health
+from dpost_lite.report import alarms
 from dpost_lite.rundir import Artifact, Run
 from dpost_lite.stages import Stages
 
@@ -38,7 +38,7 @@ def self_train(recipe: Recipe, run: Run, plan: Plan | None = None) -> Outcome:
     What needs a model runs in child processes, so a script that calls this needs `if __name__ == "__main__"`. `plan`
     gives the limit of the GPU's memory, and the estimates that are kept beside the truth.
     """
-    run.listen(health.watch(run.path, run.emit))
+    run.listen(alarms.watch(run.path, run.emit))
     if plan is not None:
         run.listen(Clock(plan, run.emit))
     stages = Stages(recipe, run, memory_share=plan.device.memory_share if plan else None)

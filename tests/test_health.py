@@ -1,17 +1,22 @@
 """The health of a round, from files made by hand: what is counted, and when it alarms."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem, Rationale, write_jsonl
-from dpost_lite.report import health
+from dpost_lite.problems.records import Answered, LabelledRationale, PreferencePair, Rationale, Score, write_jsonl
+from dpost_lite.recipe import load_recipe
+from dpost_lite.report import alarms, health
 from dpost_lite.report.journal import Span, read_events, spans, steps_by_stage
 
 
-def rationale(problem: str, sample: int, *, correct: bool, ids: range = range(10), end: str = "stop") -> Rationale:
+def rationale(
+    problem: str, sample: int, *, correct: bool, ids: Sequence[int] = range(10), end: str = "stop"
+) -> Rationale:
     text = f"{problem} {sample}"
     return Rationale(problem, sample, text, tuple(ids), (0,) * len(ids), 0.0, end, "1", correct, 2, 1)  # type: ignore[arg-type]
 
@@ -21,18 +26,31 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        dpo = {"batch_size": 8, "max_steps": 4}
-        (path / "run.json").write_text(json.dumps({"recipe": {"dpo": dpo}}))
-        self.stage("data", train=[Problem(str(i), "?", "1") for i in range(4)])
+        self.recipe("dpo.batch_size=8", "dpo.max_steps=4", "sampling.max_new_tokens=96")
+        self.stage("data", metrics={"train": 4})
+
+    def recipe(self, *overrides: str) -> None:
+        values = load_recipe(None, list(overrides)).model_dump(mode="json")
+        (self.path / "run.json").write_text(json.dumps({"recipe": values}))
 
     def stage(self, name: str, inputs: tuple[str, ...] = (), metrics: Any = None, **files: list[Any]) -> None:
         folder = self.path / name
         folder.mkdir(parents=True)
         for file, records in files.items():
             write_jsonl(folder / f"{file}.jsonl", records)
-        settings = {"sampling": {"max_new_tokens": 96}}
-        record = {"inputs": dict.fromkeys(inputs, ""), "settings": settings, "metrics": metrics or {}, "seconds": 1.0}
+        drawn = files.get("rationales")
+        metrics = metrics or ({"right": sum(r.correct for r in drawn)} if drawn else {})
+        record = {"inputs": dict.fromkeys(inputs, ""), "settings": {}, "metrics": metrics, "seconds": 1.0}
         (folder / "done.json").write_text(json.dumps(record))
+
+    def dev(self, name: str, right: range) -> None:
+        """A policy that solves some of 100 dev problems."""
+        metrics = asdict(Score(name, 100, len(right) / 100, 0, 0, 0, 0, 0, 0))
+        self.stage(
+            f"score/{name}",
+            metrics={"dev": metrics},
+            dev=[Answered(str(i), 0, "", "stop", "", i in right) for i in range(100)],
+        )
 
     def journal(self, *events: dict[str, Any]) -> None:
         lines = [json.dumps({"time": float(i), **event}) for i, event in enumerate(events)]
@@ -60,19 +78,13 @@ def test_what_was_drawn_is_counted_by_problem_and_by_rationale(folder) -> None:
         rationale("2", 0, correct=True), rationale("2", 1, correct=False),
         rationale("3", 0, correct=False), rationale("3", 1, correct=False, end="limit"),
     ]  # fmt: skip
-    drawn[-1] = Rationale(**{**_fields(drawn[-1]), "token_ids": tuple(looping) * 20, "forced": (0,) * 80})
+    drawn[-1] = Rationale(**{**asdict(drawn[-1]), "token_ids": tuple(looping) * 20, "forced": (0,) * 80})
     folder.stage("round-1/samples-pairs", rationales=drawn)
-    found = health.drawn(folder.path, "round-1/samples-pairs")
+    found = health.drawn(folder.path / "round-1/samples-pairs")
     assert (found.all_right, found.mixed, found.all_wrong) == (0.25, 0.25, 0.5)
     assert (found.right, found.unfinished, found.repetitive) == (3 / 8, 1 / 8, 1 / 8)
     assert found.tokens == pytest.approx((6 * 10 + 30) / 7)  # of finished ones
     assert (found.num_rationales, found.calculated, found.refused) == (8, 2, 1)
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(record)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +100,7 @@ def test_pairs_and_labels_are_counted(folder) -> None:
     ids = tuple(range(9))
     pairs = [PreferencePair(p, "?", "yes", "no", ids[:8], ids[:n]) for p, n in (("0", 2), ("0", 4), ("2", 6))]
     folder.stage("round-1/pairs", pairs=pairs)
-    found = health.paired(folder.path, "round-1/pairs")
+    found = health.paired(folder.path / "round-1/pairs")
     assert (found.num_pairs, found.per_problem, found.chosen_tokens, found.rejected_tokens) == (3, 1.5, 8, 4)
     gold = LabelledRationale("0", "?", "gold", ids, is_gold=True)
     first, second = (LabelledRationale(p, "?", t, ids, is_gold=False) for p, t in (("1", "a"), ("2", "b")))
@@ -109,72 +121,102 @@ def test_what_dpo_did_is_read_from_the_last_fifth_of_its_steps(folder) -> None:
     (one,) = health.rounds(folder.path)
     assert (one.dpo.num_steps, one.dpo.chosen_change, one.dpo.rejected_change) == (10, 1.5, -4.5)
     assert (one.dpo.kl, one.dpo.margin) == (pytest.approx(1.5), pytest.approx(0.6))
-    assert health.preferred("round-1/dpo", []) is None  # of an older version, without steps in its journal
+    assert health.preferred([]) is None  # of an older version, without steps in its journal
 
 
 def test_a_healthy_stage_does_not_alarm(folder) -> None:
     ids = tuple(range(9))
     folder.stage("round-1/samples-pairs", rationales=[rationale("0", s, correct=True) for s in range(200)])
-    folder.stage(
-        "round-1/samples-labels", rationales=[rationale("0", s, correct=True, ids=range(12)) for s in range(9)]
-    )
+    drawn = [rationale("0", s, correct=True, ids=range(12)) for s in range(9)]
+    folder.stage("round-1/samples-labels", inputs=("round-1/dpo", "data"), rationales=drawn)
     folder.stage("round-1/pairs", pairs=[PreferencePair("0", "?", "", "", ids, ids)] * 8)
     folder.stage("round-1/dpo")
     folder.dpo_steps((-1.0, -4.0))
-    folder.stage("score/sft-0", metrics={"dev": {"strict": 0.30, "num_problems": 100}})
-    folder.stage("score/round-1", metrics={"dev": {"strict": 0.28, "num_problems": 100}})
+    folder.dev("sft-0", range(30))
+    folder.dev("round-1", range(2, 31))
     folder.stage("export")
     for stage in ("data", *(f"round-1/{part}" for part in ("samples-pairs", "samples-labels", "pairs", "dpo")),
                   "score/sft-0", "score/round-1", "export"):  # fmt: skip
-        assert health.alarms(folder.path, stage) == [], stage
+        assert alarms.alarms(folder.path, stage) == [], stage
 
 
 def alarm(folder: Folder, stage: str) -> str:
-    (text,) = health.alarms(folder.path, stage)
+    (text,) = alarms.alarms(folder.path, stage)
     return text
 
 
+def draw(folder: Folder, number: int, part: str, *, by_dpo: bool = False, **counts: int) -> str:
+    """A sampling stage of 100 rationales of 10 tokens; so many of them cut off, looping, or both."""
+    stage = f"round-{number}/samples-{part}"
+    drawn = [rationale("0", s, correct=True, ids=range(counts.get("tokens", 10))) for s in range(100)]
+    for kind, ids, end in (
+        ("cut", range(10), "limit"),
+        ("looping", (5,) * 10, "stop"),
+        ("rambling", (5,) * 10, "limit"),
+    ):
+        for _ in range(counts.get(kind, 0)):
+            drawn = [*drawn[1:], rationale("0", 0, correct=False, ids=ids, end=end)]
+    folder.stage(stage, inputs=("data", f"round-{number}/dpo" if by_dpo else "sft-0"), rationales=drawn)
+    return stage
+
+
 def test_unfinished_rationales_alarm(folder) -> None:
-    drawn = [rationale("0", s, correct=True, end="limit" if s < 3 else "stop") for s in range(200)]
-    folder.stage("round-1/samples-pairs", rationales=drawn)
-    assert alarm(folder, "round-1/samples-pairs") == (
-        "1.5% of the rationales ran into the limit of 96 tokens: raise sampling.max_new_tokens, or sft.epochs if they "
-        "ramble"
+    assert alarms.alarms(folder.path, draw(folder, 1, "pairs", cut=1)) == []
+    assert alarm(folder, draw(folder, 2, "pairs", cut=2)) == (
+        "2.0% of the rationales ran into the limit of 96 tokens: raise sampling.max_new_tokens"
+    )
+    assert alarm(folder, draw(folder, 3, "pairs", cut=1, rambling=1)).endswith(
+        "tokens: raise sft.epochs or sft.learning_rate"
     )
 
 
+def test_unfinished_rationales_are_laid_to_dpo_if_they_came_with_it(folder) -> None:
+    draw(folder, 1, "pairs", cut=1)
+    assert alarm(folder, draw(folder, 1, "labels", by_dpo=True, cut=3)).endswith(
+        "lower dpo.learning_rate or raise dpo.beta"
+    )
+    draw(folder, 2, "pairs", cut=3)
+    assert alarm(folder, draw(folder, 2, "labels", by_dpo=True, cut=2)).endswith("raise sampling.max_new_tokens")
+
+
 @pytest.mark.parametrize(
-    ("stage", "key"),
-    [("round-1/samples-pairs", "sampling.temperature"), ("round-1/samples-labels", "lower dpo.learning_rate")],
+    ("before", "by_dpo", "key"),
+    [(0, True, "lower dpo.learning_rate"), (9, True, "raise sft.epochs"), (0, False, "raise sft.epochs")],
 )
-def test_repetition_alarms_with_the_key_of_what_trained_the_policy(folder, stage, key) -> None:
-    looping = Rationale(**{**_fields(rationale("0", 1, correct=False)), "token_ids": (5,) * 10})
-    folder.stage("round-1/samples-pairs", rationales=[rationale("0", 0, correct=True), looping])
-    if stage != "round-1/samples-pairs":
-        folder.stage(stage, rationales=[rationale("0", 0, correct=True), looping])
-    assert alarm(folder, stage).startswith("50.0% of the rationales say the same again and again: ")
-    assert key in alarm(folder, stage)
+def test_repetition_alarms_with_the_key_of_what_brought_it(folder, before, by_dpo, key) -> None:
+    draw(folder, 1, "pairs", looping=before)
+    text = alarm(folder, draw(folder, 1, "labels", by_dpo=by_dpo, looping=3))
+    assert text.startswith("3.0% of the rationales say the same again and again: ")
+    assert key in text
 
 
 @pytest.mark.parametrize("tokens", [6, 14])
 def test_drifting_lengths_alarm(folder, tokens) -> None:
-    folder.stage("round-1/samples-pairs", rationales=[rationale("0", 0, correct=True)])
-    folder.stage("round-1/samples-labels", rationales=[rationale("0", 0, correct=True, ids=range(tokens))])
-    said = alarm(folder, "round-1/samples-labels")
-    assert said.startswith(f"finished rationales went from 10 tokens (round-1/samples-pairs) to {tokens}: lower dpo.")
-    assert health.alarms(folder.path, "round-1/samples-pairs") == []
+    draw(folder, 1, "pairs")
+    text = alarm(folder, draw(folder, 1, "labels", by_dpo=True, tokens=tokens))
+    assert text.startswith(
+        f"DPO took finished rationales from 10 tokens to {tokens}: lower dpo.learning_rate or raise dpo."
+    )
+    assert "dpo.loss=sigmoid_norm" in text
+    folder.recipe("dpo.loss=sigmoid_norm")
+    assert "sigmoid_norm" not in alarm(folder, "round-1/samples-labels")
+    assert alarms.alarms(folder.path, draw(folder, 2, "pairs")) == []  # what SFT drew is held against what SFT drew
+    assert alarm(folder, draw(folder, 3, "pairs", tokens=tokens)).startswith(
+        "this round took finished rationales from 10"
+    )
 
 
 def test_rounds_beyond_the_ninth_come_after_it(folder) -> None:
     for number, tokens in ((1, 30), (9, 10), (10, 11)):
-        folder.stage(f"round-{number}/samples-labels", rationales=[rationale("0", 0, correct=True, ids=range(tokens))])
-    assert health.alarms(folder.path, "round-10/samples-labels") == []
-    assert [one.number for one in health.rounds(folder.path)] == [1, 9, 10]
+        draw(folder, number, "labels", tokens=tokens)
+    assert alarms.alarms(folder.path, "round-10/samples-labels") == []
+    (folder.path / "round-1-copy").mkdir()
+    (folder.path / "round-1" / "samples-labels").rename(folder.path / "round-1-copy" / "samples-labels")
+    assert [one.number for one in health.rounds(folder.path)] == [9, 10]
 
 
 def test_too_few_pairs_alarm(folder) -> None:
-    path = folder.path / "run.json"
-    path.write_text(json.dumps({"recipe": {"dpo": {"batch_size": 8, "max_steps": 100}}}))
+    folder.recipe("dpo.batch_size=8", "dpo.max_steps=100")
     folder.stage("round-1/pairs", pairs=[PreferencePair("0", "?", "", "", (1,), (2,))] * 20)
     assert alarm(folder, "round-1/pairs").startswith("20 pairs make 3 of dpo.max_steps=100: raise sampling.samples_for")
 
@@ -189,22 +231,39 @@ def test_a_falling_chosen_log_probability_alarms(folder) -> None:
 
 
 def test_a_falling_dev_accuracy_alarms(folder) -> None:
-    for name, strict in (("base", 0.9), ("sft-0", 0.30), ("round-1", 0.40), ("round-2", 0.32)):
-        folder.stage(f"score/{name}", metrics={"dev": {"strict": strict, "num_problems": 100}})
-    assert health.alarms(folder.path, "score/round-1") == health.alarms(folder.path, "score/base") == []
-    assert alarm(folder, "score/round-2").startswith(
-        "accuracy on the dev problems fell from 40.0% (round-1) to 32.0%: set patience=1"
+    """Against the best so far, and beyond what the problems that both answered allow."""
+    folder.stage("score/base", metrics={"dev": asdict(Score("base", 100, 0.9, 0, 0, 0, 0, 0, 0))})
+    for name, right in (("sft-0", range(30)), ("round-1", range(40)), ("round-2", range(37)), ("round-3", range(34))):
+        folder.dev(name, right)
+        assert len(alarms.alarms(folder.path, f"score/{name}")) == (name == "round-3"), name
+    assert alarms.alarms(folder.path, "score/base") == []
+    assert alarm(folder, "score/round-3") == (
+        "accuracy on the dev problems fell from 40.0% (round-1) to 34.0%: set patience=1 to stop where it falls, or "
+        "lower sft.epochs"
     )
+    folder.recipe("patience=1")
+    assert alarm(folder, "score/round-3").endswith("to 34.0%: lower sft.epochs")
 
 
 def test_a_stage_alarms_once_when_it_ends(folder) -> None:
     folder.stage("round-1/dpo")
     folder.dpo_steps((-9.0, -9.0))
     told = []
-    look = health.watch(folder.path, lambda kind, **fields: told.append((kind, fields["stage"])))
+    look = alarms.watch(folder.path, lambda kind, **fields: told.append((kind, fields["stage"])))
     for kind in ("stage_started", "stage_finished", "stage_skipped"):
         look({"kind": kind, "stage": "round-1/dpo"})
     assert told == [("alarm", "round-1/dpo")]
+
+
+def test_what_cannot_be_told_does_not_end_a_run(folder) -> None:
+    folder.stage("round-1/pairs")  # its file is missing
+    told = []
+    alarms.watch(folder.path, lambda kind, **fields: told.append((kind, fields["text"])))(
+        {"kind": "stage_finished", "stage": "round-1/pairs"}
+    )
+    ((kind, text),) = told
+    assert kind == "notice"
+    assert text.startswith("round-1/pairs: its health could not be told (FileNotFoundError: ")
 
 
 def test_the_journal_s_steps_and_times(folder) -> None:
@@ -212,8 +271,10 @@ def test_the_journal_s_steps_and_times(folder) -> None:
         return {"kind": "progress", "done": done, "total": 3, "unit": "steps", "metrics": {"loss": loss}}
 
     folder.journal(
-        {"kind": "stage_started", "stage": "sft-0", "resumed": False}, step(1, 9.0),  # stopped, and begun anew
+        {"kind": "stage_started", "stage": "sft-0", "resumed": False}, step(1, 9.0),  # killed, and begun anew
+        {"kind": "notice", "text": "put aside"},
         {"kind": "stage_started", "stage": "sft-0", "resumed": False}, step(1, 3.0), step(2, 2.5),
+        {"kind": "stage_stopped", "stage": "sft-0"},
         {"kind": "stage_started", "stage": "sft-0", "resumed": True}, step(2, 2.0), step(3, 1.0),
         {"kind": "stage_finished", "stage": "sft-0", "seconds": 5.0, "metrics": {}},
         {"kind": "stage_skipped", "stage": "data", "seconds": 1.0, "metrics": {}},
@@ -225,7 +286,7 @@ def test_the_journal_s_steps_and_times(folder) -> None:
         "sft-0": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 3, "loss": 1.0}]
     }
     assert spans(events) == [
-        Span("sft-0", 0.0, 1.0, finished=False), Span("sft-0", 2.0, 4.0, finished=False),
-        Span("sft-0", 5.0, 8.0, finished=True),
+        Span("sft-0", 0.0, 1.0, finished=False), Span("sft-0", 3.0, 6.0, finished=False),
+        Span("sft-0", 7.0, 10.0, finished=True),
     ]  # fmt: skip
     assert list(read_events(folder.path / "data")) == []

@@ -257,6 +257,7 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_named(monkeypatch):
 
     with pytest.raises(RecipeError, match=r"report_to\.0: .*\(given: 'wandbb'\)"):
         load_recipe(None, ["report_to=wandbb"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(tracking, "find_spec", lambda module: module == "tensorboardX" or None)
     tracking.check_trackers(["tensorboard"])
     with pytest.raises(RecipeError, match="report_to: wandb is not installed; run pip install wandb, or leave it out"):
@@ -264,7 +265,8 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_named(monkeypatch):
 
 
 def test_a_tracked_training_is_named_after_its_run_and_asks_nobody_offline(tmp_path, monkeypatch):
-    from dpost_lite.models.tracking import tracker_arguments
+    from dpost_lite.models import tracking
+    from dpost_lite.models.tracking import track
 
     for name in ("TENSORBOARD_LOGGING_DIR", "MLFLOW_EXPERIMENT_NAME", "WANDB_MODE"):
         monkeypatch.setenv(name, "")  # put back afterwards
@@ -274,9 +276,11 @@ def test_a_tracked_training_is_named_after_its_run_and_asks_nobody_offline(tmp_p
     out = tmp_path / "mine" / "round-1" / "dpo.partial"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "run.json").write_text("{}")
-    assert tracker_arguments((), out) == {"report_to": "none"}
+    assert track((), out) == {"report_to": "none"}
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
-    arguments = tracker_arguments(("wandb",), out)
+    arguments = track(("wandb",), out)
     assert (arguments["report_to"], arguments["run_name"]) == (["wandb"], "mine/round-1/dpo")
     assert (os.environ["WANDB_PROJECT"], os.environ["WANDB_MODE"]) == ("mine", "offline")
-    assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(out / "tensorboard")
+    assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / "mine" / "logs" / "tensorboard" / "round-1" / "dpo")
+    with pytest.raises(RecipeError, match="report_to: mlflow does not go with --offline; tensorboard and wandb do"):
+        tracking.check_trackers(["mlflow"])

@@ -327,7 +327,7 @@ def test_a_stage_that_broke_counts_for_nothing(run, interruption):
         run.stage("sft", break_down, settings=SETTINGS)
     assert not (run.path / "sft").exists()
     assert not list(run.path.rglob("done.json"))
-    assert [e["kind"] for e in events(run)] == ["stage_started"]
+    assert [e["kind"] for e in events(run)] == ["stage_started", "stage_stopped"]
 
     work = Work()
     made = again(run).stage("sft", work, settings=SETTINGS)

@@ -220,6 +220,7 @@ def test_score_table_keeps_each_figure_whole_on_a_narrow_terminal() -> None:
         (10, 30, "did not help (round-1 is at 20.0%", False),
         (35, 25, "gained 5.0 points (round-1 is at 35.0%, sft-0 at 30.0%", True),
         (40, 2, "gained 19.0 points (round-1 is at 49.0%", False),
+        (4, 0, "gained 2.0 points (round-1 is at 32.0%, sft-0 at 30.0%; 95 % interval +0.5", True),
     ],
 )
 def test_the_verdict_goes_by_the_problems_that_both_answered(won: int, lost: int, said: str, is_chance: bool) -> None:

@@ -85,13 +85,12 @@ def figures(step: Mapping[str, Any], beta: float) -> dict[str, float]:
     reference's: trl's rewards without their factor β. `margin` is the difference of the rewards, β included, and
     `accuracy` the share of pairs where it is above 0 (Rafailov et al. 2023).
     """
+    names = {
+        "rewards/accuracies": "accuracy", "rewards/margins": "margin", "logps/chosen": "chosen",
+        "logps/rejected": "rejected", "rewards/chosen": "chosen_change", "rewards/rejected": "rejected_change",
+    }  # fmt: skip
     return {
-        "accuracy": step["rewards/accuracies"],
-        "margin": step["rewards/margins"],
-        "chosen": step["logps/chosen"],
-        "rejected": step["logps/rejected"],
-        "chosen_change": step["rewards/chosen"] / beta,
-        "rejected_change": step["rewards/rejected"] / beta,
+        name: step[key] / beta if name.endswith("_change") else step[key] for key, name in names.items() if key in step
     }
 
 

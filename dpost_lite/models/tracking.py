@@ -1,7 +1,7 @@
 """Experiment trackers, which transformers hands a training's metrics to: `report_to` of the recipe.
 
-Every training is one run there, named after its folder: rehearsal/round-1/dpo. TensorBoard's files lie in the stage's
-own folder, so `tensorboard --logdir RUN` shows all of them.
+Every training is one run there, named after its folder: rehearsal/round-1/dpo. TensorBoard's files lie in
+RUN/logs/tensorboard.
 """
 
 import os
@@ -18,30 +18,37 @@ MODULES = {  # any one will do; the first is what to install
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
 }
+STAY_HERE = ("tensorboard", "wandb")  # the latter in its offline mode
 PROJECT = "dpost-lite"
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise RecipeError if a tracker is not installed."""
+    """Raise RecipeError if a tracker is not installed, or might ask somebody although --offline forbids it."""
     for name in names:
+        if _is_offline() and name not in STAY_HERE:
+            raise RecipeError(f"report_to: {name} does not go with --offline; {' and '.join(STAY_HERE)} do")
         if not any(find_spec(module) for module in MODULES[name]):
             raise RecipeError(
                 f"report_to: {name} is not installed; run pip install {MODULES[name][0]}, or leave it out"
             )
 
 
-def tracker_arguments(names: Sequence[str], out: Path) -> dict[str, Any]:
-    """Return the arguments of a Trainer that tracks the training in folder `out`; others go through the environment.
+def track(names: Sequence[str], out: Path) -> dict[str, Any]:
+    """Prepare the environment of this process for a training in folder `out`; return its Trainer's arguments.
 
     What the user has set there (WANDB_PROJECT, MLFLOW_EXPERIMENT_NAME …) is left as it is.
     """
     if not names:
         return {"report_to": "none"}
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
+    run = next((parent for parent in out.parents if (parent / "run.json").is_file()), out.parent)
+    stage = out.relative_to(run).as_posix().removesuffix(".partial")
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / "logs" / "tensorboard" / stage))
     os.environ.setdefault("WANDB_PROJECT", PROJECT)
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", PROJECT)
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        os.environ["WANDB_MODE"] = "offline"  # --offline asks nobody
-    run = next((parent for parent in out.parents if (parent / "run.json").is_file()), out.parent)
-    name = f"{run.name}/{out.relative_to(run).as_posix().removesuffix('.partial')}"
-    return {"report_to": list(names), "run_name": name, "project": PROJECT}
+    if _is_offline():
+        os.environ.setdefault("WANDB_MODE", "offline")
+    return {"report_to": list(names), "run_name": f"{run.name}/{stage}", "project": PROJECT}
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE") == "1"

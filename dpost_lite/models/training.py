@@ -8,7 +8,7 @@ from typing import Any
 from dpost_lite.errors import ModelError
 from dpost_lite.models.backends import compute_dtype, device
 from dpost_lite.models.checkpoint import Checkpoints
-from dpost_lite.models.tracking import tracker_arguments
+from dpost_lite.models.tracking import track
 from dpost_lite.recipe import DpoRecipe, SftRecipe
 
 Progress = Callable[..., None]
@@ -76,7 +76,7 @@ def shared_arguments(
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # a loss that is no number is to be seen
         "disable_tqdm": True,
-        **tracker_arguments(report_to, out),
+        **track(report_to, out),
     }
 
 

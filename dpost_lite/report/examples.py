@@ -48,7 +48,9 @@ def rationales(run: Path, name: str, before: str | None) -> list[Example]:
     `before` names the policy that it is held against; None leaves "repaired" out.
     """
     was_right = results.right(run, before) if before else {}
-    problems = results.questions(run)
+    problems = {problem.id: problem for problem in results.problems(run)}
+    settings = results.recipe_of(run)["calculator"]
+    calculator = Calculator(settings["max_decimals"], settings["rounded_decimals"])
     kinds: dict[Kind, list[Example]] = {"repaired": [], "wrong": [], "right": []}
     for answer in read_jsonl(run / "score" / name / "test.jsonl", Answered):
         kind: Kind = "right" if answer.correct else "wrong"
@@ -56,7 +58,9 @@ def rationales(run: Path, name: str, before: str | None) -> list[Example]:
             kind = "repaired"
         problem = problems[answer.problem_id]
         kinds[kind].append(
-            Example(kind, problem.question, problem.answer, marked(answer.text.strip()), answer.end == "limit")
+            Example(
+                kind, problem.question, problem.answer, marked(answer.text.strip(), calculator), answer.end == "limit"
+            )
         )
     picked = {kind: found[:most] for (kind, found), most in zip(kinds.items(), (4, 3, 3), strict=True)}
     for name_of_kind, found in kinds.items():  # fewer of one kind make room for more of another
@@ -65,22 +69,26 @@ def rationales(run: Path, name: str, before: str | None) -> list[Example]:
     return [example for some in picked.values() for example in some]
 
 
-def marked(text: str) -> Pieces:
-    """Cut a rationale into pieces; the result in `<<expression=result>>` is "calculated" if arithmetic gives it."""
+def marked(text: str, calculator: Calculator) -> Pieces:
+    """Cut a rationale into pieces; the result in `<<expression=result>>` is "calculated" if `calculator` gives it.
+
+    Where the expression is not the calculator's, the result is the model's and has no mark.
+    """
     pieces: Pieces = []
     end = 0
     for match in _ANNOTATED.finditer(text):
-        result = Calculator()(match[1])
-        agrees = result is not None and same_number(result, match[2])
-        pieces += [(text[end : match.start(2)], ""), (match[2], "calculated" if agrees else "miscalculated")]
+        if (result := calculator(match[1])) is None:
+            continue
+        mark: Mark = "calculated" if same_number(result, match[2]) else "miscalculated"
+        pieces += [(text[end : match.start(2)], ""), (match[2], mark)]
         end = match.end(2)
     return [(piece, mark) for piece, mark in [*pieces, (text[end:], "")] if piece]
 
 
-def pairs(run: Path, stage: str) -> list[PairShown]:
+def pairs(run: Path, number: int) -> list[PairShown]:
     """Return a few preference pairs of a round, of different problems."""
     shown: dict[str, PairShown] = {}
-    for pair in read_jsonl(run / stage / "pairs.jsonl", PreferencePair):
+    for pair in read_jsonl(run / f"round-{number}" / "pairs" / "pairs.jsonl", PreferencePair):
         if pair.problem_id not in shown:
             shown[pair.problem_id] = PairShown(pair.question, *different(pair.chosen.strip(), pair.rejected.strip()))
         if len(shown) == NUM_PAIRS:

@@ -56,20 +56,18 @@ def losses(steps: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
             [step["step"] for step in done], [step["loss"] for step in done], label=stage,
             color=CYCLE[place % len(CYCLE)], marker="." if len(done) == 1 else "",
         )  # fmt: skip
-    axes.set_ylim(bottom=0)
     axes.legend(loc="best")
     return figure
 
 
-def preference(stage: str, steps: Sequence[Mapping[str, float]]) -> "Figure":
-    """How far one DPO training moved its rationales' log-probabilities from the reference's, in nats."""
-    figure, axes = _new(f"{stage}: log π/π_ref, nats")
+def preference(title: str, steps: Sequence[Mapping[str, float]], suffix: str = "") -> "Figure":
+    """One figure of both sides over the steps of a DPO training: log-probabilities, or with `_change` their change."""
+    figure, axes = _new(title)
     at = [step["step"] for step in steps]
     for name, color in (("chosen", GREEN), ("rejected", RED)):
-        axes.plot(at, [step[f"{name}_change"] for step in steps], label=name, color=color)
-    distance = [-(step["chosen_change"] + step["rejected_change"]) / 2 for step in steps]
-    axes.plot(at, distance, label="KL to the reference", color=GREY, linestyle="--")
-    axes.axhline(0, color=INK, linewidth=0.6)
+        axes.plot(at, [step[f"{name}{suffix}"] for step in steps], label=name, color=color)
+    if suffix:
+        axes.axhline(0, color=INK, linewidth=0.6)
     axes.legend(loc="best")
     return figure
 
@@ -89,14 +87,17 @@ def margins(steps: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
 
 def yields(rounds: Sequence[Round]) -> "Figure":
     """Share of problems whose rationales are all right, mixed (those give pairs) and all wrong, by sampling stage."""
-    drawn = [stage for one in rounds for stage in (one.for_pairs, one.for_labels) if stage]
+    parts = [
+        (f"round {one.number}, for {end}", getattr(one, f"for_{end}")) for one in rounds for end in ("pairs", "labels")
+    ]
+    names, drawn = zip(*((name, stage) for name, stage in parts if stage), strict=True)
     figure, axes = _new("share of training problems, %", rows=len(drawn))
     before = [0.0] * len(drawn)
     for name, color in (("all_right", GREEN), ("mixed", ORANGE), ("all_wrong", RED)):
         shares = [100 * getattr(stage, name) for stage in drawn]
         axes.barh(range(len(drawn)), shares, left=before, color=color, label=name.replace("_", " "), height=0.6)
         before = [b + s for b, s in zip(before, shares, strict=True)]
-    _rows(axes, [stage.stage for stage in drawn])
+    _rows(axes, names)
     axes.set_xlim(0, 100)
     _legend_below(axes, 3)
     return figure
@@ -118,16 +119,21 @@ def against_plan(title: str, planned: Mapping[str, float], measured: Mapping[str
 
 
 def timeline(spans: Sequence[Span]) -> "Figure":
-    """When each stage was worked on, in minutes or hours since the start; what was stopped is hatched."""
-    start, end = spans[0].start, max(span.end for span in spans)
-    unit, length = ("hours", 3600) if end - start > 2 * 3600 else ("minutes", 60)
+    """Which stage was worked on after which, in minutes or hours of work; what did not come to its end is hatched.
+
+    Between two commands nothing was done, and nothing is drawn.
+    """
+    worked = sum(span.end - span.start for span in spans)
+    unit, length = ("hours", 3600) if worked > 2 * 3600 else ("minutes", 60)
     stages = list(dict.fromkeys(span.stage for span in spans))
-    figure, axes = _new(f"{unit} since the start", rows=len(stages))
+    figure, axes = _new(f"{unit} of work", rows=len(stages))
+    before = 0.0
     for span in spans:
         axes.barh(
-            stages.index(span.stage), (span.end - span.start) / length, left=(span.start - start) / length, height=0.6,
+            stages.index(span.stage), (span.end - span.start) / length, left=before / length, height=0.6,
             color=BLUE if span.finished else "none", edgecolor=BLUE, hatch=None if span.finished else "////",
         )  # fmt: skip
+        before += span.end - span.start
     _rows(axes, stages)
     axes.set_xlim(left=0)
     return figure
@@ -153,7 +159,7 @@ def as_svg(figure: "Figure") -> str:
 
 
 def save_png(figure: "Figure", file: Path) -> None:
-    """Write a figure as PNG on white, 2 pixels to the point."""
+    """Write a figure as PNG on white, 200 pixels to the inch."""
     figure.savefig(file, dpi=200, facecolor="white")
 
 

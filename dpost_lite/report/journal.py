@@ -5,6 +5,7 @@ Each has `time` (seconds since 1970; it never goes back within one command) and 
     stage_started    stage, resumed: whether it goes on with what a stopped process left
     progress         done, total, unit "steps", metrics: of a training, one for each optimiser step (work in other
                      units is told to the terminal only). Steps that are done again after a stop stand there twice
+    stage_stopped    stage; one that was killed says nothing
     stage_finished   stage, seconds, ram_bytes, gpu_bytes where there is a GPU, metrics
     stage_skipped    stage, seconds, metrics: it was finished before
     planned          seconds, rates, stages: name -> estimate, peak_bytes: name -> bytes (see planner/)
@@ -25,7 +26,7 @@ NAME = "events.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Work on one stage by one command, in seconds since 1970; `finished` is False where it was stopped."""
+    """Work on one stage by one command, in seconds since 1970; `finished` is False where it was stopped, or goes on."""
 
     stage: str
     start: float
@@ -62,18 +63,20 @@ def steps_by_stage(events: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[s
 
 
 def spans(events: Iterable[Mapping[str, Any]]) -> list[Span]:
-    """Return when each stage was worked on; a stage that was stopped lasts until the last event before the next one."""
+    """Return when each stage was worked on; one that was killed lasts until the last that was heard of it."""
     done: list[Span] = []
     begun: tuple[str, float] | None = None
     last = 0.0
     for event in events:
-        if event["kind"] in ("stage_started", "stage_skipped") and begun:
+        kind = event["kind"]
+        if kind in ("stage_started", "stage_skipped") and begun:
             done.append(Span(*begun, last, finished=False))
             begun = None
-        if event["kind"] == "stage_started":
+        if kind == "stage_started":
             begun = event["stage"], event["time"]
-        elif event["kind"] == "stage_finished" and begun:
-            done.append(Span(*begun, event["time"], finished=True))
+        elif kind in ("stage_finished", "stage_stopped") and begun:
+            done.append(Span(*begun, event["time"], finished=kind == "stage_finished"))
             begun = None
-        last = event["time"]
+        if kind.startswith("stage_") or kind in ("progress", "time_left"):  # not what the next command says first
+            last = event["time"]
     return [*done, Span(*begun, last, finished=False)] if begun else done

@@ -1,5 +1,6 @@
 """The runs below a folder, a line for each, and how far the best is from the others: the command `runs`."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,9 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from dpost_lite.errors import RunError
+from dpost_lite.errors import DpostError, RunError
 from dpost_lite.problems.comparing import compare
-from dpost_lite.problems.records import Score
+from dpost_lite.problems.records import Problem, Score
 from dpost_lite.report import results, summary
 from dpost_lite.report.terminal import as_time, plain
 from dpost_lite.rundir import stages_begun, stages_done
@@ -19,7 +20,7 @@ MAX_DEPTH = 3  # OUT/seed-N/METHOD below the folder of all runs
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One run: where it is, what it does, how far it has come; `warm_up` and `best` are test scores, if it has any."""
+    """One run: where it is, what it does, how far it has come. `best` is the test score of what it exported."""
 
     path: Path
     name: str
@@ -39,20 +40,25 @@ def find_runs(folder: Path) -> list[Listed]:
     """
     depths = ("run.json", *("/".join(["*"] * depth + ["run.json"]) for depth in range(1, MAX_DEPTH + 1)))
     found = sorted({path.parent for depth in depths for path in folder.glob(depth)})
-    if not found:
+    runs = []
+    for path in found:
+        with contextlib.suppress(DpostError):  # one that is damaged shall not hide the others
+            runs.append(_listed(path, path.relative_to(folder).as_posix() if path != folder else path.name))
+    if not runs:
         raise RunError(f"{folder} holds no run; name a folder that `dpost-lite run` wrote into, or begin with it")
-    return [_listed(path, path.relative_to(folder).as_posix() if path != folder else path.name) for path in found]
+    return runs
 
 
 def _listed(path: Path, name: str) -> Listed:
     recipe, done = results.recipe_of(path), dict(stages_done(path))
     begun = [stage for stage, _ in stages_begun(path)]
-    state = "finished" if "solved" in done else f"stopped in\n{begun[0]}" if begun else "not finished"
     scores = {score.name: score for score in results.scores(path)}
+    best = results.exported(path)
+    state = f"in {begun[0]}" if begun else "finished" if "solved" in done else "not finished"
     return Listed(
         path=path, name=name, method=recipe["method"], model=Path(recipe["model"]["name"]).name, seed=recipe["seed"],
         state=state, seconds=sum(record["seconds"] for record in done.values()), warm_up=scores.get("sft-0"),
-        best=scores.get(results.best(path)),
+        best=scores.get(best) if best else None,
     )  # fmt: skip
 
 
@@ -71,12 +77,14 @@ def runs_table(runs: Sequence[Listed]) -> Table:
 
 
 def comparisons(runs: Sequence[Listed]) -> Iterator[Text]:
-    """Yield how far the most accurate run is ahead of each other that was tested on the same problems."""
-    scored = [run for run in runs if run.best]
-    if len(scored) < 2:
-        return
-    first = max(scored, key=lambda run: run.best.strict if run.best else 0.0)
-    for other in scored:
-        if other is not first and results.same_problems(first.path, other.path):
-            compared = compare(*(results.right(run.path, results.best(run.path)) for run in (other, first)))
-            yield plain(summary.method_difference(other.name, first.name, [compared]))
+    """Yield how far the most accurate finished run is ahead of each other that was tested on the same problems."""
+    groups: dict[tuple[Problem, ...], list[tuple[Score, Listed]]] = {}
+    for run in runs:
+        if run.best:
+            groups.setdefault(tuple(results.problems(run.path)), []).append((run.best, run))
+    for group in groups.values():
+        best, first = max(group, key=lambda scored: scored[0].strict)
+        for score, other in group:
+            if other is not first:
+                compared = compare(results.right(other.path, score.name), results.right(first.path, best.name))
+                yield plain(summary.method_difference(other.name, first.name, [compared]))

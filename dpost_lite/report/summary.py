@@ -110,7 +110,7 @@ def verdict(name: str, compared: Comparison) -> str:
     )
     if gain <= 0:
         return f"Self-training did not help ({figures})."
-    if compared.low <= 0:
+    if compared.low <= 0 or compared.p >= 0.05:  # of few differences the bootstrap makes too short an interval
         return (
             f"Self-training gained {gain:.1f} points ({figures}): this may be chance, so test on more problems or "
             "repeat with --seeds 3."

@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dpost_lite.cli import app
+from dpost_lite.problems.calculator import Calculator
+from dpost_lite.report import results
 from dpost_lite.report.examples import different, marked
 from dpost_lite.report.page import write_report
 from dpost_lite.rundir import Run, read_json
@@ -52,13 +54,15 @@ def text_of(page: Path) -> str:
 
 
 def test_it_shows_what_the_run_s_files_say(two_methods, page) -> None:
-    run, text = two_methods.folders["dpo-st"], text_of(page)
+    run, text, source = two_methods.folders["dpo-st"], text_of(page), page.read_text(encoding="utf-8")
     for done in run.rglob("done.json"):
-        assert done.parent.relative_to(run).as_posix() in text
+        assert f"<td>{done.parent.relative_to(run).as_posix()}</td>" in source
     for name in ("base", "sft-0", "round-1"):
         strict = read_json(run / "score" / name / "done.json")["metrics"]["test"]["strict"]
         assert re.search(rf"{name}\s*{strict:.1%}", text)
-    assert f"{read_json(run / 'round-1/pairs/done.json')['metrics']['pairs']}" in text
+    num_pairs = read_json(run / "round-1/pairs/done.json")["metrics"]["pairs"]
+    assert f"<td>pairs</td><td>{num_pairs:,}</td>" in source
+    assert "not finished yet" not in text
     assert "dpo-st - st: " in text  # its baseline was found beside it
     alarms = [event for event in map(json.loads, (run / "events.jsonl").open()) if event["kind"] == "alarm"]
     assert alarms  # a random model's answers run to the limit
@@ -70,7 +74,8 @@ def test_it_shows_what_the_run_s_files_say(two_methods, page) -> None:
 def test_the_figures_are_png_files_too(page) -> None:
     names = set(re.findall(r'<figure id="([^"]+)">', page.read_text(encoding="utf-8")))
     assert names == {
-        "accuracy", "yield", "sft-loss", "dpo-loss", "dpo-margin", "round-1-dpo-change", "time", "memory", "timeline"
+        "accuracy", "yield", "sft-loss", "dpo-loss", "dpo-margin", "round-1-dpo-change", "round-1-dpo-logprob", "time",
+        "memory", "timeline",
     }  # fmt: skip
     assert {file.stem for file in page.parent.glob("*.png")} == names
     for file in page.parent.glob("*.png"):
@@ -124,16 +129,35 @@ def test_a_run_without_a_stage_or_a_wrong_baseline_is_one_line(two_methods, tmp_
 
     assert "is not a run folder (no run.json)" in said(str(tmp_path))
     run = str(two_methods.folders["dpo-st"])
-    assert "--baseline:" in said(run, "--baseline", str(tmp_path))
+    assert "is not a run folder" in said(run, "--baseline", str(tmp_path))
     other = tmp_path / "other"
     shutil.copytree(two_methods.folders["st"], other)
     (other / "data" / "test.jsonl").write_text('{"id": "1", "question": "another?", "answer": "1"}\n')
     assert "was not tested on the problems of" in said(run, "--baseline", str(other))
-    for stage in ("data", "score", "sft-0", "round-1", "export", "solved"):
+    shutil.rmtree(other / "export")
+    assert "is not finished" in said(run, "--baseline", str(other))
+    for stage in ("data", "score", "sft-0", "round-1", "solved"):
         shutil.rmtree(other / stage)
     assert "has no finished stage yet" in said(str(other))
     (tmp_path / "file").write_text("")
     assert "cannot be written" in said(run, "--out", str(tmp_path / "file"))
+
+
+def test_only_runs_that_differ_in_method_alone_are_baselines(two_methods, tmp_path) -> None:
+    runs = {}
+    for name, method in (("mine", "dpo-st"), ("theirs", "st"), ("other", "st"), ("halfway", "st")):
+        runs[name] = tmp_path / name
+        shutil.copytree(two_methods.folders[method], runs[name])
+    recipe = read_json(runs["other"] / "run.json")
+    recipe["recipe"]["sft"]["epochs"] = 3
+    (runs["other"] / "run.json").write_text(json.dumps(recipe))
+    shutil.rmtree(runs["halfway"] / "export")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    assert list(results.siblings(runs["mine"])) == [runs["theirs"]]
+    (file, *_) = write_report(runs["mine"], tmp_path / "report", [runs["other"], runs["theirs"]])
+    for other in ("other", "theirs"):  # both are st, so folders tell them apart
+        assert f"{runs['mine']} - {runs[other]}: " in text_of(file)
 
 
 def test_the_trainings_were_tracked(two_methods) -> None:
@@ -146,7 +170,7 @@ def test_the_trainings_were_tracked(two_methods) -> None:
         ("round-1/dpo", "train/rewards/margins"),
         ("round-1/sft", "train/loss"),
     ):
-        (file,) = (run / stage / "tensorboard").glob("events.*")
+        (file,) = (run / "logs" / "tensorboard" / stage).glob("events.*")
         tags = {value.tag for event in records(file, Event) for value in event.summary.value}
         assert tag in tags, (stage, tags)
 
@@ -196,7 +220,7 @@ def test_chromium_renders_it(page, tmp_path, width, dark) -> None:
     assert seen["loaded"] == 0
     assert is_dark(seen["paper"]) == dark != is_dark(seen["ink"])
     assert {is_dark(colour) for colour in seen["letters"]} == {is_dark(seen["ink"])}
-    assert len(seen["figures"]) == 9
+    assert len(seen["figures"]) == 10
     assert all(300 <= shown <= width for _, shown in seen["figures"])
     assert min(seen["sizes"]) > 8  # pixels: letters that can be read on a phone
 
@@ -206,12 +230,14 @@ def is_dark(colour: str) -> bool:
 
 
 def test_results_of_the_calculator_are_told_from_others() -> None:
-    text = "He has 2*3=<<2*3=6>>6, then <<6+1=8>>8 and <<x=4>>4."
-    assert marked(text) == [
-        ("He has 2*3=<<2*3=", ""), ("6", "calculated"), (">>6, then <<6+1=", ""), ("8", "miscalculated"),
-        (">>8 and <<x=", ""), ("4", "miscalculated"), (">>4.", ""),
+    text = "He has 2*3=<<2*3=6>>6, then <<x=4>>4, <<6+1=8>>8 and <<1/3=0.3333>>0.3333."
+    pieces = [
+        ("He has 2*3=<<2*3=", ""), ("6", "calculated"), (">>6, then <<x=4>>4, <<6+1=", ""), ("8", "miscalculated"),
+        (">>8 and <<1/3=", ""), ("0.3333", "calculated"), (">>0.3333.", ""),
     ]  # fmt: skip
-    assert marked("") == []
+    assert marked(text, Calculator(rounded_decimals=4)) == pieces
+    assert marked(text, Calculator())[-2] == ("0.3333", "miscalculated")  # the run's own would have rounded to 0.33
+    assert marked("", Calculator()) == []
 
 
 def test_what_differs_between_two_texts() -> None:

@@ -1,0 +1,109 @@
+"""The tables of the report: stages beside their plan, and the health of each round."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpost_lite.report.health import Round
+
+PLANNED_AS = {  # the names of a plan's peaks (see planner/plan.py), by the last part of a stage's name
+    "sft": "sft", "sft-0": "sft", "dpo": "dpo", "samples-pairs": "sampling", "samples-labels": "sampling",
+    "export": "merge, export",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One finished stage beside its plan; None where there is nothing to say. Times in seconds, memory in bytes."""
+
+    name: str
+    seconds: float
+    planned_seconds: float | None
+    peak_bytes: float | None
+    planned_bytes: float | None
+    rate: str
+
+
+def stages_of(done: Mapping[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> list[Stage]:
+    """Finished stages in the order of the journal."""
+    plans = [event for event in events if event["kind"] == "planned"]
+    seconds = {name: estimate["seconds"] for plan in plans for name, estimate in plan["stages"].items()}
+    peaks = {name: size for plan in plans for name, size in plan["peak_bytes"].items()}
+    order = [event["stage"] for event in events if event["kind"] in ("stage_finished", "stage_skipped")]
+    names = [*dict.fromkeys(name for name in order if name in done), *(name for name in done if name not in order)]
+    memory = memory_of(done)
+    return [
+        Stage(
+            name=name,
+            seconds=done[name]["seconds"],
+            planned_seconds=seconds.get(name) or None,
+            peak_bytes=done[name].get(f"{memory.lower()}_bytes") or None,
+            planned_bytes=peaks.get(
+                "sampling" if name.startswith("score/") else PLANNED_AS.get(name.split("/")[-1], "")
+            ),
+            rate=_rate(done[name]),
+        )
+        for name in names
+    ]
+
+
+def memory_of(done: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which memory a run is about: where a GPU was used, that of others is no part of the plan."""
+    return "GPU" if any(record.get("gpu_bytes") for record in done.values()) else "RAM"
+
+
+def _rate(record: Mapping[str, Any]) -> str:
+    """What a stage did in a second or a minute."""
+    metrics, seconds = record["metrics"], record["seconds"]
+    if not seconds:
+        return ""
+    if "tokens" in metrics:
+        return f"{metrics['tokens'] / seconds:,.0f} tokens/s"
+    if "steps" in metrics:
+        return f"{60 * metrics['steps'] / seconds:,.1f} steps/min"
+    answers = sum(
+        part["num_problems"] for part in metrics.values() if isinstance(part, dict) and "num_problems" in part
+    )
+    return f"{answers / seconds:,.1f} answers/s" if answers else ""
+
+
+def health_table(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
+    """Rows of (what, a figure for each round); rows without any figure are left out."""
+
+    def of(part: str, name: str, form: str) -> list[str]:
+        parts = [getattr(one, part) for one in rounds]
+        return ["" if each is None else format(getattr(each, name), form) for each in parts]
+
+    rows = [
+        *(
+            (f"{label}: {what}", of(part, name, form))
+            for part, label in (("for_pairs", "drawn for pairs"), ("for_labels", "drawn for labels"))
+            for what, name, form in (
+                ("rationales", "num_rationales", ",d"),
+                ("right", "right", ".1%"),
+                ("problems all right", "all_right", ".1%"),
+                ("problems mixed", "mixed", ".1%"),
+                ("problems all wrong", "all_wrong", ".1%"),
+                ("unfinished", "unfinished", ".1%"),
+                ("repetitive", "repetitive", ".1%"),
+                ("tokens a rationale", "tokens", ".0f"),
+                ("calculated a rationale", "calculated", ".2f"),
+                ("left to the model", "refused", ".2f"),
+            )
+        ),
+        ("pairs", of("pairs", "num_pairs", ",d")),
+        ("pairs a problem that gives any", of("pairs", "per_problem", ".1f")),
+        ("tokens of chosen", of("pairs", "chosen_tokens", ".0f")),
+        ("tokens of rejected", of("pairs", "rejected_tokens", ".0f")),
+        ("DPO steps", of("dpo", "num_steps", ",d")),
+        ("DPO margin at the end", of("dpo", "margin", ".3f")),
+        ("chosen log π/π_ref, nats", of("dpo", "chosen_change", "+.2f")),
+        ("rejected log π/π_ref, nats", of("dpo", "rejected_change", "+.2f")),
+        ("KL to the reference, rough, nats", of("dpo", "kl", ".2f")),
+        ("labels", of("labels", "num_labels", ",d")),
+        ("gold labels", of("labels", "num_gold", ",d")),
+        ("new pseudo-labels a problem", of("labels", "new_per_problem", ".2f")),
+        ("right ones dropped as repeats, or above the cap", of("labels", "num_dropped", ",d")),
+        ("dev accuracy", ["" if one.dev is None else f"{one.dev:.1%}" for one in rounds]),
+    ]
+    return [(what, values) for what, values in rows if any(values)]
