@@ -56,7 +56,7 @@ def losses(steps: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
             [step["step"] for step in done], [step["loss"] for step in done], label=stage,
             color=CYCLE[place % len(CYCLE)], marker="." if len(done) == 1 else "",
         )  # fmt: skip
-    axes.legend(loc="best")
+    _over_steps(axes)
     return figure
 
 
@@ -68,7 +68,7 @@ def preference(title: str, steps: Sequence[Mapping[str, float]], suffix: str = "
         axes.plot(at, [step[f"{name}{suffix}"] for step in steps], label=name, color=color)
     if suffix:
         axes.axhline(0, color=INK, linewidth=0.6)
-    axes.legend(loc="best")
+    _over_steps(axes)
     return figure
 
 
@@ -81,7 +81,7 @@ def margins(steps: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
             color=CYCLE[place % len(CYCLE)],
         )  # fmt: skip
     axes.axhline(0, color=INK, linewidth=0.6)
-    axes.legend(loc="best")
+    _over_steps(axes)
     return figure
 
 
@@ -161,6 +161,14 @@ def as_svg(figure: "Figure") -> str:
 def save_png(figure: "Figure", file: Path) -> None:
     """Write a figure as PNG on white, 200 pixels to the inch."""
     figure.savefig(file, dpi=200, facecolor="white")
+
+
+def _over_steps(axes: "Axes") -> None:
+    """Whole numbers below the steps, and names for the lines."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="best")
 
 
 def _new(title: str, rows: int = 0) -> "tuple[Figure, Axes]":
