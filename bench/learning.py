@@ -3,8 +3,8 @@
     python bench/learning.py [--seeds 3] [--out runs/bench-learning] [--save FILE.json] [key=value …]
     python bench/learning.py --data gsm8k --data-dir DIR --also multiarith asdiv svamp  # where there is a GPU
 
-Gives `dpost-lite run --method dpo-st,st,sft --seeds N`, so a benchmark that was stopped goes on. Without --data it is
-the rehearsal (SmolLM2-135M-Instruct, built-in problems) with 400 test problems. `st` draws for its labels as many
+Gives `dpost-lite run --method dpo-st,st,sft` for each seed, so a benchmark that was stopped goes on. Without --data
+it is the rehearsal (SmolLM2-135M-Instruct, built-in problems) with 400 test problems. `st` draws for its labels as many
 rationales as DPO-ST draws for pairs and labels together; `st-same-k`, as in the paper, no more than DPO-ST draws for
 labels alone. Prints accuracy by method and seed; the differences of DPO-ST from the others, problem by problem; and the
 health of each round, which says why. The last line is one JSON object.
@@ -74,7 +74,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 def on_other(run: Path, data: str, arguments: argparse.Namespace) -> Right:
     """Return which problems of another set a run's best policy solves."""
-    out = run.with_name(f"{run.name}-on-{data}")
+    out = run.with_name(f"{run.name}-{results.exported(run)}-on-{data}")
     if not out.is_dir():
         command = [
             sys.executable,

@@ -105,7 +105,12 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The recipe that the newest stage was made with; that of a refused command leaves no trace."""
-        return validate(read_json(self.path / "run.json")["recipe"], where=str(self.path / "run.json"))
+        file = self.path / "run.json"
+        try:
+            values = read_json(file)["recipe"]
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{file} is not a run's (no recipe in it); put it back from a copy") from error
+        return validate(values, where=str(file))
 
     def stage(
         self,

@@ -278,6 +278,7 @@ def test_a_tracked_training_is_named_after_its_run_and_asks_nobody_offline(tmp_p
     (tmp_path / "mine" / "run.json").write_text("{}")
     assert track((), out) == {"report_to": "none"}
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
+    monkeypatch.setenv("WANDB_MODE", "online")
     arguments = track(("wandb",), out)
     assert (arguments["report_to"], arguments["run_name"]) == (["wandb"], "mine/round-1/dpo")
     assert (os.environ["WANDB_PROJECT"], os.environ["WANDB_MODE"]) == ("mine", "offline")

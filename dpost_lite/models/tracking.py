@@ -5,6 +5,7 @@ RUN/logs/tensorboard.
 """
 
 import os
+import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,11 +43,14 @@ def track(names: Sequence[str], out: Path) -> dict[str, Any]:
         return {"report_to": "none"}
     run = next((parent for parent in out.parents if (parent / "run.json").is_file()), out.parent)
     stage = out.relative_to(run).as_posix().removesuffix(".partial")
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / "logs" / "tensorboard" / stage))
+    logs = run / "logs" / "tensorboard" / stage
+    if not any(out.rglob("checkpoint-*")):  # it begins anew: what a training put aside left would be mixed with it
+        shutil.rmtree(logs, ignore_errors=True)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(logs))
     os.environ.setdefault("WANDB_PROJECT", PROJECT)
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", PROJECT)
-    if _is_offline():
-        os.environ.setdefault("WANDB_MODE", "offline")
+    if _is_offline() and os.environ.get("WANDB_MODE") != "disabled":
+        os.environ["WANDB_MODE"] = "offline"
     return {"report_to": list(names), "run_name": f"{run.name}/{stage}", "project": PROJECT}
 
 

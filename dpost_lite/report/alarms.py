@@ -81,7 +81,7 @@ def of_drawn(now: DrawnStats, before: DrawnStats | None, recipe: Mapping[str, An
     if now.repetitive > MAX_REPETITIVE:
         key = CALMER_DPO if before and rose and now.repetitive > before.repetitive else MORE_SFT
         found.append(f"{now.repetitive:.1%} of the rationales say the same again and again: {key}")
-    if before and before.tokens and abs(now.tokens / before.tokens - 1) > MAX_DRIFT:
+    if before and before.tokens and now.tokens and abs(now.tokens / before.tokens - 1) > MAX_DRIFT:
         key = "lower sft.epochs"
         if by_dpo:
             key = CALMER_DPO
@@ -109,8 +109,8 @@ def of_dpo(now: DpoStats | None, dpo: Mapping[str, Any]) -> list[str]:
         return []
     key = f"{'raise' if dpo['nll_weight'] else 'set'} dpo.nll_weight"
     return [
-        f"the log-probability of chosen rationales fell by {-now.chosen_change:.1f} nats, of rejected ones by "
-        f"{-now.rejected_change:.1f}: lower dpo.learning_rate or {key}"
+        f"the log-probability of chosen rationales fell by {-now.chosen_change:.1f} nats, that of rejected ones "
+        f"changed by {now.rejected_change:+.1f}: lower dpo.learning_rate or {key}"
     ]
 
 

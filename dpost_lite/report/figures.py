@@ -86,7 +86,7 @@ def margins(steps: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
 
 
 def yields(rounds: Sequence[Round]) -> "Figure":
-    """Share of problems whose rationales are all right, mixed (those give pairs) and all wrong, by sampling stage."""
+    """Share of problems whose rationales are all right, mixed and all wrong, by sampling stage."""
     parts = [
         (f"round {one.number}, for {end}", getattr(one, f"for_{end}")) for one in rounds for end in ("pairs", "labels")
     ]

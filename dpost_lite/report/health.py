@@ -41,8 +41,8 @@ class PairStats:
     """Preference pairs of a round. Tokens are mean lengths of either side: DPO learns their bias too."""
 
     num_pairs: int
-    per_problem: float
-    """Of the problems that gave any."""
+    num_problems: int
+    """That gave any."""
     chosen_tokens: float
     rejected_tokens: float
 
@@ -161,7 +161,7 @@ def paired(stage: Path) -> PairStats:
     pairs = list(read_jsonl(stage / "pairs.jsonl", PreferencePair))
     return PairStats(
         num_pairs=len(pairs),
-        per_problem=len(pairs) / max(1, len({pair.problem_id for pair in pairs})),
+        num_problems=len({pair.problem_id for pair in pairs}),
         chosen_tokens=_mean(len(pair.chosen_ids) for pair in pairs),
         rejected_tokens=_mean(len(pair.rejected_ids) for pair in pairs),
     )
@@ -173,7 +173,7 @@ def labelled(run: Path, number: int, done: Mapping[str, Any]) -> LabelStats:
     labels = list(read_jsonl(run / stage / "labels.jsonl", LabelledRationale))
     known = {(r.problem_id, r.text) for r in read_jsonl(before, LabelledRationale)} if before.is_file() else set()
     own = [label for label in labels if not label.is_gold]
-    sources = [name for name in done[stage]["inputs"] if name.endswith("/samples-labels")]
+    sources = [name for name in done[stage]["inputs"] if name.endswith("/samples-labels") and name in done]
     num_right = sum(done[name]["metrics"]["right"] for name in sources)
     return LabelStats(
         num_labels=len(labels),

@@ -10,7 +10,7 @@ Each has `time` (seconds since 1970; it never goes back within one command) and 
     stage_skipped    stage, seconds, metrics: it was finished before
     planned          seconds, rates, stages: name -> estimate, peak_bytes: name -> bytes (see planner/)
     time_left        seconds; of a stage that was found slower or faster than planned: stage, planned, expected
-    notice, alarm    text; an alarm names its stage (see health.py)
+    notice, alarm    text; an alarm names its stage (see alarms.py)
 
 The terminal shows these events as they come, the report reads them from the file.
 """

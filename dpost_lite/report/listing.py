@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from dpost_lite.errors import DpostError, RunError
+from dpost_lite.errors import RunError
 from dpost_lite.problems.comparing import compare
 from dpost_lite.problems.records import Problem, Score
 from dpost_lite.report import results, summary
@@ -42,7 +42,7 @@ def find_runs(folder: Path) -> list[Listed]:
     found = sorted({path.parent for depth in depths for path in folder.glob(depth)})
     runs = []
     for path in found:
-        with contextlib.suppress(DpostError):  # one that is damaged shall not hide the others
+        with contextlib.suppress(*results.DAMAGED):  # one that is damaged shall not hide the others
             runs.append(_listed(path, path.relative_to(folder).as_posix() if path != folder else path.name))
     if not runs:
         raise RunError(f"{folder} holds no run; name a folder that `dpost-lite run` wrote into, or begin with it")
@@ -54,7 +54,7 @@ def _listed(path: Path, name: str) -> Listed:
     begun = [stage for stage, _ in stages_begun(path)]
     scores = {score.name: score for score in results.scores(path)}
     best = results.exported(path)
-    state = f"in {begun[0]}" if begun else "finished" if "solved" in done else "not finished"
+    state = "finished" if results.is_finished(path) else f"in {begun[0]}" if begun else "not finished"
     return Listed(
         path=path, name=name, method=recipe["method"], model=Path(recipe["model"]["name"]).name, seed=recipe["seed"],
         state=state, seconds=sum(record["seconds"] for record in done.values()), warm_up=scores.get("sft-0"),
@@ -80,8 +80,9 @@ def comparisons(runs: Sequence[Listed]) -> Iterator[Text]:
     """Yield how far the most accurate finished run is ahead of each other that was tested on the same problems."""
     groups: dict[tuple[Problem, ...], list[tuple[Score, Listed]]] = {}
     for run in runs:
-        if run.best:
-            groups.setdefault(tuple(results.problems(run.path)), []).append((run.best, run))
+        with contextlib.suppress(*results.DAMAGED):
+            if run.best and (problems := tuple(results.problems(run.path))):
+                groups.setdefault(problems, []).append((run.best, run))
     for group in groups.values():
         best, first = max(group, key=lambda scored: scored[0].strict)
         for score, other in group:

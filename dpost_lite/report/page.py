@@ -41,7 +41,7 @@ class Told:
     others: Mapping[str, Path]
     """Other runs to hold it against, by their labels."""
     label: str
-    """Its own: the method, or its folder where the others have the same."""
+    """Its own: the method, or its folder where more than the method may differ."""
     is_finished: bool
 
 
@@ -76,11 +76,12 @@ def write_report(run: Path, out: Path, baselines: Sequence[Path] | None = None) 
 
 def _read(run: Path, baselines: Sequence[Path] | None) -> Told:
     done, events, recipe = dict(stages_done(run)), list(journal.read_events(run)), results.recipe_of(run)
-    if not done:
-        raise RunError(f"{run} has no finished stage yet; give its `dpost-lite run` command again to go on")
+    if "data" not in done:
+        raise RunError(f"{run} has not read its problems yet; give its `dpost-lite run` command again to go on")
     others = list(results.siblings(run)) if baselines is None else _checked(run, baselines)
     methods = [recipe["method"], *(results.recipe_of(other)["method"] for other in others)]
-    labels = methods if len(set(methods)) == len(methods) else [str(path) for path in (run, *others)]
+    if baselines is not None or len(set(methods)) < len(methods):  # they may differ in more than the method
+        methods = [str(path) for path in (run, *others)]
     return Told(
         path=run,
         done=done,
@@ -88,9 +89,9 @@ def _read(run: Path, baselines: Sequence[Path] | None) -> Told:
         recipe=recipe,
         rounds=health.rounds(run),
         stages=tables.stages_of(done, events),
-        others=dict(zip(labels[1:], others, strict=True)),
-        label=labels[0],
-        is_finished="solved" in done and not any(True for _ in stages_begun(run)),
+        others=dict(zip(methods[1:], others, strict=True)),
+        label=methods[0],
+        is_finished=results.is_finished(run),
     )
 
 
@@ -100,7 +101,7 @@ def _checked(run: Path, baselines: Sequence[Path]) -> list[Path]:
             raise RunError(f"--baseline: {other} is not a run folder (no run.json)")
         if results.exported(other) is None:
             raise RunError(f"--baseline: {other} is not finished; give its `dpost-lite run` command again to go on")
-        if results.problems(other) != results.problems(run):
+        if not results.same_problems(run, other):
             raise RunError(
                 f"--baseline: {other} was not tested on the problems of {run}; take a run with the same data"
             )
@@ -116,7 +117,7 @@ def _content(told: Told) -> dict[str, Any]:
     return {
         "run": run.resolve().name,
         "recipe": told.recipe,
-        "data": _of_data(told.done["data"]["metrics"]) if "data" in told.done else "",
+        "data": _of_data(told.done["data"]["metrics"]),
         "is_finished": told.is_finished,
         "seconds": as_time(sum(stage.seconds for stage in told.stages)),
         "statements": list(_statements(told)),
@@ -146,8 +147,9 @@ def _statements(told: Told) -> Iterator[str]:
     best = results.exported(told.path)
     if best is None:
         return
-    if text := summary.fallen(results.dev_scores(told.path)):
-        yield text
+    dev = results.dev_scores(told.path)
+    if dev and max(dev, key=lambda score: score.strict).name == best:
+        yield from filter(None, [summary.fallen(dev)])
     own = results.right(told.path, best)
     for label, other in told.others.items():
         compared = compare(results.right(other, results.exported(other) or ""), own)
@@ -160,7 +162,7 @@ def _pictures(told: Told) -> Iterator[Picture]:
         caption = "Greedy accuracy (strict) with 95 % Wilson intervals."
         yield Picture("accuracy", caption, figures.accuracy(runs, results.dev_scores(told.path)))
     if any(one.for_pairs or one.for_labels for one in told.rounds):
-        caption = "What was drawn: only problems with right and wrong rationales give pairs."
+        caption = "Training problems by the rationales that were drawn for them."
         yield Picture("yield", caption, figures.yields(told.rounds))
     yield from _curves(told)
     minutes = {stage.name: stage.seconds / 60 for stage in told.stages}

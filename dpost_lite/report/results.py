@@ -1,5 +1,6 @@
 """What a run's folder says of its policies: scores, graded answers, and which of them was exported."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +11,11 @@ from dpost_lite.problems.records import Answered, Problem, Score, from_dict, rea
 from dpost_lite.rundir import Run, read_json
 
 Part = Literal["test", "dev"]
+DAMAGED = (DpostError, OSError, ValueError, KeyError, TypeError)  # what reading a folder that is no whole run may raise
 
 
 def recipe_of(run: Path) -> dict[str, Any]:
-    """Return a run's recipe as nested values, with the defaults of what an older version did not have.
-
-    Raises RunError or RecipeError if the run's own is damaged.
-    """
+    """Return a run's recipe as nested values, with the defaults of what an older version did not have."""
     return Run.open(run).recipe.model_dump(mode="json")
 
 
@@ -48,6 +47,11 @@ def exported(run: Path) -> str | None:
     return read_json(record)["metrics"]["policy"].removesuffix("/sft") if record.is_file() else None
 
 
+def is_finished(run: Path) -> bool:
+    """Whether a run's last command came to its end: it then leaves a manifest, which the next one removes."""
+    return (run / "solved" / "done.json").is_file() and (run / "manifest.json").is_file()
+
+
 def gain(run: Path) -> tuple[str, Comparison] | None:
     """Return the round that was exported, with its paired comparison with sft-0; None where no round was."""
     name = exported(run)
@@ -59,14 +63,16 @@ def gain(run: Path) -> tuple[str, Comparison] | None:
 def siblings(run: Path) -> Iterator[Path]:
     """Yield the finished runs beside this one that differ in method alone, as `run --method dpo-st,st` leaves them."""
     own = _but_method(recipe_of(run))
-    tested_on = problems(run)
     for other in sorted(path.parent for path in run.resolve().parent.glob("*/run.json")):
-        try:
-            is_sibling = other != run.resolve() and _but_method(recipe_of(other)) == own
-        except DpostError:  # another run's trouble
-            continue
-        if is_sibling and exported(other) and problems(other) == tested_on:
-            yield other
+        with contextlib.suppress(*DAMAGED):  # another run's trouble
+            differs_in_method = other != run.resolve() and _but_method(recipe_of(other)) == own
+            if differs_in_method and exported(other) and same_problems(run, other):
+                yield other
+
+
+def same_problems(a: Path, b: Path) -> bool:
+    """Whether two runs were tested on the same problems."""
+    return bool(problems(a)) and problems(a) == problems(b)
 
 
 def _but_method(recipe: dict[str, Any]) -> dict[str, Any]:

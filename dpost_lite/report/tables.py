@@ -92,7 +92,7 @@ def health_table(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
             )
         ),
         ("pairs", of("pairs", "num_pairs", ",d")),
-        ("pairs a problem that gives any", of("pairs", "per_problem", ".1f")),
+        ("problems that gave pairs", of("pairs", "num_problems", ",d")),
         ("tokens of chosen", of("pairs", "chosen_tokens", ".0f")),
         ("tokens of rejected", of("pairs", "rejected_tokens", ".0f")),
         ("DPO steps", of("dpo", "num_steps", ",d")),

@@ -15,7 +15,7 @@ from dpost_lite.problems.calculator import Calculator
 from dpost_lite.report import results
 from dpost_lite.report.examples import different, marked
 from dpost_lite.report.page import write_report
-from dpost_lite.rundir import Run, read_json
+from dpost_lite.rundir import read_json
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 QUIET = (
@@ -68,7 +68,7 @@ def test_it_shows_what_the_run_s_files_say(two_methods, page) -> None:
     assert alarms  # a random model's answers run to the limit
     for alarm in alarms:
         assert f"{alarm['stage']}: {alarm['text']}" in text
-    assert two_methods.output.count("alarm: ") >= len(alarms)
+        assert f"alarm: {alarm['stage']}: {alarm['text']}" in two_methods.output
 
 
 def test_the_figures_are_png_files_too(page) -> None:
@@ -138,7 +138,7 @@ def test_a_run_without_a_stage_or_a_wrong_baseline_is_one_line(two_methods, tmp_
     assert "is not finished" in said(run, "--baseline", str(other))
     for stage in ("data", "score", "sft-0", "round-1", "solved"):
         shutil.rmtree(other / stage)
-    assert "has no finished stage yet" in said(str(other))
+    assert "has not read its problems yet" in said(str(other))
     (tmp_path / "file").write_text("")
     assert "cannot be written" in said(run, "--out", str(tmp_path / "file"))
 
@@ -158,6 +158,30 @@ def test_only_runs_that_differ_in_method_alone_are_baselines(two_methods, tmp_pa
     (file, *_) = write_report(runs["mine"], tmp_path / "report", [runs["other"], runs["theirs"]])
     for other in ("other", "theirs"):  # both are st, so folders tell them apart
         assert f"{runs['mine']} - {runs[other]}: " in text_of(file)
+
+
+def test_a_damaged_run_does_not_hide_the_others(two_methods, tmp_path) -> None:
+    run = tmp_path / "whole"
+    shutil.copytree(two_methods.folders["dpo-st"], run)
+    for name, text in (("a", "{}"), ("b", "[]"), ("c", "no JSON")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+        assert CliRunner().invoke(app, ["report", str(tmp_path / name)]).exit_code == 2
+    shutil.copytree(two_methods.folders["st"], tmp_path / "st")
+    (tmp_path / "st" / "data" / "test.jsonl").write_text("no JSON")
+    listed = CliRunner().invoke(app, ["runs", str(tmp_path)])
+    assert listed.exit_code == 0, listed.output
+    assert re.search(r"^whole\s+dpo-st", listed.stdout, re.MULTILINE)
+    assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
+
+
+def test_a_run_that_goes_on_is_not_finished(two_methods, tmp_path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(two_methods.folders["st"], run)
+    assert results.is_finished(run)
+    (run / "manifest.json").unlink()  # as the next stage's beginning does
+    assert "not finished" in CliRunner().invoke(app, ["runs", str(run)]).stdout
+    assert "not finished yet" in text_of(write_report(run, tmp_path / "report")[0])
 
 
 def test_the_trainings_were_tracked(two_methods) -> None:
@@ -202,8 +226,6 @@ def test_a_folder_without_runs_is_one_line(tmp_path) -> None:
     result = CliRunner().invoke(app, ["runs", str(tmp_path)])
     assert result.exit_code == 2
     assert "holds no run" in result.stderr
-    run = Run(tmp_path / "new")
-    run.path.mkdir()
     assert CliRunner().invoke(app, ["runs", str(tmp_path / "absent")]).exit_code == 2
 
 
