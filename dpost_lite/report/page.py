@@ -79,9 +79,9 @@ def _read(run: Path, baselines: Sequence[Path] | None) -> Told:
     if "data" not in done:
         raise RunError(f"{run} has not read its problems yet; give its `dpost-lite run` command again to go on")
     others = list(results.siblings(run)) if baselines is None else _checked(run, baselines)
-    methods = [recipe["method"], *(results.recipe_of(other)["method"] for other in others)]
-    if baselines is not None or len(set(methods)) < len(methods):  # they may differ in more than the method
-        methods = [str(path) for path in (run, *others)]
+    labels = [recipe["method"], *(results.recipe_of(other)["method"] for other in others)]
+    if baselines is not None or len(set(labels)) < len(methods):  # they may differ in more than the method
+        labels = ["/".join(path.resolve().parts[-2:]) for path in (run, *others)]
     return Told(
         path=run,
         done=done,
@@ -89,8 +89,8 @@ def _read(run: Path, baselines: Sequence[Path] | None) -> Told:
         recipe=recipe,
         rounds=health.rounds(run),
         stages=tables.stages_of(done, events),
-        others=dict(zip(methods[1:], others, strict=True)),
-        label=methods[0],
+        others=dict(zip(labels[1:], others, strict=True)),
+        label=labels[0],
         is_finished=results.is_finished(run),
     )
 

@@ -157,7 +157,7 @@ def test_only_runs_that_differ_in_method_alone_are_baselines(two_methods, tmp_pa
     assert list(results.siblings(runs["mine"])) == [runs["theirs"]]
     (file, *_) = write_report(runs["mine"], tmp_path / "report", [runs["other"], runs["theirs"]])
     for other in ("other", "theirs"):  # both are st, so folders tell them apart
-        assert f"{runs['mine']} - {runs[other]}: " in text_of(file)
+        assert f"{tmp_path.name}/mine - {tmp_path.name}/{other}: " in text_of(file)
 
 
 def test_a_damaged_run_does_not_hide_the_others(two_methods, tmp_path) -> None:
