@@ -80,7 +80,7 @@ def _read(run: Path, baselines: Sequence[Path] | None) -> Told:
         raise RunError(f"{run} has not read its problems yet; give its `dpost-lite run` command again to go on")
     others = list(results.siblings(run)) if baselines is None else _checked(run, baselines)
     labels = [recipe["method"], *(results.recipe_of(other)["method"] for other in others)]
-    if baselines is not None or len(set(labels)) < len(methods):  # they may differ in more than the method
+    if baselines is not None or len(set(labels)) < len(labels):  # they may differ in more than the method
         labels = ["/".join(path.resolve().parts[-2:]) for path in (run, *others)]
     return Told(
         path=run,
