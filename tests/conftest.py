@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,31 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@dataclass(frozen=True)
+class TwoMethods:
+    """DPO-ST and plain self-training from one warm-up, by the command line; `output` is what it printed."""
+
+    command: list[str]
+    output: str
+    folders: dict[str, Path]
+
+
+@pytest.fixture(scope="session")
+def two_methods(base_dir, tmp_path_factory) -> TwoMethods:
+    from easy import SETTINGS, write_problems  # beside the tests that ask for it
+    from typer.testing import CliRunner
+
+    from dpost_lite.cli import app
+
+    folder = tmp_path_factory.mktemp("methods")
+    data = write_problems(folder / "mine.jsonl")
+    command = [
+        "run", "--method", "dpo-st,st", "--out", str(folder / "run"), "--data", str(data), "--model", str(base_dir),
+        *SETTINGS, "rounds=1", "seed=1", "sft.epochs=5", "report_to=tensorboard",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    folders = {method: folder / "run" / "seed-1" / method for method in ("dpo-st", "st")}
+    return TwoMethods(command, result.stdout, folders)
