@@ -8,6 +8,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from dpost_lite.errors import DataError, RecipeError, RunError
 from dpost_lite.evaluate import find_target, kept_answers, policies_of, policy_dir, problems_for
 from dpost_lite.planner.pace import planned_stages
 from dpost_lite.planner.plan import Plan
-from dpost_lite.problems.records import Problem, Score, write_jsonl
+from dpost_lite.problems.records import Answered, Problem, Score, write_jsonl
 from dpost_lite.recipe import DataRecipe, ModelRecipe, Recipe, load_recipe
 from dpost_lite.rundir import Artifact, Run, write_json
 
@@ -211,6 +212,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
         solution = {"text": "[i]2[/i]\n#### 2", "strict": "2", "end": "stop"}
         (run.path / "export").mkdir()
         (run.path / "export" / "m.gguf").write_bytes(b"0" * 3 * 2**20)
+        write_json(run.path / "export" / "done.json", {"metrics": {"policy": "round-1/sft"}})
+        for name, right in (("sft-0", range(20)), ("round-1", range(15, 40))):
+            (run.path / "score" / name).mkdir(parents=True)
+            answers = [Answered(str(i), 0, "", "stop", None, i in right) for i in range(100)]
+            write_jsonl(run.path / "score" / name / "test.jsonl", answers)
         write_json(run.path / "solved.json", [{"question": "1+1?", "answer": "2", "solution": solution}])
         exported = Artifact("export", run.path / "export", "", {"file": "m.gguf"})
         return selftrain.Outcome(scores, [], "round-1/sft", exported, Artifact("solved", run.path, ""))
@@ -252,10 +258,16 @@ def test_options_are_recipe_keys_and_key_value_comes_last(trained, folder: Path)
 def test_a_run_ends_with_scores_verdict_problems_files_and_next_commands(trained) -> None:
     out = " ".join(dpost_lite("run").stdout.split())
     assert "round-1 on 25.0% 20.0–40.0% 30.0% 7 100" in out
+    assert "Self-training gained 5.0 points (round-1 is at 25.0%, sft-0 at 20.0%; 95 % interval " in out
     assert "may be chance" in out
     assert "1+1? [i]2[/i] #### 2 ✓ the answer is 2" in out
     assert "runs/rehearsal/export/m.gguf (3 MiB), made from round-1/sft" in out
-    for command in ('solve runs/rehearsal "…"', "eval runs/rehearsal", "export runs/rehearsal --quant q8_0"):
+    for command in (
+        'solve runs/rehearsal "…"',
+        "report runs/rehearsal",
+        "eval runs/rehearsal",
+        "export runs/rehearsal --quant q8_0",
+    ):
         assert f"dpost-lite {command}" in out
 
 
@@ -264,7 +276,7 @@ class RecordedStages:
 
     def __init__(self, recipe: Recipe, run: Any, *, memory_share: float | None) -> None:
         self.num_rounds = 0 if recipe.method == "sft" else recipe.rounds
-        self.names: list[str] = run
+        self.names: list[str] = run.names
         self.test_scores: list[Score] = []
 
     def __getattr__(self, verb: str) -> Any:
@@ -283,10 +295,10 @@ class RecordedStages:
 @pytest.mark.parametrize("method", ["dpo-st", "st", "sft"])
 def test_planned_stages_are_those_that_self_train_goes_through(monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
     recipe = Recipe(method=method, rounds=2)
-    names: list[str] = []
     monkeypatch.setattr(selftrain, "Stages", RecordedStages)
-    selftrain.self_train(recipe, names)  # type: ignore[arg-type]
-    assert planned_stages(recipe) == names
+    run: Any = SimpleNamespace(path=Path(), emit=None, listen=lambda _: None, names=[])
+    selftrain.self_train(recipe, run)
+    assert planned_stages(recipe) == run.names
 
 
 # plan

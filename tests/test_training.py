@@ -65,18 +65,24 @@ def test_the_first_logged_loss_is_ln_2_however_the_batch_is_cut(
 
 
 def test_dpo_learns_to_prefer(base_dir, prompter, policy_dir, tmp_path):
-    steps: list[tuple[int, int, str, float]] = []
+    steps: list[tuple[int, int, str, dict[str, float]]] = []
 
-    def progress(done: int, total: int, unit: str, *, loss: float) -> None:
-        steps.append((done, total, unit, loss))
+    def progress(done: int, total: int, unit: str, **metrics: float) -> None:
+        steps.append((done, total, unit, metrics))
 
     figures = run_dpo(
         base_dir, prompter, policy_dir, tmp_path, num=16, learning_rate=1e-3, batch_size=4, progress=progress
     )
     assert [step[:3] for step in steps] == [(i, 4, "steps") for i in range(1, 5)]
-    assert steps[-1][3] == figures["last_loss"] < figures["first_loss"]
-    assert figures["last_margin"] > 0
-    assert figures["last_accuracy"] == 1
+    first, last = steps[0][3], steps[-1][3]
+    assert last["loss"] == figures["last_loss"] < figures["first_loss"]
+    assert last["margin"] == figures["last_margin"] > 0
+    assert last["accuracy"] == figures["last_accuracy"] == 1
+    assert first["chosen_change"] == pytest.approx(0, abs=1e-3)  # the policy is still the reference
+    assert first["rejected_change"] == pytest.approx(0, abs=1e-3)
+    changed = last["chosen_change"] - last["rejected_change"]  # in nats, the margin is β times that
+    assert last["margin"] == pytest.approx(DpoRecipe().beta * changed, rel=1e-3)
+    assert max(first["chosen"], last["chosen"]) < 0
 
 
 def test_max_steps_ends_training_early(base_dir, prompter, policy_dir, tmp_path):
@@ -255,11 +261,11 @@ def test_lora_weights_are_float32_throughout(base_dir, prompter, policy_dir, tmp
     module = {"sft": sft, "dpo": dpo}[stage]
     real, dtypes = module.train, set()
 
-    def watched(trainer: Any, lengths: Any, _: Any, checkpoint_s: float) -> Any:
+    def watched(trainer: Any, lengths: Any, _: Any, checkpoint_s: float, **figures: Any) -> Any:
         def look(*_: Any, **__: Any) -> None:
             dtypes.update(p.dtype for p in trainer.model.parameters() if p.requires_grad)
 
-        return real(trainer, lengths, look, checkpoint_s)
+        return real(trainer, lengths, look, checkpoint_s, **figures)
 
     monkeypatch.setattr(module, "train", watched)
     if stage == "sft":
