@@ -5,9 +5,9 @@
 
 Gives `dpost-lite run --method dpo-st,st,sft` for each seed, so a benchmark that was stopped goes on. Without --data
 it is the rehearsal (SmolLM2-135M-Instruct, built-in problems) with 400 test problems. `st` draws for its labels as many
-rationales as DPO-ST draws for pairs and labels together; `st-same-k`, as in the paper, no more than DPO-ST draws for
-labels alone. Prints accuracy by method and seed; the differences of DPO-ST from the others, problem by problem; and the
-health of each round, which says why. The last line is one JSON object.
+rationales as DPO-ST draws for pairs and labels together; `st-same-k` (with --same-k), as in the paper, no more than
+DPO-ST draws for labels alone. Prints accuracy by method and seed; the differences of DPO-ST from the others, problem by
+problem; and the health of each round, which says why. The last line is one JSON object.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from dpost_lite.problems.comparing import mean_difference
 from dpost_lite.report import health, results
 
 METHODS = ("dpo-st", "st", "sft")
-ALL = (*METHODS, "st-same-k")
+SAME_K = "st-same-k"
 Right = dict[str, bool]
 
 
@@ -38,12 +38,14 @@ def main() -> None:
     parser.add_argument("--data", help="as --data of run; unset, the rehearsal")
     parser.add_argument("--data-dir", type=Path, help="as --data-dir of run")
     parser.add_argument("--also", nargs="*", default=[], help="other sets to test the best policies on")
+    parser.add_argument("--same-k", action="store_true", help="also plain self-training on no more samples for labels")
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
     arguments = parser.parse_intermixed_args()
     train(arguments)
     seeds = range(1, arguments.seeds + 1)
-    runs = {(method, seed): arguments.out / f"seed-{seed}" / method for seed in seeds for method in ALL}
+    methods = (*METHODS, SAME_K) if arguments.same_k else METHODS
+    runs = {(method, seed): arguments.out / f"seed-{seed}" / method for seed in seeds for method in methods}
     answers = {"test": {key: results.right(run, results.exported(run)) for key, run in runs.items()}}
     answers |= {data: {key: on_other(run, data, arguments) for key, run in runs.items()} for data in arguments.also}
     tables = {data: compared(data, by_run) for data, by_run in answers.items()}
@@ -67,9 +69,10 @@ def train(arguments: argparse.Namespace) -> None:
 
     for seed in range(1, arguments.seeds + 1):
         run(seed, arguments.out, "--method", ",".join(METHODS))
-        folder = arguments.out / f"seed-{seed}"
-        adopt(folder / METHODS[0], folder / ALL[-1])
-        run(seed, folder / ALL[-1], "--method", "st")
+        if arguments.same_k:
+            folder = arguments.out / f"seed-{seed}"
+            adopt(folder / METHODS[0], folder / SAME_K)
+            run(seed, folder / SAME_K, "--method", "st")
 
 
 def on_other(run: Path, data: str, arguments: argparse.Namespace) -> Right:
@@ -96,8 +99,9 @@ def on_other(run: Path, data: str, arguments: argparse.Namespace) -> Right:
 def compared(data: str, answers: dict[tuple[str, int], Right]) -> dict[str, Any]:
     """Print accuracy by method and seed, and how DPO-ST differs from the others; return the same."""
     seeds = sorted({seed for _, seed in answers})
-    rates = {method: [mean(answers[method, seed].values()) for seed in seeds] for method in ALL}
-    num_problems = len(answers[ALL[0], seeds[0]])
+    first, *others = dict.fromkeys(method for method, _ in answers)
+    rates = {method: [mean(answers[method, seed].values()) for seed in seeds] for method in (first, *others)}
+    num_problems = len(answers[first, seeds[0]])
     print(
         f"\n{data}, {num_problems} problems\n          "
         + "".join(f"{f'seed {s}':>9}" for s in seeds)
@@ -107,11 +111,11 @@ def compared(data: str, answers: dict[tuple[str, int], Right]) -> dict[str, Any]
         spread = [stdev(values)] if len(values) > 1 else []
         print(f"{method:<10}" + "".join(f"{value:9.1%}" for value in [*values, mean(values), *spread]))
     differences = {}
-    for other in ALL[1:]:
-        pairs = [(answers[other, seed], answers[ALL[0], seed]) for seed in seeds]
+    for other in others:
+        pairs = [(answers[other, seed], answers[first, seed]) for seed in seeds]
         difference, low, high = differences[other] = mean_difference(pairs)
         print(
-            f"{ALL[0]} - {other}: {difference:+.1%}, 95 % interval {low:+.1%} to {high:+.1%} (bootstrap over problems)"
+            f"{first} - {other}: {difference:+.1%}, 95 % interval {low:+.1%} to {high:+.1%} (bootstrap over problems)"
         )
     return {"num_problems": num_problems, "seeds": seeds, "accuracy": rates, "differences": differences}
 

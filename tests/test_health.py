@@ -230,6 +230,15 @@ def test_a_falling_chosen_log_probability_alarms(folder) -> None:
     )
 
 
+def test_a_dpo_that_hardly_does_anything_alarms(folder) -> None:
+    folder.stage("round-1/dpo")
+    folder.dpo_steps((0.2, -0.6))
+    assert alarm(folder, "round-1/dpo") == (
+        "DPO moved the log-probabilities of chosen and rejected rationales only 0.8 nats apart: raise "
+        "dpo.learning_rate or dpo.max_steps"
+    )
+
+
 def test_a_falling_dev_accuracy_alarms(folder) -> None:
     """Against the best so far, and beyond what the problems that both answered allow."""
     folder.stage("score/base", metrics={"dev": asdict(Score("base", 100, 0.9, 0, 0, 0, 0, 0, 0))})

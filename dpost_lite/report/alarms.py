@@ -20,6 +20,7 @@ MAX_REPETITIVE = 0.02  # share of rationales that say the same again and again
 MAX_DRIFT = 0.25  # change of the mean length of finished rationales
 MIN_STEPS = 0.25  # share of dpo.max_steps that the pairs are enough for
 MAX_FALL_NATS = 5.0  # of the chosen rationales' log-probability, against the reference
+MIN_APART_NATS = 1.0  # that DPO moves chosen and rejected rationales apart
 CALMER_DPO = "lower dpo.learning_rate or raise dpo.beta"
 MORE_SFT = "raise sft.epochs or sft.learning_rate"
 
@@ -105,13 +106,20 @@ def of_pairs(now: PairStats, dpo: Mapping[str, Any]) -> list[str]:
 
 def of_dpo(now: DpoStats | None, dpo: Mapping[str, Any]) -> list[str]:
     """Alarms of a DPO training; `dpo` is that part of the recipe."""
-    if now is None or now.chosen_change > -MAX_FALL_NATS:
+    if now is None:
         return []
-    key = f"{'raise' if dpo['nll_weight'] else 'set'} dpo.nll_weight"
-    return [
-        f"the log-probability of chosen rationales fell by {-now.chosen_change:.1f} nats, that of rejected ones "
-        f"changed by {now.rejected_change:+.1f}: lower dpo.learning_rate or {key}"
-    ]
+    if now.chosen_change <= -MAX_FALL_NATS:
+        key = f"{'raise' if dpo['nll_weight'] else 'set'} dpo.nll_weight"
+        return [
+            f"the log-probability of chosen rationales fell by {-now.chosen_change:.1f} nats, that of rejected ones "
+            f"changed by {now.rejected_change:+.1f}: lower dpo.learning_rate or {key}"
+        ]
+    if (apart := now.chosen_change - now.rejected_change) < MIN_APART_NATS:
+        return [
+            f"DPO moved the log-probabilities of chosen and rejected rationales only {apart:.1f} nats apart: raise "
+            "dpo.learning_rate or dpo.max_steps"
+        ]
+    return []
 
 
 def of_dev(run: Path, name: str, recipe: Mapping[str, Any]) -> list[str]:
