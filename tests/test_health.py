@@ -179,6 +179,13 @@ def test_unfinished_rationales_are_laid_to_dpo_if_they_came_with_it(folder) -> N
     assert alarm(folder, draw(folder, 2, "labels", by_dpo=True, cut=2)).endswith("raise sampling.max_new_tokens")
 
 
+def test_a_dpo_that_hardly_did_anything_is_not_to_blame(folder) -> None:
+    folder.stage("round-1/dpo")
+    folder.dpo_steps((0.1, 0.1))
+    draw(folder, 1, "pairs", cut=1)
+    assert alarm(folder, draw(folder, 1, "labels", by_dpo=True, cut=5)).endswith("raise sampling.max_new_tokens")
+
+
 @pytest.mark.parametrize(
     ("before", "by_dpo", "key"),
     [(0, True, "lower dpo.learning_rate"), (9, True, "raise sft.epochs"), (0, False, "raise sft.epochs")],

@@ -54,19 +54,24 @@ def alarms(run: Path, stage: str) -> list[str]:
     if not number:
         return of_dev(run, part, recipe)
     if part in ("samples-pairs", "samples-labels"):
-        by_dpo = f"round-{number}/dpo" in read_json(run / stage / "done.json")["inputs"]
+        dpo = f"round-{number}/dpo"
+        by_dpo = dpo in read_json(run / stage / "done.json")["inputs"] and not is_idle(_dpo_stats(run, dpo))
         before = run / (f"round-{number}/samples-pairs" if by_dpo else f"round-{number - 1}/{part}")
         earlier = health.drawn(before) if (before / "done.json").is_file() else None
         return of_drawn(health.drawn(run / stage), earlier, recipe, by_dpo=by_dpo)
     if part == "pairs":
         return of_pairs(health.paired(run / stage), recipe["dpo"])
     if part == "dpo":
-        return of_dpo(health.preferred(steps_by_stage(read_events(run)).get(stage, ())), recipe["dpo"])
+        return of_dpo(_dpo_stats(run, stage), recipe["dpo"])
     return []
 
 
+def _dpo_stats(run: Path, stage: str) -> DpoStats | None:
+    return health.preferred(steps_by_stage(read_events(run)).get(stage, ()))
+
+
 def of_drawn(now: DrawnStats, before: DrawnStats | None, recipe: Mapping[str, Any], *, by_dpo: bool) -> list[str]:
-    """Alarms of a sampling stage. `before` is what was drawn for the same end in the round before; if DPO trained the
+    """Alarms of a sampling stage. `before` is what was drawn for the same end in the round before; if DPO changed the
     policy (`by_dpo`), what the policy before DPO drew.
     """
     found = []
@@ -114,12 +119,17 @@ def of_dpo(now: DpoStats | None, dpo: Mapping[str, Any]) -> list[str]:
             f"the log-probability of chosen rationales fell by {-now.chosen_change:.1f} nats, that of rejected ones "
             f"changed by {now.rejected_change:+.1f}: lower dpo.learning_rate or {key}"
         ]
-    if (apart := now.chosen_change - now.rejected_change) < MIN_APART_NATS:
+    if is_idle(now):
         return [
-            f"DPO moved the log-probabilities of chosen and rejected rationales only {apart:.1f} nats apart: raise "
-            "dpo.learning_rate or dpo.max_steps"
+            "DPO moved the log-probabilities of chosen and rejected rationales only "
+            f"{now.chosen_change - now.rejected_change:.1f} nats apart: raise dpo.learning_rate or dpo.max_steps"
         ]
     return []
+
+
+def is_idle(dpo: DpoStats | None) -> bool:
+    """Whether a DPO training left the policy about where it was, so that it is to blame for nothing."""
+    return dpo is not None and dpo.chosen_change - dpo.rejected_change < MIN_APART_NATS
 
 
 def of_dev(run: Path, name: str, recipe: Mapping[str, Any]) -> list[str]:
