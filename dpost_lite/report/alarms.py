@@ -122,7 +122,7 @@ def of_dpo(now: DpoStats | None, dpo: Mapping[str, Any]) -> list[str]:
     if is_idle(now):
         return [
             "DPO moved the log-probabilities of chosen and rejected rationales only "
-            f"{now.chosen_change - now.rejected_change:.1f} nats apart: raise dpo.learning_rate or dpo.max_steps"
+            f"{max(0.0, now.chosen_change - now.rejected_change):.1f} nats apart: raise dpo.learning_rate or dpo.max_steps"
         ]
     return []
 
