@@ -120,9 +120,10 @@ def of_dpo(now: DpoStats | None, dpo: Mapping[str, Any]) -> list[str]:
             f"changed by {now.rejected_change:+.1f}: lower dpo.learning_rate or {key}"
         ]
     if is_idle(now):
+        apart = max(0.0, now.chosen_change - now.rejected_change)
         return [
-            "DPO moved the log-probabilities of chosen and rejected rationales only "
-            f"{max(0.0, now.chosen_change - now.rejected_change):.1f} nats apart: raise dpo.learning_rate or dpo.max_steps"
+            f"DPO moved the log-probabilities of chosen and rejected rationales only {apart:.1f} nats apart: raise "
+            "dpo.learning_rate or dpo.max_steps"
         ]
     return []
 
