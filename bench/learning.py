@@ -5,9 +5,8 @@
 
 Gives `dpost-lite run --method dpo-st,st,sft` for each seed, so a benchmark that was stopped goes on. Without --data
 it is the rehearsal (SmolLM2-135M-Instruct, built-in problems) with 400 test problems. `st` draws for its labels as many
-rationales as DPO-ST draws for pairs and labels together; `st-same-k` (with --same-k), as in the paper, no more than
-DPO-ST draws for labels alone. Prints accuracy by method and seed; the differences of DPO-ST from the others, problem by
-problem; and the health of each round, which says why. The last line is one JSON object.
+rationales as DPO-ST draws for pairs and labels together. Prints accuracy by method and seed; the differences of DPO-ST
+from the others, problem by problem; and the health of each round, which says why. The last line is one JSON object.
 """
 
 import argparse
@@ -20,13 +19,12 @@ from typing import Any
 
 from publish import publish, result_of
 
-from dpost_lite.baselines import adopt
 from dpost_lite.evaluate import kept_answers
-from dpost_lite.problems.comparing import mean_difference
+from dpost_lite.problems.comparing import compare, mean_difference
 from dpost_lite.report import health, results
+from dpost_lite.report.summary import method_difference
 
 METHODS = ("dpo-st", "st", "sft")
-SAME_K = "st-same-k"
 Right = dict[str, bool]
 
 
@@ -38,17 +36,15 @@ def main() -> None:
     parser.add_argument("--data", help="as --data of run; unset, the rehearsal")
     parser.add_argument("--data-dir", type=Path, help="as --data-dir of run")
     parser.add_argument("--also", nargs="*", default=[], help="other sets to test the best policies on")
-    parser.add_argument("--same-k", action="store_true", help="also plain self-training on no more samples for labels")
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
     arguments = parser.parse_intermixed_args()
     train(arguments)
     seeds = range(1, arguments.seeds + 1)
-    methods = (*METHODS, SAME_K) if arguments.same_k else METHODS
-    runs = {(method, seed): arguments.out / f"seed-{seed}" / method for seed in seeds for method in methods}
+    runs = {(method, seed): arguments.out / f"seed-{seed}" / method for seed in seeds for method in METHODS}
     answers = {"test": {key: results.right(run, results.exported(run)) for key, run in runs.items()}}
     answers |= {data: {key: on_other(run, data, arguments) for key, run in runs.items()} for data in arguments.also}
-    tables = {data: compared(data, by_run) for data, by_run in answers.items()}
+    tables = {data: tabled(data, by_run) for data, by_run in answers.items()}
     rounds = [
         {"method": method, "seed": seed, **asdict(one)}
         for (method, seed), run in runs.items()
@@ -60,63 +56,48 @@ def main() -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Run all methods and seeds, or go on with them."""
-
-    def run(seed: int, out: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "dpost_lite", "run", "--seed", str(seed), "--out", str(out), *options]
-        command += ["--data", arguments.data] if arguments.data else ["synthetic.num_test=400"]
-        command += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
-        subprocess.run([*command, *arguments.overrides], check=True, stdout=sys.stderr)
-
     for seed in range(1, arguments.seeds + 1):
-        run(seed, arguments.out, "--method", ",".join(METHODS))
-        if arguments.same_k:
-            folder = arguments.out / f"seed-{seed}"
-            adopt(folder / METHODS[0], folder / SAME_K)
-            run(seed, folder / SAME_K, "--method", "st")
+        options = ["--method", ",".join(METHODS), "--seed", str(seed), "--out", str(arguments.out)]
+        options += ["--data", arguments.data] if arguments.data else ["synthetic.num_test=400"]
+        dpost_lite("run", *options, *data_dir(arguments), *arguments.overrides)
+
+
+def dpost_lite(*arguments: str) -> None:
+    """Give a command; what it prints goes to stderr."""
+    subprocess.run([sys.executable, "-m", "dpost_lite", *arguments], check=True, stdout=sys.stderr)
+
+
+def data_dir(arguments: argparse.Namespace) -> list[str]:
+    return ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
 
 
 def on_other(run: Path, data: str, arguments: argparse.Namespace) -> Right:
     """Return which problems of another set a run's best policy solves."""
-    out = run.with_name(f"{run.name}-{results.exported(run)}-on-{data}")
+    best = results.exported(run)
+    out = run.with_name(f"{run.name}-{best}-on-{Path(data).stem}")
     if not out.is_dir():
-        command = [
-            sys.executable,
-            "-m",
-            "dpost_lite",
-            "eval",
-            str(run),
-            "--policy",
-            results.exported(run),
-            "--data",
-            data,
-        ]
-        command += ["--calculator", "on", "--out", str(out)]
-        command += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    return {answer.problem_id: answer.correct for answer in kept_answers(next(out.iterdir()))}
+        options = ["--policy", best, "--data", data, "--calculator", "on", "--out", str(out), *data_dir(arguments)]
+        dpost_lite("eval", str(run), *options)
+    (answers,) = out.iterdir()
+    return {answer.problem_id: answer.correct for answer in kept_answers(answers)}
 
 
-def compared(data: str, answers: dict[tuple[str, int], Right]) -> dict[str, Any]:
+def tabled(data: str, answers: dict[tuple[str, int], Right]) -> dict[str, Any]:
     """Print accuracy by method and seed, and how DPO-ST differs from the others; return the same."""
     seeds = sorted({seed for _, seed in answers})
-    first, *others = dict.fromkeys(method for method, _ in answers)
-    rates = {method: [mean(answers[method, seed].values()) for seed in seeds] for method in (first, *others)}
+    first, *others = METHODS
+    rates = {method: [mean(answers[method, seed].values()) for seed in seeds] for method in METHODS}
     num_problems = len(answers[first, seeds[0]])
-    print(
-        f"\n{data}, {num_problems} problems\n          "
-        + "".join(f"{f'seed {s}':>9}" for s in seeds)
-        + "     mean       sd"
-    )
+    print(f"\n{data}, {num_problems} problems")
+    print(" " * 10 + "".join(f"{f'seed {seed}':>9}" for seed in seeds) + "     mean       sd")
     for method, values in rates.items():
         spread = [stdev(values)] if len(values) > 1 else []
         print(f"{method:<10}" + "".join(f"{value:9.1%}" for value in [*values, mean(values), *spread]))
     differences = {}
     for other in others:
-        pairs = [(answers[other, seed], answers[first, seed]) for seed in seeds]
-        difference, low, high = differences[other] = mean_difference(pairs)
-        print(
-            f"{first} - {other}: {difference:+.1%}, 95 % interval {low:+.1%} to {high:+.1%} (bootstrap over problems)"
-        )
+        compared = [compare(answers[other, seed], answers[first, seed]) for seed in seeds]
+        differences[other] = mean_difference(compared)
+        print(method_difference(other, first, compared))
     return {"num_problems": num_problems, "seeds": seeds, "accuracy": rates, "differences": differences}
 
 

@@ -21,8 +21,6 @@ from random_model import add_model_options, model_folder
 
 from dpost_lite.models import backends
 from dpost_lite.planner.device import CONTEXT_BYTES, GIB
-from dpost_lite.planner.pace import kind_of
-from dpost_lite.planner.plan import PLANNED_KINDS
 from dpost_lite.rundir import read_json
 
 
@@ -66,18 +64,16 @@ def compare(folder: Path, *, on_cpu: bool) -> list[dict[str, Any]]:
     planned = next(event for event in map(json.loads, lines) if event["kind"] == "planned")
     rows = []
     for stage, estimate in planned["stages"].items():
-        kind = PLANNED_KINDS.get(kind_of(stage))
+        size = planned["peak_bytes"].get(stage)  # 0: on the CPU, for want of room on the GPU
         done = folder / stage / "done.json"
-        if kind is None or not done.is_file():
+        if not size or not done.is_file():
             continue
         record = read_json(done)
-        if not planned["peak_bytes"][kind]:  # on the CPU, for want of room on the GPU
-            continue
         peak = record["ram_bytes"] if on_cpu else record["gpu_bytes"] + CONTEXT_BYTES
         rows.append(
             {
                 "stage": stage,
-                "planned_gib": planned["peak_bytes"][kind] / GIB,
+                "planned_gib": size / GIB,
                 "gib": peak / GIB,
                 "planned_s": estimate["seconds"],
                 "s": record["seconds"],

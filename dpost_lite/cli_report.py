@@ -30,7 +30,7 @@ def report(
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A folder of runs.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs.")] = Path("runs"),
     debug: Debug = False,
 ) -> None:
     """List the runs in a folder, and compare those that were tested on the same problems."""

@@ -57,7 +57,7 @@ class Clock:
                 seconds=round(plan.seconds),
                 rates=plan.device.rates_of,
                 stages={name: asdict(estimate) for name, estimate in plan.estimates.items()},
-                peak_bytes={stage.name: round(stage.peak_bytes) for stage in plan.stages},
+                peak_bytes={name: round(size) for name, size in plan.peaks.items()},
             )
 
     def _on_progress(self, event: dict[str, Any]) -> None:

@@ -108,14 +108,19 @@ def test_two_models_on_the_problems_that_both_were_asked():
 
 def test_the_mean_over_seeds_draws_a_problem_with_all_of_its_answers():
     a, b = ({str(i): i < solved for i in range(400)} for solved in (100, 140))
-    difference, low, high = mean_difference([(a, b)])
     once = compare(a, b)
+    difference, low, high = mean_difference([once])
     assert difference == pytest.approx(once.difference)
     assert (low, high) == (pytest.approx(once.low, abs=0.005), pytest.approx(once.high, abs=0.005))
-    assert mean_difference([(a, b)] * 3) == (difference, low, high)  # the same answers again tell nothing new
-    c = {str(i): i >= 360 for i in range(400)}  # another seed wins 40 others, and loses 100
-    difference, *_ = mean_difference([(a, b), (a, c)])
+    assert mean_difference([once] * 3) == (difference, low, high)  # the same answers again tell nothing new
+    other = compare(a, {str(i): i >= 360 for i in range(400)})  # another seed wins 40 others, and loses 100
+    difference, low, high = mean_difference([once, other])
     assert difference == pytest.approx((40 - 60) / 2 / 400)
+    error = math.sqrt((80 + 100) / 4 / 400 - difference**2) / math.sqrt(400)  # each of 180 problems counts half
+    assert (low, high) == (
+        pytest.approx(difference - 1.96 * error, abs=0.15 * error),
+        pytest.approx(difference + 1.96 * error, abs=0.15 * error),
+    )
 
 
 def test_models_without_a_common_problem_cannot_be_compared():

@@ -229,7 +229,7 @@ def test_the_verdict_goes_by_the_problems_that_both_answered(won: int, lost: int
     after = {str(i): lost <= i < 60 + won for i in range(200)}
     text = summary.verdict("round-1", compare(before, after))
     assert said in text
-    assert "paired bootstrap; McNemar p = " in text
+    assert "by paired bootstrap, McNemar p = " in text
     assert ("may be chance" in text) == is_chance
 
 
@@ -289,4 +289,5 @@ def test_methods_stand_side_by_side(num_seeds) -> None:
     one = compare({"1": True, "2": False}, {"1": True, "2": True})
     told = summary.method_difference("st", "dpo-st", [one] * num_seeds)
     assert told.startswith("dpo-st - st: +50.0 points")
-    assert ("in the mean of 2 seeds: +50.0 (p = 1), +50.0 (p = 1)" in told) == (num_seeds == 2)
+    assert ("in the mean of 2 seeds, 95 % interval +0.0 to +100.0" in told) == (num_seeds == 2)
+    assert ("each +50.0 (p = 1), +50.0 (p = 1), p by McNemar's exact test" in told) == (num_seeds == 2)

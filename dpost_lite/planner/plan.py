@@ -83,6 +83,13 @@ class Plan:
         return max(self.stages, key=lambda stage: stage.peak_bytes)
 
     @property
+    def peaks(self) -> dict[str, float]:
+        """Bytes at the peak of each stage of a run that needs a model, by the stage's name."""
+        sizes = {stage.name: stage.peak_bytes for stage in self.stages}
+        kinds = {name: PLANNED_KINDS.get(kind_of(name)) for name in self.estimates}
+        return {name: sizes[kind] for name, kind in kinds.items() if kind in sizes}
+
+    @property
     def fits(self) -> bool:
         """Whether every stage stays within the device's memory."""
         return self.largest.peak_bytes <= self.device.memory_bytes

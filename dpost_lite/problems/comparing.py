@@ -73,17 +73,20 @@ def bootstrap_interval(num_won: int, num_lost: int, num_problems: int) -> tuple[
     return float(low), float(high)
 
 
-def mean_difference(pairs: Sequence[tuple[Mapping[str, bool], Mapping[str, bool]]]) -> tuple[float, float, float]:
-    """Return the mean of b - a over several trainings (seeds), with its 95 % interval, from (a, b) of each.
+def mean_difference(compared: Sequence[Comparison]) -> tuple[float, float, float]:
+    """Return the mean difference of several trainings (seeds), and its 95 % interval.
 
-    All are tested on the same problems, so a problem is drawn with all of its answers (a bootstrap of clusters, Davison
-    and Hinkley 1997, section 3.8): 3 seeds on 400 problems are no 1,200 problems. The interval holds for these seeds.
+    All answer the same problems, so a problem is drawn with all of its answers (a bootstrap of clusters, Davison and
+    Hinkley 1997, section 3.8): 3 seeds on 400 problems are no 1,200 problems. The interval holds for these seeds.
     """
     import numpy as np
 
-    shared = sorted(set.intersection(*(set(side) for pair in pairs for side in pair)))
-    differences = np.array([[int(b[i]) - int(a[i]) for i in shared] for a, b in pairs]).mean(axis=0)
-    drawn = np.random.default_rng(0).integers(len(shared), size=(NUM_RESAMPLES, len(shared)))
+    counts = Counter(i for one in compared for i in one.only_b)
+    counts.subtract(i for one in compared for i in one.only_a)
+    (num_problems,) = {one.num_problems for one in compared}
+    differences = np.zeros(num_problems)  # of most problems: solved by both, or by neither
+    differences[: len(counts)] = [counts[i] / len(compared) for i in sorted(counts)]
+    drawn = np.random.default_rng(0).integers(num_problems, size=(NUM_RESAMPLES, num_problems))
     low, high = np.percentile(differences[drawn].mean(axis=1), [2.5, 97.5])
     return float(differences.mean()), float(low), float(high)
 

@@ -37,7 +37,10 @@ def watch(run: Path, emit: Callable[..., None]) -> Callable[[dict[str, Any]], No
         try:
             found = alarms(run, event["stage"])
         except Exception as error:
-            emit("notice", text=f"{event['stage']}: its health could not be told ({type(error).__name__}: {error})")
+            why = f"{type(error).__name__}: {error}"
+            emit(
+                "notice", text=f"{event['stage']}: its health could not be told ({why}); the run goes on, please report"
+            )
             return
         for text in found:
             emit("alarm", stage=event["stage"], text=text)
@@ -75,17 +78,17 @@ def of_drawn(now: DrawnStats, before: DrawnStats | None, recipe: Mapping[str, An
     policy (`by_dpo`), what the policy before DPO drew.
     """
     found = []
-    rose = by_dpo and before is not None
+    before_dpo = before if by_dpo else None
     if now.unfinished > MAX_UNFINISHED:
         key = "raise sampling.max_new_tokens"
         if now.repetitive >= now.unfinished / 2:
             key = MORE_SFT
-        if before and rose and now.unfinished > 2 * before.unfinished:
+        if before_dpo and now.unfinished > 2 * before_dpo.unfinished:
             key = CALMER_DPO
         limit = recipe["sampling"]["max_new_tokens"]
         found.append(f"{now.unfinished:.1%} of the rationales ran into the limit of {limit} tokens: {key}")
     if now.repetitive > MAX_REPETITIVE:
-        key = CALMER_DPO if before and rose and now.repetitive > before.repetitive else MORE_SFT
+        key = CALMER_DPO if before_dpo and now.repetitive > before_dpo.repetitive else MORE_SFT
         found.append(f"{now.repetitive:.1%} of the rationales say the same again and again: {key}")
     if before and before.tokens and now.tokens and abs(now.tokens / before.tokens - 1) > MAX_DRIFT:
         key = "lower sft.epochs"

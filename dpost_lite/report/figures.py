@@ -5,6 +5,7 @@ letters and axes take the page's colour, light or dark; and as PNG on white. All
 """
 
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,40 +49,21 @@ def accuracy(runs: Mapping[str, Sequence[Score]], dev: Sequence[Score]) -> "Figu
     return figure
 
 
-def losses(steps: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
-    """Loss by optimiser step: one line for each training."""
-    figure, axes = _new("loss by optimiser step")
-    for place, (stage, done) in enumerate(steps.items()):
-        axes.plot(
-            [step["step"] for step in done], [step["loss"] for step in done], label=stage,
-            color=CYCLE[place % len(CYCLE)], marker="." if len(done) == 1 else "",
-        )  # fmt: skip
-    _over_steps(axes)
-    return figure
+def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, has_zero: bool = False) -> "Figure":
+    """Lines through (optimiser step, value) by their labels; `has_zero` draws the line at 0.
 
+    What is called chosen is green, what is called rejected red.
+    """
+    from matplotlib.ticker import MaxNLocator
 
-def preference(title: str, steps: Sequence[Mapping[str, float]], suffix: str = "") -> "Figure":
-    """One figure of both sides over the steps of a DPO training: log-probabilities, or with `_change` their change."""
     figure, axes = _new(title)
-    at = [step["step"] for step in steps]
-    for name, color in (("chosen", GREEN), ("rejected", RED)):
-        axes.plot(at, [step[f"{name}{suffix}"] for step in steps], label=name, color=color)
-    if suffix:
+    colors = {**dict(zip(lines, itertools.cycle(CYCLE), strict=False)), "chosen": GREEN, "rejected": RED}
+    for label, points in lines.items():
+        axes.plot(*zip(*points, strict=True), label=label, color=colors[label], marker="." if len(points) == 1 else "")
+    if has_zero:
         axes.axhline(0, color=INK, linewidth=0.6)
-    _over_steps(axes)
-    return figure
-
-
-def margins(steps: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
-    """Reward margin of chosen over rejected by optimiser step: one line for each DPO training."""
-    figure, axes = _new("DPO: reward margin by optimiser step")
-    for place, (stage, done) in enumerate(steps.items()):
-        axes.plot(
-            [step["step"] for step in done], [step["margin"] for step in done], label=stage,
-            color=CYCLE[place % len(CYCLE)],
-        )  # fmt: skip
-    axes.axhline(0, color=INK, linewidth=0.6)
-    _over_steps(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="best")
     return figure
 
 
@@ -153,22 +135,12 @@ def as_svg(figure: "Figure") -> str:
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
-    )
+    return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)  # of the svg element: the page sets its size
 
 
 def save_png(figure: "Figure", file: Path) -> None:
     """Write a figure as PNG on white, 200 pixels to the inch."""
     figure.savefig(file, dpi=200, facecolor="white")
-
-
-def _over_steps(axes: "Axes") -> None:
-    """Whole numbers below the steps, and names for the lines."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="best")
 
 
 def _new(title: str, rows: int = 0) -> "tuple[Figure, Axes]":

@@ -38,8 +38,7 @@ def find_runs(folder: Path) -> list[Listed]:
 
     Raises RunError if there is none.
     """
-    depths = ("run.json", *("/".join(["*"] * depth + ["run.json"]) for depth in range(1, MAX_DEPTH + 1)))
-    found = sorted({path.parent for depth in depths for path in folder.glob(depth)})
+    found = sorted(path.parent for depth in range(MAX_DEPTH + 1) for path in folder.glob(f"{'*/' * depth}run.json"))
     runs = []
     for path in found:
         with contextlib.suppress(*results.DAMAGED):  # one that is damaged shall not hide the others

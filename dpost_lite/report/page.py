@@ -98,7 +98,9 @@ def _read(run: Path, baselines: Sequence[Path] | None) -> Told:
 def _checked(run: Path, baselines: Sequence[Path]) -> list[Path]:
     for other in baselines:
         if not (other / "run.json").is_file():
-            raise RunError(f"--baseline: {other} is not a run folder (no run.json)")
+            raise RunError(
+                f"--baseline: {other} is not a run folder (no run.json); name one that `dpost-lite run` wrote"
+            )
         if results.exported(other) is None:
             raise RunError(f"--baseline: {other} is not finished; give its `dpost-lite run` command again to go on")
         if not results.same_problems(run, other):
@@ -148,8 +150,9 @@ def _statements(told: Told) -> Iterator[str]:
     if best is None:
         return
     dev = results.dev_scores(told.path)
-    if dev and max(dev, key=lambda score: score.strict).name == best:
-        yield from filter(None, [summary.fallen(dev)])
+    is_best = dev and max(dev, key=lambda score: score.strict).name == best
+    if is_best and (text := summary.fallen(dev)):
+        yield text
     own = results.right(told.path, best)
     for label, other in told.others.items():
         compared = compare(results.right(other, results.exported(other) or ""), own)
@@ -185,21 +188,31 @@ def _curves(told: Told) -> Iterator[Picture]:
     sft = {stage: done for stage, done in steps.items() if not stage.endswith("/dpo")}
     dpo = {stage: done for stage, done in steps.items() if stage.endswith("/dpo")}
     if sft:
-        yield Picture("sft-loss", "Loss of each supervised training; each starts from the base.", figures.losses(sft))
+        lines = {stage: _points(done, "loss") for stage, done in sft.items()}
+        caption = "Loss of each supervised training; each starts from the base."
+        yield Picture("sft-loss", caption, figures.curves("loss by optimiser step", lines))
     if dpo:
         is_plain = told.recipe["dpo"]["loss"] == "sigmoid" and not told.recipe["dpo"]["nll_weight"]
         caption = "Loss of DPO; ln 2 = 0.69 is where it starts." if is_plain else "Loss of DPO."
-        yield Picture("dpo-loss", caption, figures.losses(dpo))
+        lines = {stage: _points(done, "loss") for stage, done in dpo.items()}
+        yield Picture("dpo-loss", caption, figures.curves("loss by optimiser step", lines))
     dpo = {stage: done for stage, done in dpo.items() if all("chosen_change" in step for step in done)}
     if dpo:
-        yield Picture("dpo-margin", "Reward of chosen over rejected rationales.", figures.margins(dpo))
+        lines = {stage: _points(done, "margin") for stage, done in dpo.items()}
+        figure = figures.curves("DPO: reward margin by optimiser step", lines, has_zero=True)
+        yield Picture("dpo-margin", "Reward of chosen over rejected rationales.", figure)
     for stage, done in dpo.items():
-        name = stage.replace("/", "-")
+        name, sides = stage.replace("/", "-"), ("chosen", "rejected")
+        lines = {side: _points(done, f"{side}_change") for side in sides}
         caption = "Against the reference. Chosen should not fall; the further from 0, the further from the reference."
-        title = f"{stage}: log π/π_ref, nats"
-        yield Picture(f"{name}-change", caption, figures.preference(title, done, "_change"))
+        yield Picture(f"{name}-change", caption, figures.curves(f"{stage}: log π/π_ref, nats", lines, has_zero=True))
+        lines = {side: _points(done, side) for side in sides}
         caption = "Of the rationales of each step's pairs, which differ from step to step."
-        yield Picture(f"{name}-logprob", caption, figures.preference(f"{stage}: log π, nats", done))
+        yield Picture(f"{name}-logprob", caption, figures.curves(f"{stage}: log π, nats", lines))
+
+
+def _points(steps: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
+    return [(step["step"], step[key]) for step in steps]
 
 
 def _as_yaml(recipe: Mapping[str, Any]) -> str:

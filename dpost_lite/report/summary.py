@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from dpost_lite.problems.comparing import Comparison
+from dpost_lite.problems.comparing import Comparison, mean_difference
 from dpost_lite.problems.grading import is_right
 from dpost_lite.problems.records import Answered, SampledScore, Score
 from dpost_lite.report.terminal import plain
@@ -84,9 +84,8 @@ def comparison(
     """
     yield plain(f"A  {a}: {compared.a:.1%}\nB  {b}: {compared.b:.1%}", "bold")
     yield plain(
-        f"on the same {compared.num_problems:,} problems: B - A = {100 * compared.difference:+.1f} points, 95 % "
-        f"interval {100 * compared.low:+.1f} to {100 * compared.high:+.1f} (paired bootstrap); McNemar p = "
-        f"{compared.p:.2g}"
+        f"on the same {compared.num_problems:,} problems: B - A = {100 * compared.difference:+.1f} points, "
+        f"{_certainty(compared)}"
     )
     for name, ids in (("A", compared.only_a), ("B", compared.only_b)):
         yield plain(f"\nonly {name} solves {len(ids):,}", "bold")
@@ -104,10 +103,7 @@ def verdict(name: str, compared: Comparison) -> str:
     `compared` holds both against each other, problem by problem, sft-0 first.
     """
     gain = 100 * compared.difference
-    figures = (
-        f"{name} is at {compared.b:.1%}, sft-0 at {compared.a:.1%}; 95 % interval {100 * compared.low:+.1f} to "
-        f"{100 * compared.high:+.1f} points, paired bootstrap; McNemar p = {compared.p:.2g}"
-    )
+    figures = f"{name} is at {compared.b:.1%}, sft-0 at {compared.a:.1%}; {_certainty(compared)}"
     if gain <= 0:
         return f"Self-training did not help ({figures})."
     if compared.low <= 0 or compared.p >= 0.05:  # of few differences the bootstrap makes too short an interval
@@ -156,16 +152,21 @@ def method_difference(a: str, b: str, compared: Sequence[Comparison]) -> str:
 
     All seeds answer the same problems, so they are no larger test set: the mean stands beside each seed's own test.
     """
-    points = [100 * one.difference for one in compared]
     if len(compared) == 1:
         (one,) = compared
-        return (
-            f"{b} - {a}: {points[0]:+.1f} points, 95 % interval {100 * one.low:+.1f} to {100 * one.high:+.1f} (paired "
-            f"bootstrap), McNemar p = {one.p:.2g}"
-        )
-    each = ", ".join(f"{point:+.1f} (p = {one.p:.2g})" for point, one in zip(points, compared, strict=True))
+        return f"{b} - {a}: {100 * one.difference:+.1f} points, {_certainty(one)}"
+    mean_points, low, high = (100 * value for value in mean_difference(compared))
+    each = ", ".join(f"{100 * one.difference:+.1f} (p = {one.p:.2g})" for one in compared)
     return (
-        f"{b} - {a}: {mean(points):+.1f} points in the mean of {len(points)} seeds: {each}; p by McNemar's exact test"
+        f"{b} - {a}: {mean_points:+.1f} points in the mean of {len(compared)} seeds, 95 % interval {low:+.1f} to "
+        f"{high:+.1f} (bootstrap over problems, for these seeds); each {each}, p by McNemar's exact test"
+    )
+
+
+def _certainty(compared: Comparison) -> str:
+    return (
+        f"95 % interval {100 * compared.low:+.1f} to {100 * compared.high:+.1f} by paired bootstrap, McNemar p = "
+        f"{compared.p:.2g}"
     )
 
 

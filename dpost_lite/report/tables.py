@@ -6,11 +6,6 @@ from typing import Any
 
 from dpost_lite.report.health import Round
 
-PLANNED_AS = {  # the names of a plan's peaks (see planner/plan.py), by the last part of a stage's name
-    "sft": "sft", "sft-0": "sft", "dpo": "dpo", "samples-pairs": "sampling", "samples-labels": "sampling",
-    "export": "merge, export",
-}  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -38,9 +33,7 @@ def stages_of(done: Mapping[str, Mapping[str, Any]], events: Sequence[Mapping[st
             seconds=done[name]["seconds"],
             planned_seconds=seconds.get(name) or None,
             peak_bytes=done[name].get(f"{memory.lower()}_bytes") or None,
-            planned_bytes=peaks.get(
-                "sampling" if name.startswith("score/") else PLANNED_AS.get(name.split("/")[-1], "")
-            ),
+            planned_bytes=peaks.get(name) or None,
             rate=_rate(done[name]),
         )
         for name in names

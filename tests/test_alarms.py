@@ -1,0 +1,172 @@
+"""What alarms, with which words and which key, and what does not."""
+
+from dataclasses import asdict
+
+import pytest
+from run_folder import RunFolder, rationale
+
+from dpost_lite.problems.records import PreferencePair, Score
+from dpost_lite.report import alarms, health
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    return RunFolder(tmp_path)
+
+
+def test_a_healthy_stage_does_not_alarm(folder) -> None:
+    ids = tuple(range(9))
+    folder.stage("round-1/samples-pairs", rationales=[rationale("0", s, correct=True) for s in range(200)])
+    drawn = [rationale("0", s, correct=True, ids=range(12)) for s in range(9)]
+    folder.stage("round-1/samples-labels", inputs=("round-1/dpo", "data"), rationales=drawn)
+    folder.stage("round-1/pairs", pairs=[PreferencePair("0", "?", "", "", ids, ids)] * 8)
+    folder.stage("round-1/dpo")
+    folder.dpo_steps((-1.0, -4.0))
+    folder.dev("sft-0", range(30))
+    folder.dev("round-1", range(2, 31))
+    folder.stage("export")
+    for stage in ("data", *(f"round-1/{part}" for part in ("samples-pairs", "samples-labels", "pairs", "dpo")),
+                  "score/sft-0", "score/round-1", "export"):  # fmt: skip
+        assert alarms.alarms(folder.path, stage) == [], stage
+
+
+def alarm(folder: RunFolder, stage: str) -> str:
+    (text,) = alarms.alarms(folder.path, stage)
+    return text
+
+
+def draw(folder: RunFolder, number: int, part: str, *, by_dpo: bool = False, **counts: int) -> str:
+    """A sampling stage of 100 rationales of 10 tokens; so many of them cut off, looping, or both."""
+    stage = f"round-{number}/samples-{part}"
+    drawn = [rationale("0", s, correct=True, ids=range(counts.get("tokens", 10))) for s in range(100)]
+    for kind, ids, end in (
+        ("cut", range(10), "limit"),
+        ("looping", (5,) * 10, "stop"),
+        ("rambling", (5,) * 10, "limit"),
+    ):
+        for _ in range(counts.get(kind, 0)):
+            drawn = [*drawn[1:], rationale("0", 0, correct=False, ids=ids, end=end)]
+    folder.stage(stage, inputs=("data", f"round-{number}/dpo" if by_dpo else "sft-0"), rationales=drawn)
+    return stage
+
+
+def test_unfinished_rationales_alarm(folder) -> None:
+    assert alarms.alarms(folder.path, draw(folder, 1, "pairs", cut=1)) == []
+    assert alarm(folder, draw(folder, 2, "pairs", cut=2)) == (
+        "2.0% of the rationales ran into the limit of 96 tokens: raise sampling.max_new_tokens"
+    )
+    assert alarm(folder, draw(folder, 3, "pairs", cut=1, rambling=1)).endswith(
+        "tokens: raise sft.epochs or sft.learning_rate"
+    )
+
+
+def test_unfinished_rationales_are_laid_to_dpo_if_they_came_with_it(folder) -> None:
+    draw(folder, 1, "pairs", cut=1)
+    assert alarm(folder, draw(folder, 1, "labels", by_dpo=True, cut=3)).endswith(
+        "lower dpo.learning_rate or raise dpo.beta"
+    )
+    draw(folder, 2, "pairs", cut=3)
+    assert alarm(folder, draw(folder, 2, "labels", by_dpo=True, cut=2)).endswith("raise sampling.max_new_tokens")
+
+
+def test_a_dpo_that_hardly_did_anything_is_not_to_blame(folder) -> None:
+    folder.stage("round-1/dpo")
+    folder.dpo_steps((0.1, 0.1))
+    draw(folder, 1, "pairs", cut=1)
+    assert alarm(folder, draw(folder, 1, "labels", by_dpo=True, cut=5)).endswith("raise sampling.max_new_tokens")
+
+
+@pytest.mark.parametrize(
+    ("before", "by_dpo", "key"),
+    [(0, True, "lower dpo.learning_rate"), (9, True, "raise sft.epochs"), (0, False, "raise sft.epochs")],
+)
+def test_repetition_alarms_with_the_key_of_what_brought_it(folder, before, by_dpo, key) -> None:
+    draw(folder, 1, "pairs", looping=before)
+    text = alarm(folder, draw(folder, 1, "labels", by_dpo=by_dpo, looping=3))
+    assert text.startswith("3.0% of the rationales say the same again and again: ")
+    assert key in text
+
+
+@pytest.mark.parametrize("tokens", [6, 14])
+def test_drifting_lengths_alarm(folder, tokens) -> None:
+    draw(folder, 1, "pairs")
+    text = alarm(folder, draw(folder, 1, "labels", by_dpo=True, tokens=tokens))
+    assert text.startswith(
+        f"DPO took finished rationales from 10 tokens to {tokens}: lower dpo.learning_rate or raise dpo."
+    )
+    assert "dpo.loss=sigmoid_norm" in text
+    folder.recipe("dpo.loss=sigmoid_norm")
+    assert "sigmoid_norm" not in alarm(folder, "round-1/samples-labels")
+    assert alarms.alarms(folder.path, draw(folder, 2, "pairs")) == []  # what SFT drew is held against what SFT drew
+    assert alarm(folder, draw(folder, 3, "pairs", tokens=tokens)).startswith(
+        "this round took finished rationales from 10"
+    )
+
+
+def test_rounds_beyond_the_ninth_come_after_it(folder) -> None:
+    for number, tokens in ((1, 20), (9, 10), (10, 20)):
+        draw(folder, number, "labels", tokens=tokens)
+    assert "from 10 tokens to 20" in alarm(folder, "round-10/samples-labels")
+    (folder.path / "round-1-copy").mkdir()
+    (folder.path / "round-1" / "samples-labels").rename(folder.path / "round-1-copy" / "samples-labels")
+    assert [one.number for one in health.rounds(folder.path)] == [9, 10]
+
+
+def test_too_few_pairs_alarm(folder) -> None:
+    folder.recipe("dpo.batch_size=8", "dpo.max_steps=100")
+    folder.stage("round-1/pairs", pairs=[PreferencePair("0", "?", "", "", (1,), (2,))] * 20)
+    assert alarm(folder, "round-1/pairs").startswith("20 pairs make 3 of dpo.max_steps=100: raise sampling.samples_for")
+
+
+def test_a_falling_chosen_log_probability_alarms(folder) -> None:
+    folder.stage("round-1/dpo")
+    folder.dpo_steps((0.0, 0.0), (-9.04, -30.0))
+    assert alarm(folder, "round-1/dpo") == (
+        "the log-probability of chosen rationales fell by 9.0 nats, that of rejected ones changed by -30.0: "
+        "lower dpo.learning_rate or set dpo.nll_weight"
+    )
+
+
+def test_a_dpo_that_hardly_does_anything_alarms(folder) -> None:
+    folder.stage("round-1/dpo")
+    folder.dpo_steps((0.2, -0.6))
+    assert alarm(folder, "round-1/dpo") == (
+        "DPO moved the log-probabilities of chosen and rejected rationales only 0.8 nats apart: raise "
+        "dpo.learning_rate or dpo.max_steps"
+    )
+
+
+def test_a_falling_dev_accuracy_alarms(folder) -> None:
+    """Against the best so far, and beyond what the problems that both answered allow."""
+    folder.stage("score/base", metrics={"dev": asdict(Score("base", 100, 0.9, 0, 0, 0, 0, 0, 0))})
+    for name, right in (("sft-0", range(30)), ("round-1", range(40)), ("round-2", range(37)), ("round-3", range(34))):
+        folder.dev(name, right)
+        assert len(alarms.alarms(folder.path, f"score/{name}")) == (name == "round-3"), name
+    assert alarms.alarms(folder.path, "score/base") == []
+    assert alarm(folder, "score/round-3") == (
+        "accuracy on the dev problems fell from 40.0% (round-1) to 34.0%: set patience=1 to stop where it falls, or "
+        "lower sft.epochs"
+    )
+    folder.recipe("patience=1")
+    assert alarm(folder, "score/round-3").endswith("to 34.0%: lower sft.epochs")
+
+
+def test_a_stage_alarms_once_when_it_ends(folder) -> None:
+    folder.stage("round-1/dpo")
+    folder.dpo_steps((-9.0, -9.0))
+    told = []
+    look = alarms.watch(folder.path, lambda kind, **fields: told.append((kind, fields["stage"])))
+    for kind in ("stage_started", "stage_finished", "stage_skipped"):
+        look({"kind": kind, "stage": "round-1/dpo"})
+    assert told == [("alarm", "round-1/dpo")]
+
+
+def test_what_cannot_be_told_does_not_end_a_run(folder) -> None:
+    folder.stage("round-1/pairs")  # its file is missing
+    told = []
+    alarms.watch(folder.path, lambda kind, **fields: told.append((kind, fields["text"])))(
+        {"kind": "stage_finished", "stage": "round-1/pairs"}
+    )
+    ((kind, text),) = told
+    assert kind == "notice"
+    assert text.startswith("round-1/pairs: its health could not be told (FileNotFoundError: ")
