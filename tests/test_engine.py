@@ -13,9 +13,12 @@ torch = pytest.importorskip("torch")
 
 from conftest import FAMILIES, tiny_model  # noqa: E402
 
+from dpost_lite.errors import ModelError  # noqa: E402
 from dpost_lite.problems.calculator import Calculator  # noqa: E402
 from dpost_lite.problems.forcing import Forcer  # noqa: E402
 from dpost_lite.sampling.engine import Engine, Request, Sample  # noqa: E402
+from dpost_lite.sampling.kvcache import Prefill  # noqa: E402
+from dpost_lite.sampling.layout import Row  # noqa: E402
 
 STOP = 2
 
@@ -106,12 +109,23 @@ def test_a_window_hides_what_lies_before_it(model_of):
 
 
 def test_one_prompt_after_the_other_packed_beyond_one_prefill(model_of, monkeypatch):
-    """Prompts that do not fit one packed prefill are computed in several."""
+    """Prompts that do not fit one packed prefill are computed in several, each as full as may be."""
     monkeypatch.setattr("dpost_lite.sampling.engine.MAX_PREFILL_TOKENS", 30)
     model = model_of("llama")
-    questions = prompts(9)
+    questions, inner = prompts(9), Engine._call
+    prefills: list[tuple[int, ...]] = []
+
+    def counted(self, ids, positions, batch, ends):
+        if isinstance(batch, Prefill):
+            prefills.append(batch.lengths)
+        return inner(self, ids, positions, batch, ends)
+
+    monkeypatch.setattr(Engine, "_call", counted)
     found = run(model, [ask(p, max_new_tokens=6) for p in questions], num_rows=9)
     assert {p: s.token_ids for (p, _), s in found.items()} == {p: generated(model, p, 6) for p in questions}
+    assert sum(prefills, ()) == tuple(map(len, questions))
+    assert all(sum(lengths) <= 30 or len(lengths) == 1 for lengths in prefills)
+    assert all(sum(a) + b[0] > 30 for a, b in pairwise(prefills))
 
 
 def test_limits_differ_between_neighbours(model_of):
@@ -130,6 +144,35 @@ def test_a_prefix_is_read_but_not_returned(model_of):
     assert len(asked) >= 3
     for (prompt, _), sample in run(model, asked, num_rows=2).items():
         assert sample.token_ids == whole[prompt][4:]
+
+
+def test_answers_come_as_they_end(model_of):
+    engine = Engine(model_of("llama"), forcer=None, max_rows=2)
+    asked = [ask(p, max_new_tokens=5, stop_ids=frozenset()) for p in prompts(6)]
+    steps = [engine.statistics.num_steps for _ in engine.run(asked)]
+    assert steps == [4, 4, 8, 8, 12, 12]
+
+
+@pytest.mark.parametrize("settings", [{"max_new_tokens": 0}, {"prompt": ()}, {"top_p": 0.0}, {"top_p": 1.1}])
+def test_what_cannot_be_answered_is_refused(settings):
+    with pytest.raises(ValueError, match="a request needs"):
+        ask(**{"prompt": (3,), **settings})
+
+
+def test_layers_without_keys_and_values_are_refused(model_of):
+    model = tiny_model("llama")
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(ModelError, match="llama: layers of linear_attention cannot be sampled from"):
+        Engine(model, forcer=None, max_rows=2)
+
+
+def test_a_model_that_computes_nan_is_refused():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ModelError, match="computes NaN"):
+            run(model, [ask(p, temperature=temperature) for p in prompts(3)])
 
 
 def test_nothing_asked_is_nothing_answered(model_of):
@@ -361,6 +404,43 @@ def test_stories_with_annotations_equal_the_one_row_reference(storyteller):
     assert {sample.end for sample in expected.values()} == {"stop", "limit"}
 
 
+def test_forced_tokens_take_no_step_of_their_own(storyteller, monkeypatch):
+    """A row is in one step for each token it drew, but for the first, which the prompt's own pass gives."""
+    drawn, take = [], Row.take
+    monkeypatch.setattr(
+        Row, "take", lambda row, token, *args, **kw: drawn.append(token) or take(row, token, *args, **kw)
+    )
+    engine = Engine(storyteller, forcer=FORCER, max_rows=5)
+    asked = [ask(story_prompt(start, i), max_new_tokens=30) for i, start in enumerate(STARTS)]
+    samples = list(engine.run(asked))
+    assert engine.statistics.num_row_steps == len(drawn) - len(samples)
+    assert sum(len(sample.token_ids) for sample in samples) > len(drawn) + 40
+
+
+class Dictation:
+    """Stands in for the calculator's forcer: every fourth token brings up to three others with it."""
+
+    num_calculated = num_refused = 0
+
+    def row(self) -> "Dictation":
+        return Dictation()
+
+    def push(self, token_id: int) -> list[int] | None:
+        return [token_id, *range(3, 4 + token_id % 3)] if token_id % 4 == 1 else None
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forced_tokens_in_every_architecture(model_of, family, static):
+    """Within windows and beyond them, capped or not: several tokens of a row in one forward equal one after another."""
+    model, forcer = model_of(family), Dictation()
+    asked = [ask(p, key=i, max_new_tokens=18, num_samples=2) for i, p in enumerate(prompts(7))]
+    engine = Engine(model, forcer=forcer, max_rows=5, static=static)  # type: ignore[arg-type]
+    found = {(sample.key, sample.sample): sample for sample in engine.run(asked)}
+    same(found, {(r.key, i): one_row(model, r, forcer) for r in asked for i in range(2)})  # type: ignore[arg-type]
+    assert sum(sum(sample.forced) for sample in found.values()) > 10
+
+
 def test_the_limit_holds_wherever_it_falls(storyteller):
     """Also in the middle of forced tokens: every limit from one token to the whole, for every story."""
     asked = [
@@ -432,6 +512,22 @@ def test_a_prefix_may_end_inside_an_annotation(storyteller):
     assert words(sample) == "/2=24>>24 apples"
     assert sample.forced == [False, False, True, True, True, False]
     assert sample.num_calculated == 1
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_a_prefix_may_end_where_the_calculator_writes(storyteller, written):
+    """What it owes comes first, whatever the model would rather write, up to the limit."""
+    owed = encode("24>>24")
+    prefix = (*encode(" has <<48/2="), *owed[:written])
+    owed = owed[written:]
+    for limit in (1, 2, 12):
+        request = ask(story_prompt("sum", 1), key=0, prefix_ids=prefix, max_new_tokens=limit)
+        sample = run(storyteller, [request], 1, FORCER)[0, 0]
+        assert sample.token_ids[: len(owed)] == owed[:limit]
+        assert sample.forced == [True] * min(len(owed), limit) + [False] * (len(sample.token_ids) - len(owed))
+        assert sample.num_calculated == bool(owed)
+        assert len(sample.token_ids) == limit or sample.end == "stop"
+    assert "".join(map(text_of, sample.token_ids[len(owed) :])) == " apples. four"
 
 
 def test_annotations_of_the_prefix_are_not_counted_as_the_answers(storyteller):

@@ -1,7 +1,5 @@
 """Segments, padded shapes, memory and schedules: none of them may change what is drawn."""
 
-import copy
-
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -22,7 +20,6 @@ from test_engine import (  # noqa: E402
 from dpost_lite.errors import OutOfMemory  # noqa: E402
 from dpost_lite.sampling import engine as engine_module  # noqa: E402
 from dpost_lite.sampling.engine import Engine  # noqa: E402
-from dpost_lite.sampling.graphs import Graphs  # noqa: E402
 from dpost_lite.sampling.kvcache import KVCache, Prefill  # noqa: E402
 from dpost_lite.sampling.layout import Prompt, Row, Shape  # noqa: E402
 from dpost_lite.sampling.request import Sample  # noqa: E402
@@ -91,25 +88,23 @@ def test_padded_shapes_change_nothing(model_of, family):
         assert sample.token_ids == generated(model, prompt, 14)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma2", "gemma3"])
-def test_graphs_change_nothing(model_of, family, monkeypatch):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    model = model_of(family)
-    asked = [ask(p, max_new_tokens=14, num_samples=2) for p in prompts(6)]
-    expected = {request.prompt_ids: generated(model, request.prompt_ids, 14) for request in asked}
-    recorded, inner = [], Graphs._record
-    monkeypatch.setattr(Graphs, "_record", lambda *args: recorded.append(args) or inner(*args))
-    engine = Engine(copy.deepcopy(model).cuda(), forcer=None, max_rows=5)
-    for (prompt, _), sample in drawn(engine, asked).items():
-        assert sample.token_ids == expected[prompt]
-    assert recorded
-
-
 def test_padded_shapes_with_forced_tokens_change_nothing(storyteller):  # noqa: F811
     padded = drawn(Engine(storyteller, forcer=FORCER, max_rows=13, static=True), stories())
     same(run(storyteller, stories(), 13, FORCER), padded)
+
+
+def test_rows_are_refilled_several_at_once_where_steps_are_graphs(storyteller, monkeypatch):  # noqa: F811
+    """Each time costs a forward and a choice of its own."""
+    num_new: list[int] = []
+    start, found = Engine._start, []
+    monkeypatch.setattr(Engine, "_start", lambda *args: num_new.append(args[0].statistics.num_steps) or start(*args))
+    for static in (False, True):
+        num_new.clear()
+        found.append(drawn(Engine(storyteller, forcer=FORCER, max_rows=40, static=static), stories(num_samples=8)))
+        found.append(len(set(num_new)))
+    eager, num_eager, padded, num_padded = found
+    same(eager, padded)
+    assert num_padded < 0.8 * num_eager
 
 
 def test_padded_shapes_are_few(storyteller, monkeypatch):  # noqa: F811

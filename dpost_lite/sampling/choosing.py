@@ -14,9 +14,11 @@ def choose(
 
     `logits` is `(rows, vocabulary)`; the lists hold one value a row, temperature 0 meaning greedy. The uniform number
     is a hash of (seed, step), so it depends on neither batch nor device. Returns token ids `(rows,)` and log π of
-    each at temperature 1, in nats, `(rows,)`.
+    each at temperature 1, in nats, `(rows,)`; log π is NaN, and the token any, where a row's logits hold a NaN.
     """
-    settings = torch.tensor([temperature, top_p, list(map(uniform_number, seed, step))], device=logits.device)
+    on_gpu = logits.is_cuda  # a pinned copy does not wait for the forward that is still running
+    settings = torch.tensor([temperature, top_p, list(map(uniform_number, seed, step))], pin_memory=on_gpu)
+    settings = settings.to(logits.device, non_blocking=on_gpu)
     size = max(1, _CPU_CHUNK // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     is_drawn, has_nucleus = any(temperature), min(top_p) < 1.0
     chunks = [
@@ -38,7 +40,7 @@ def _choose(
         probs = (below / temperature.where(temperature > 0, 1.0)[:, None]).exp_()
         if has_nucleus:
             probs = _nucleus(probs, top_p)
-        tokens = torch.where(temperature > 0, _invert(probs, uniform), tokens)
+        tokens = torch.where(temperature > 0, _invert(probs, uniform).clamp_(max=logits.shape[1] - 1), tokens)
     return tokens, below.gather(1, tokens[:, None])[:, 0] - total.log()
 
 
@@ -73,7 +75,8 @@ def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     Rounding may put a target at or above the total; the last position that carries weight is meant then.
     """
     below_total = torch.nextafter(cumulative[:, -1:], torch.zeros((), device=cumulative.device))
-    return torch.searchsorted(cumulative, torch.minimum(target, below_total), right=True)
+    found = torch.searchsorted(cumulative, torch.minimum(target, below_total), right=True)
+    return found.clamp_(max=cumulative.shape[1] - 1)  # beyond it for NaN
 
 
 def _nucleus(weights: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ in a single forward: forced tokens need no step of their own. Randomness belongs
 the batch, so neighbours, order and number of rows do not change what is drawn.
 """
 
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -18,11 +19,11 @@ from typing import Any
 
 import torch
 
-from dpost_lite.errors import OutOfMemory, is_out_of_memory
+from dpost_lite.errors import ModelError, OutOfMemory, is_out_of_memory
 from dpost_lite.problems.forcing import Forcer
 from dpost_lite.sampling.choosing import choose
 from dpost_lite.sampling.graphs import Graphs
-from dpost_lite.sampling.kvcache import KVCache, Prefill, position_bytes, register
+from dpost_lite.sampling.kvcache import KVCache, Prefill, check, position_bytes, register
 from dpost_lite.sampling.layout import Prompt, Row, Shape, bind, lay_out
 from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, Request, Sample, max_prompts
 
@@ -54,13 +55,15 @@ class Engine:
 
     At most `max_rows` samples run side by side, and fewer if their cache and logits would take more than `memory_gib`.
     Tokens in `step_ids` end a step of the rationale, for temperatures by step. `static` asks for steps of few padded
-    shapes, which on a GPU are replayed as CUDA graphs; None means on a GPU only.
+    shapes, which on a GPU are replayed as CUDA graphs; None means on a GPU only. Raises ModelError for a model that
+    keeps something other than keys and values.
     """
 
     def __init__(
         self, model: Any, *, forcer: Forcer | None, max_rows: int, memory_gib: float | None = None,
         step_ids: frozenset[int] = frozenset(), static: bool | None = None,
     ) -> None:  # fmt: skip
+        check(model.config)
         self._model = model
         self._forcer = forcer
         self._max_rows = max_rows
@@ -81,7 +84,7 @@ class Engine:
         """Yield samples as they end. The model's attention function is put back when the iterator is done.
 
         Running out of memory halves the rows and draws the unfinished samples anew: they come out the same.
-        Raises OutOfMemory when memory does not suffice for a single row.
+        Raises OutOfMemory when memory does not suffice for a single row, ModelError when the model computes NaN.
         """
         self._forget()
         self._waiting.extend((request, request.samples) for request in requests if request.samples)
@@ -92,7 +95,7 @@ class Engine:
             while self._waiting:
                 try:
                     yield from self._serve()
-                except RuntimeError as error:
+                except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
                     self._shrink(error)
@@ -117,14 +120,17 @@ class Engine:
         num_samples = sum(len(samples) for _, samples in self._waiting)
         prompt_length = max(len(request.read_ids) for request in requests)
         row_length = max(request.max_new_tokens for request in requests)
+        if self._static:  # a GPU's products want keys that begin at multiples of 16 bytes
+            prompt_length, row_length = -(-prompt_length // 8) * 8, -(-row_length // 8) * 8
         config, dtype = self._model.config, self._model.dtype
+        copies = 4 if all(request.top_p == 1 for request in requests) else 10  # of the logits, in what `choose` makes
 
         def prompts_of(num_rows: int) -> int:
             return min(len(requests), max_prompts(num_rows, num_samples / len(requests)))
 
         def size_gib(num_rows: int) -> float:
             positions = prompts_of(num_rows) * prompt_length + num_rows * row_length
-            logits = 4 * num_rows * config.vocab_size * torch.float32.itemsize  # with what `choose` makes of them
+            logits = copies * num_rows * config.vocab_size * torch.float32.itemsize
             return (positions * position_bytes(config, dtype) + logits) / 2**30
 
         num_rows = min(self._max_rows, num_samples)
@@ -136,7 +142,8 @@ class Engine:
             num_rows=num_rows, row_length=row_length, num_scratch=int(self._static), dtype=dtype, device=self._device,
         )  # fmt: skip
         on_gpu = self._static and self._device.type == "cuda"
-        self._step = Graphs(self._decode, self._device) if on_gpu else self._decode
+        self._step = Graphs(self._decode, self._device, max_rows=num_rows) if on_gpu else self._decode
+        self._least_room = max(1, num_rows // 16) if self._static else 1  # an admission costs as much as some graphs
         self._segment_rows = num_rows if self._static else SEGMENT_ROWS
 
     def _release(self) -> None:
@@ -144,7 +151,7 @@ class Engine:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _shrink(self, error: RuntimeError) -> None:
+    def _shrink(self, error: Exception) -> None:
         """After memory ran out: halve the rows, and put what was not finished in front of the queue again."""
         if self.statistics.num_rows == 1:
             raise OutOfMemory(
@@ -159,6 +166,8 @@ class Engine:
 
     def _admit(self) -> Iterator[Sample]:
         """Fill free rows: compute prompts as needed, draw the first token of each of their samples."""
+        if self._running and self._cache.num_rows - len(self._running) < self._least_room:
+            return
         while room := self._cache.num_rows - len(self._running):
             ready = [prompt for prompt in self._prompts if prompt.todo]
             if not ready and not (ready := self._prefill(room)):
@@ -176,11 +185,16 @@ class Engine:
 
     def _start(self, prompt: Prompt, sample: int, slot: int) -> Row:
         forcer = self._forcer.row() if self._forcer else None
+        owed: list[int] = []
         if forcer:
             for token_id in prompt.request.prefix_ids:
-                forcer.push(token_id)
-            forcer.num_calculated = forcer.num_refused = 0  # the prefix is not this sample's
-        return Row(prompt, Sample(prompt.request.key, sample), forcer, slot)
+                if owed[:1] == [token_id]:  # the prefix holds what the calculator wrote
+                    owed = owed[1:]
+                else:
+                    written = forcer.push(token_id) or []
+                    owed = written[1:] if written[:1] == [token_id] else []
+            forcer.num_calculated, forcer.num_refused = int(bool(owed)), 0  # all else is not this sample's
+        return Row(prompt, Sample(prompt.request.key, sample), forcer, slot, owed=owed)
 
     def _prefill(self, room: int) -> list[Prompt]:
         """Compute the prompts that `room` free rows can use and the cache can hold, packed into one forward."""
@@ -211,7 +225,9 @@ class Engine:
         with self.statistics.timed("plan"):
             shape = Shape.of(rows, self._prompts, self._segment_rows)
             shape = shape.rounded(self._cache) if self._static else shape
-            numbers = torch.tensor(lay_out(rows, self._prompts, shape, self._cache.num_rows))
+            numbers = torch.tensor(
+                lay_out(rows, self._prompts, shape, self._cache.num_rows), pin_memory=self._device.type == "cuda"
+            )
         with self.statistics.timed("forward"):
             logits = self._step(numbers, shape)
         for row in rows:
@@ -247,6 +263,10 @@ class Engine:
                 step=[row.num_drawn for row in rows],
             )
             newest = torch.stack([tokens.double(), logprobs.double()]).tolist()  # the one copy to the host
+        if any(map(math.isnan, newest[1])):
+            raise ModelError(
+                "the model computes NaN: its training diverged (lower the learning rate), or its weights are damaged"
+            )
         return [(int(token), logprob) for token, logprob in zip(*newest, strict=True)]
 
     def _retire(self, drawn: list[tuple[int, float]], first: int = 0) -> Iterator[Sample]:

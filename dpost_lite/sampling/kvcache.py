@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from dpost_lite.errors import ModelError
+
 ATTENTION_NAME = "dpost_rows"
 
 
@@ -61,6 +63,16 @@ def position_bytes(config: Any, dtype: torch.dtype) -> int:
     """Return the bytes that one cached position takes over all layers."""
     heads, head_dim = kv_shape(config)
     return 2 * config.num_hidden_layers * heads * head_dim * dtype.itemsize
+
+
+def check(config: Any) -> None:
+    """Raise ModelError where a model's layers keep something other than keys and values."""
+    unknown = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ModelError(
+            f"{config.model_type}: layers of {', '.join(sorted(unknown))} cannot be sampled from; take a model whose "
+            "layers are all plain or windowed attention (Llama, Mistral, Qwen2, Qwen3, Gemma, …)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +147,17 @@ def attend(
     batch: Prefill | Decode,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one layer over a flat batch; the signature is transformers'.
 
     `query` is `(1, heads, tokens, head_dim)`, `key` and `value` `(1, kv_heads, tokens, head_dim)`; returns
-    `(1, tokens, heads, head_dim)`. The model's own causal mask is not used: `batch` knows better.
+    `(1, tokens, heads, head_dim)`. The model's own causal mask is not used: `batch` knows better. Raises ModelError for
+    attention sinks (`s_aux`), which it does not know.
     """
+    if s_aux is not None:
+        raise ModelError("this model's attention has sinks, which cannot be sampled from yet; take another model")
     layer = _Layer(int(module.layer_idx), scaling, sliding_window, softcap)  # type: ignore[arg-type]
     if isinstance(batch, Prefill):
         return layer.prefill(query, key, value, batch), None

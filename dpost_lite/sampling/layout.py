@@ -45,6 +45,7 @@ class Row:
     slot: int
     length: int = 0
     pending: list[int] = field(default_factory=list)
+    owed: list[int] = field(default_factory=list)  # what the calculator still has to write of the prefix's annotation
     num_drawn: int = 0
     num_steps: int = 0
 
@@ -57,16 +58,17 @@ class Row:
     def take(self, token_id: int, logprob: float, *, ends_step: bool) -> bool:
         """Write the newest token and what the calculator makes of it; return True when the answer is finished."""
         request, sample = self.prompt.request, self.sample
-        ids = self.forcer.push(token_id) if self.forcer else None
+        owed, self.owed = self.owed, []
+        ids = owed or (self.forcer.push(token_id) if self.forcer else None)
         room = request.max_new_tokens - len(sample.token_ids)
         self.num_drawn += 1
-        self.num_steps += ends_step
         self.pending = ([token_id] if ids is None else ids)[:room]
-        is_kept = self.pending[0] == token_id
+        is_kept = not owed and self.pending[0] == token_id
+        self.num_steps += is_kept and ends_step
         sample.token_ids += self.pending
         sample.forced += [not is_kept] + [True] * (len(self.pending) - 1)
         sample.logprobs += [logprob if is_kept else 0.0] + [0.0] * (len(self.pending) - 1)
-        if token_id in request.stop_ids:
+        if is_kept and token_id in request.stop_ids:
             sample.end = "stop"
         elif len(sample.token_ids) < request.max_new_tokens:
             return False
@@ -122,10 +124,10 @@ class Shape:
         return replace(
             self,
             num_rows=num_rows,
-            num_extra=num_many * many_width,
+            num_extra=_power_of_two(self.num_extra, 8) if self.num_many else 0,
             num_many=num_many,
             many_width=many_width,
-            many_length=min(_multiple_of_64(self.many_length), cache.row_length),
+            many_length=cache.row_length,
             num_prompts=min(_power_of_two(self.num_prompts), cache.num_prompts),
             prompt_width=_power_of_two(self.prompt_width),
             prompt_length=cache.prompt_length,

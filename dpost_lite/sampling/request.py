@@ -8,11 +8,12 @@ MAX_PREFILL_TOKENS = 2048  # of all prompts that are computed together
 
 
 def max_prompts(num_rows: int, samples_per_prompt: float) -> int:
-    """Return the prompts to hold for `num_rows` rows: those that fill them, and as many again.
+    """Return the prompts to hold for `num_rows` rows: those that fill them, and twice as many.
 
-    A prompt leaves the cache with its last sample, which may be long after the others.
+    A prompt leaves the cache with its last sample, which may be long after the others: with 10 samples, one in ten
+    five times as long as the others, as many again would leave a fifth of the rows idle.
     """
-    return min(num_rows, 2 * math.ceil(num_rows / samples_per_prompt) + 1)
+    return min(num_rows, 3 * math.ceil(num_rows / samples_per_prompt) + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,7 @@ class Request:
     `prefix_ids` is an optional start of the answer; it is not part of the output. `temperature` 0 is greedy; a tuple is
     a schedule by step of the rationale: its first value for the first step that is written (a prefix's do not count),
     its last for all that follow (SCDPO, section 3.2). Equal `(seed, sample)` draw equal answers; those in `done` are
-    there already and not drawn again.
+    there already and not drawn again. Raises ValueError for what cannot be answered.
     """
 
     key: Any
@@ -35,6 +36,10 @@ class Request:
     top_p: float = 1.0
     max_new_tokens: int = 300
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.prompt_ids and self.max_new_tokens > 0 and 0 < self.top_p <= 1):
+            raise ValueError("a request needs a prompt, a limit of at least one token, and top_p above 0 and up to 1")
 
     @property
     def samples(self) -> list[int]:

@@ -74,6 +74,7 @@ def free_share_gib(device: Any) -> float:
     if device.type == "cuda":
         import torch
 
+        torch.cuda.empty_cache()  # what PyTorch holds and does not use, of a merge before, counts as taken
         return 0.8 * torch.cuda.mem_get_info(device)[0] / 2**30
     import psutil
 
