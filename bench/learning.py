@@ -19,7 +19,7 @@ from typing import Any
 
 from publish import publish, result_of
 
-from dpost_lite.evaluate import kept_answers
+from dpost_lite.evaluate import file_name, kept_answers
 from dpost_lite.problems.comparing import compare, mean_difference
 from dpost_lite.report import health, results
 from dpost_lite.report.summary import method_difference
@@ -74,7 +74,7 @@ def data_dir(arguments: argparse.Namespace) -> list[str]:
 def on_other(run: Path, data: str, arguments: argparse.Namespace) -> Right:
     """Return which problems of another set a run's best policy solves."""
     best = results.exported(run)
-    out = run.with_name(f"{run.name}-{best}-on-{Path(data).stem}")
+    out = run.with_name(f"{run.name}-{best}-on-{file_name(data)}")
     if not out.is_dir():
         options = ["--policy", best, "--data", data, "--calculator", "on", "--out", str(out), *data_dir(arguments)]
         dpost_lite("eval", str(run), *options)

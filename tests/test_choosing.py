@@ -115,6 +115,27 @@ def test_a_large_vocabulary_in_16_bits():
     assert tokens.max() < 50_000
 
 
+@pytest.mark.parametrize("size", [255, 256, 257, 700])
+def test_a_token_is_where_the_cumulative_distribution_passes_the_uniform_number(size):
+    """Within blocks and across their ends: the very token that a sum in float64 gives, unless rounding may decide."""
+    num_draws = 3000
+    logits = 2 * torch.randn(size, generator=torch.Generator().manual_seed(size))
+    tokens, _ = draw(logits.tolist(), 1.0, num_draws=num_draws)
+    uniform = torch.tensor([uniform_number(1, step) for step in range(num_draws)], dtype=torch.float64)
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    is_plain = (cumulative[None] - uniform[:, None]).abs().amin(dim=-1) > 1e-6
+    assert is_plain.sum() > 0.9 * num_draws
+    assert torch.tensor(tokens)[is_plain].tolist() == torch.searchsorted(cumulative, uniform)[is_plain].tolist()
+
+
+def test_nan_logits_give_a_token_within_the_vocabulary_and_no_log_probability():
+    """On a GPU a token beyond it would end the process; the engine looks at the log-probabilities."""
+    for temperature, top_p in [(0.0, 1.0), (1.0, 1.0), (1.0, 0.5)]:
+        tokens, logprobs = draw([0.0, math.nan, 1.0], temperature, top_p, num_draws=3)
+        assert all(0 <= token < 3 for token in tokens)
+        assert all(map(math.isnan, logprobs))
+
+
 def test_uniform_numbers_lie_between_zero_and_one_in_float32_too():
     numbers = torch.tensor([uniform_number(seed, step) for seed in range(200) for step in range(200)])
     assert numbers.dtype == torch.float32

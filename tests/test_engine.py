@@ -16,6 +16,7 @@ from conftest import FAMILIES, tiny_model  # noqa: E402
 from dpost_lite.errors import ModelError  # noqa: E402
 from dpost_lite.problems.calculator import Calculator  # noqa: E402
 from dpost_lite.problems.forcing import Forcer  # noqa: E402
+from dpost_lite.sampling import kvcache  # noqa: E402
 from dpost_lite.sampling.engine import Engine, Request, Sample  # noqa: E402
 from dpost_lite.sampling.kvcache import Prefill  # noqa: E402
 from dpost_lite.sampling.layout import Row  # noqa: E402
@@ -159,11 +160,19 @@ def test_what_cannot_be_answered_is_refused(settings):
         ask(**{"prompt": (3,), **settings})
 
 
-def test_layers_without_keys_and_values_are_refused(model_of):
+def test_layers_without_keys_and_values_are_refused():
     model = tiny_model("llama")
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ModelError, match="llama: layers of linear_attention cannot be sampled from"):
         Engine(model, forcer=None, max_rows=2)
+
+
+def test_attention_sinks_are_refused(model_of, monkeypatch):
+    """gpt-oss hands them to the attention function as `s_aux`."""
+    model, inner = tiny_model("llama"), kvcache.attend
+    monkeypatch.setattr(kvcache, "attend", lambda *args, **kw: inner(*args, **kw, s_aux=torch.zeros(4)))
+    with pytest.raises(ModelError, match="sinks, which cannot be sampled from yet"):
+        run(model, [ask((3, 4))])
 
 
 def test_a_model_that_computes_nan_is_refused():

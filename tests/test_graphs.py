@@ -6,11 +6,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from test_engine import ask, generated, prompts  # noqa: E402
-from test_layout import drawn  # noqa: E402
+from test_engine import FORCER, ask, generated, prompts, run, same, storyteller  # noqa: E402, F401  (a fixture)
+from test_layout import drawn, stories  # noqa: E402
 
 from dpost_lite.sampling.engine import Engine  # noqa: E402
 from dpost_lite.sampling.graphs import RECORD_AT, Graphs  # noqa: E402
+from dpost_lite.sampling.layout import Shape  # noqa: E402
 
 
 def graphs_of_refused(monkeypatch, error: Exception) -> tuple[Graphs, list[str]]:
@@ -44,7 +45,22 @@ def test_a_model_whose_steps_cannot_be_graphs_runs_without(monkeypatch):
     assert tried == ["one"]
 
 
+def recordings(monkeypatch) -> list[Shape]:
+    """The shapes that are recorded from now on."""
+    recorded: list[Shape] = []
+    inner = Graphs._record
+
+    def noted(self, numbers, shape):
+        done = inner(self, numbers, shape)
+        recorded.append(shape)
+        return done
+
+    monkeypatch.setattr(Graphs, "_record", noted)
+    return recorded
+
+
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("error:this model's steps cannot be CUDA graphs")
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma2", "gemma3"])
 def test_graphs_change_nothing(model_of, family, monkeypatch):
     if not torch.cuda.is_available():
@@ -52,9 +68,20 @@ def test_graphs_change_nothing(model_of, family, monkeypatch):
     model = model_of(family)
     asked = [ask(p, max_new_tokens=14, num_samples=2) for p in prompts(6)]
     expected = {request.prompt_ids: generated(model, request.prompt_ids, 14) for request in asked}
-    recorded, inner = [], Graphs._record
-    monkeypatch.setattr(Graphs, "_record", lambda *args: recorded.append(args) or inner(*args))
+    recorded = recordings(monkeypatch)
     engine = Engine(copy.deepcopy(model).cuda(), forcer=None, max_rows=5)
     for (prompt, _), sample in drawn(engine, asked).items():
         assert sample.token_ids == expected[prompt]
     assert recorded
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("error:this model's steps cannot be CUDA graphs")
+def test_graphs_with_forced_tokens_change_nothing(storyteller, monkeypatch):  # noqa: F811
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    recorded = recordings(monkeypatch)
+    engine = Engine(copy.deepcopy(storyteller).cuda(), forcer=FORCER, max_rows=13)
+    asked = stories(num_samples=10, max_new_tokens=60)
+    same(run(storyteller, asked, 13, FORCER), drawn(engine, asked))
+    assert any(shape.num_extra for shape in recorded)

@@ -94,7 +94,7 @@ def test_padded_shapes_with_forced_tokens_change_nothing(storyteller):  # noqa: 
 
 
 def test_rows_are_refilled_several_at_once_where_steps_are_graphs(storyteller, monkeypatch):  # noqa: F811
-    """Each time costs a forward and a choice of its own."""
+    """Each time costs a choice of its own, and mostly a forward."""
     num_new: list[int] = []
     start, found = Engine._start, []
     monkeypatch.setattr(Engine, "_start", lambda *args: num_new.append(args[0].statistics.num_steps) or start(*args))

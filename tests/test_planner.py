@@ -17,6 +17,7 @@ from dpost_lite.planner.pace import Pace
 from dpost_lite.planner.plan import MIN_ROWS, find_shape, fit, make_plan, pick_base, plan_for
 from dpost_lite.planner.workload import GSM8K, workload_of
 from dpost_lite.recipe import Recipe, load_recipe, recipes_dir
+from dpost_lite.sampling.request import max_prompts
 
 SIZES = ("6GB", "8GB", "12GB", "16GB", "24GB", "32GB", "48GB", "80GB")
 GPU_RECIPES = sorted(path.stem for path in recipes_dir().glob("*gb.yaml"))
@@ -140,6 +141,30 @@ def test_unquantised_weights_are_counted_in_16_bit():
     assert weight_bytes(Recipe(), shape, gpu) < 0.4 * weight_bytes(recipe, shape, gpu)
     plan = planned(recipe, shape.name, "24GB")
     assert plan.stages[1].choices["weights"] == "merged"
+
+
+def test_the_peak_of_each_stage_is_that_of_its_kind():
+    plan = planned(Recipe(), "Qwen/Qwen3-1.7B-Base", "8GB")
+    sft, sampling, dpo, merge = (stage.peak_bytes for stage in plan.stages)
+    peaks = plan.peaks
+    assert peaks["sft-0"] == peaks["round-1/sft"] == sft
+    assert peaks["score/base"] == peaks["round-1/samples-pairs"] == peaks["round-3/samples-labels"] == sampling
+    assert (peaks["round-2/dpo"], peaks["export"]) == (dpo, merge)
+    assert not peaks.keys() & {"data", "round-1/pairs", "round-1/labels"}  # these need no model
+
+
+@pytest.mark.parametrize(("num_samples", "expected"), [(1, 64), (1.05, 64), (3, 41), (4, 35), (10, 20)])
+def test_prompts_are_held_for_all_rows_and_for_those_whose_last_sample_lasts(num_samples, expected):
+    """With 10 samples, 1 + 1/2 + … + 1/10 = 2.93 times the 6.4 prompts that fill 64 rows."""
+    assert max_prompts(64, num_samples) == expected
+
+
+def test_top_p_takes_memory_for_sorting():
+    """Planner and engine count the same, so that the planned rows are those that run."""
+    for top_p, numbers in ((1, 4), (0.9, 10)):
+        plan = planned(load_recipe(None, [f"sampling.top_p={top_p}"]), "Qwen/Qwen3-8B-Base", "24GB")
+        logits = plan.stages[1].choices["rows"] * plan.shape.vocabulary
+        assert plan.stages[1].parts["logits"] == (4 * numbers + 2) * logits  # 2 bytes each where graphs put them
 
 
 def test_overrides_are_keys_of_the_recipe_and_say_what_was_planned():

@@ -10,7 +10,7 @@ from dpost_lite.models.training import OPTIMISER_BYTES, optimiser
 from dpost_lite.planner.device import CONTEXT_BYTES, GIB, Device
 from dpost_lite.planner.workload import Workload
 from dpost_lite.recipe import Recipe
-from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, max_prompts
+from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, logit_copies, max_prompts
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight's code, its block's 8-bit scale, that one's own scale (QLoRA, 3)
 PROCESS_BYTES = 0.75 * GIB  # Python, PyTorch and the libraries
@@ -91,7 +91,8 @@ def sampling_parts(
     section, number = recipe.sampling, device.number_bytes
     num_samples = min(section.samples_for_pairs, section.samples_for_labels)
     prompts = min(work.num_train, max_prompts(num_rows, num_samples))
-    positions = num_rows * section.max_new_tokens + prompts * int(work.longest_prompt * LENGTH_MARGIN)
+    graphs = not device.is_cpu  # they take one row more, for padding, and a place for their logits
+    positions = (num_rows + graphs) * section.max_new_tokens + prompts * int(work.longest_prompt * LENGTH_MARGIN)
     inputs, outputs = (sum(size[i] for size in shape.linear_sizes) for i in (0, 1))
     lora = shape.num_lora(recipe.lora.rank)
     packed_head = number * shape.num_embedding if device.is_cpu and shape.is_tied else 0
@@ -100,7 +101,7 @@ def sampling_parts(
         "weights": merged if is_merged else weight_bytes(recipe, shape, device),
         "adapters": 0.0 if is_merged else 4.0 * lora,
         "activations": float(MAX_PREFILL_TOKENS * number * (inputs + outputs + 4 * shape.hidden)),
-        "logits": 4.0 * num_rows * shape.vocabulary * 4,  # and what the choice makes of them
+        "logits": float(num_rows * shape.vocabulary * (4 * logit_copies(section.top_p) + graphs * number)),
         "cache": float(number * positions * shape.cache_position_values),
     }
 

@@ -8,7 +8,7 @@ Each has `time` (seconds since 1970; it never goes back within one command) and 
     stage_stopped    stage; one that was killed says nothing
     stage_finished   stage, seconds, ram_bytes, gpu_bytes where there is a GPU, metrics
     stage_skipped    stage, seconds, metrics: it was finished before
-    planned          seconds, rates; by stage: stages, tokens and seconds each, and peak_bytes (see planner/plan.py)
+    planned          seconds, rates; by stage: stages (tokens, seconds) and peak_bytes (planner/plan.py)
     time_left        seconds; of a stage that was found slower or faster than planned: stage, planned, expected
     notice, alarm    text; an alarm names its stage (see alarms.py)
 

@@ -3,9 +3,10 @@
     while waiting or running: admit(); retire(choose(forward()))
 
 The papers' code draws K samples by K padded passes and decodes every row as text at every step. Here a prompt is
-computed and kept once for its K rows, a finished row is refilled at once, and what the calculator writes enters a row
-in a single forward: forced tokens need no step of their own. Randomness belongs to the request and the sample, not to
-the batch, so neighbours, order and number of rows do not change what is drawn.
+computed and kept once for its K rows, a finished row is refilled at once (on a GPU when a sixteenth of them is free),
+and what the calculator writes enters a row in a single forward: forced tokens need no step of their own. Randomness
+belongs to the request and the sample, not to the batch, so neighbours, order and number of rows do not change what is
+drawn in float32. (In 16 bits a product rounds differently with its size, and a near tie may fall the other way.)
 """
 
 import math
@@ -23,9 +24,9 @@ from dpost_lite.errors import ModelError, OutOfMemory, is_out_of_memory
 from dpost_lite.problems.forcing import Forcer
 from dpost_lite.sampling.choosing import choose
 from dpost_lite.sampling.graphs import Graphs
-from dpost_lite.sampling.kvcache import KVCache, Prefill, check, position_bytes, register
-from dpost_lite.sampling.layout import Prompt, Row, Shape, bind, lay_out
-from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, Request, Sample, max_prompts
+from dpost_lite.sampling.kvcache import KVCache, Prefill, check_layers, position_bytes, register
+from dpost_lite.sampling.layout import Prompt, Row, Shape, bind, lay_out, multiple_of
+from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, Request, Sample, logit_copies, max_prompts
 
 SEGMENT_ROWS = 64  # rows whose attention is one product; each segment reads as far as its longest row
 
@@ -63,7 +64,7 @@ class Engine:
         self, model: Any, *, forcer: Forcer | None, max_rows: int, memory_gib: float | None = None,
         step_ids: frozenset[int] = frozenset(), static: bool | None = None,
     ) -> None:  # fmt: skip
-        check(model.config)
+        check_layers(model.config)
         self._model = model
         self._forcer = forcer
         self._max_rows = max_rows
@@ -83,7 +84,7 @@ class Engine:
     def run(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Yield samples as they end. The model's attention function is put back when the iterator is done.
 
-        Running out of memory halves the rows and draws the unfinished samples anew: they come out the same.
+        Running out of memory halves the rows and draws the unfinished samples anew, as they would have been.
         Raises OutOfMemory when memory does not suffice for a single row, ModelError when the model computes NaN.
         """
         self._forget()
@@ -121,16 +122,17 @@ class Engine:
         prompt_length = max(len(request.read_ids) for request in requests)
         row_length = max(request.max_new_tokens for request in requests)
         if self._static:  # a GPU's products want keys that begin at multiples of 16 bytes
-            prompt_length, row_length = -(-prompt_length // 8) * 8, -(-row_length // 8) * 8
+            prompt_length, row_length = multiple_of(8, prompt_length), multiple_of(8, row_length)
         config, dtype = self._model.config, self._model.dtype
-        copies = 4 if all(request.top_p == 1 for request in requests) else 10  # of the logits, in what `choose` makes
+        copies = max(logit_copies(request.top_p) for request in requests)
+        on_gpu, num_scratch = self._static and self._device.type == "cuda", int(self._static)
 
         def prompts_of(num_rows: int) -> int:
             return min(len(requests), max_prompts(num_rows, num_samples / len(requests)))
 
         def size_gib(num_rows: int) -> float:
-            positions = prompts_of(num_rows) * prompt_length + num_rows * row_length
-            logits = copies * num_rows * config.vocab_size * torch.float32.itemsize
+            positions = prompts_of(num_rows) * prompt_length + (num_rows + num_scratch) * row_length
+            logits = num_rows * config.vocab_size * (copies * torch.float32.itemsize + on_gpu * dtype.itemsize)
             return (positions * position_bytes(config, dtype) + logits) / 2**30
 
         num_rows = min(self._max_rows, num_samples)
@@ -139,11 +141,10 @@ class Engine:
         self.statistics.num_rows = num_rows
         self._cache = KVCache(
             config, num_prompts=prompts_of(num_rows), prompt_length=prompt_length,
-            num_rows=num_rows, row_length=row_length, num_scratch=int(self._static), dtype=dtype, device=self._device,
+            num_rows=num_rows, row_length=row_length, num_scratch=num_scratch, dtype=dtype, device=self._device,
         )  # fmt: skip
-        on_gpu = self._static and self._device.type == "cuda"
         self._step = Graphs(self._decode, self._device, max_rows=num_rows) if on_gpu else self._decode
-        self._least_room = max(1, num_rows // 16) if self._static else 1  # an admission costs as much as some graphs
+        self._least_room = max(1, num_rows // 16) if self._static else 1  # admitting takes as long as several replays
         self._segment_rows = num_rows if self._static else SEGMENT_ROWS
 
     def _release(self) -> None:
@@ -165,7 +166,7 @@ class Engine:
         self._prompts, self._running = [], []
 
     def _admit(self) -> Iterator[Sample]:
-        """Fill free rows: compute prompts as needed, draw the first token of each of their samples."""
+        """Fill free rows, if they are enough to be worth it: compute prompts as needed, draw their first tokens."""
         if self._running and self._cache.num_rows - len(self._running) < self._least_room:
             return
         while room := self._cache.num_rows - len(self._running):

@@ -19,16 +19,15 @@ RECORD_AT = 4  # recording takes about as long as some steps without a graph: it
 
 
 class Graphs:
-    """Runs `step(numbers, shape)`, as a graph once a shape has come `record_at` times.
+    """Runs `step(numbers, shape)`, as a graph once a shape has come RECORD_AT times.
 
     What it returns is overwritten by the next call. A model whose step cannot be recorded runs without graphs.
     """
 
     def __init__(
-        self, step: Callable[[torch.Tensor, Shape], torch.Tensor], device: torch.device, *, max_rows: int,
-        record_at: int = RECORD_AT,
-    ) -> None:  # fmt: skip
-        self._step, self._device, self._max_rows, self._record_at = step, device, max_rows, record_at
+        self, step: Callable[[torch.Tensor, Shape], torch.Tensor], device: torch.device, *, max_rows: int
+    ) -> None:
+        self._step, self._device, self._max_rows = step, device, max_rows
         self._num_seen: Counter[Shape] = Counter()
         self._recorded: dict[Shape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._pool: Any = None
@@ -38,14 +37,14 @@ class Graphs:
     def __call__(self, numbers: torch.Tensor, shape: Shape) -> torch.Tensor:
         """Return the logits of the step that `numbers`, on the CPU, describe."""
         self._num_seen[shape] += 1
-        if self._can_record and self._num_seen[shape] == self._record_at:
+        if self._can_record and self._num_seen[shape] == RECORD_AT:
             try:
                 self._recorded[shape] = self._record(numbers, shape)
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
                 self._can_record = False
-                why = str(error).strip().splitlines()[0]
+                why = (str(error).strip() or repr(error)).splitlines()[0]
                 warnings.warn(f"this model's steps cannot be CUDA graphs, so sampling is slower: {why}", stacklevel=2)
         if shape not in self._recorded:
             return self._step(numbers.to(self._device, non_blocking=True), shape)
@@ -66,6 +65,7 @@ class Graphs:
             self._logits = logits.new_empty(self._max_rows, logits.shape[1])
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
+        # the outer block puts the stream back where the end of a recording fails
         with torch.cuda.stream(current), torch.cuda.graph(graph, pool=self._pool, stream=aside):
             self._logits[: shape.num_rows].copy_(self._step(inputs, shape))
         return graph, inputs

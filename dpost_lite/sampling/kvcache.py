@@ -65,8 +65,8 @@ def position_bytes(config: Any, dtype: torch.dtype) -> int:
     return 2 * config.num_hidden_layers * heads * head_dim * dtype.itemsize
 
 
-def check(config: Any) -> None:
-    """Raise ModelError where a model's layers keep something other than keys and values."""
+def check_layers(config: Any) -> None:
+    """Raise ModelError where a model's config names layers that keep something other than keys and values."""
     unknown = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
     if unknown:
         raise ModelError(

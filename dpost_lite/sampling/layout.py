@@ -131,7 +131,7 @@ class Shape:
             num_prompts=min(_power_of_two(self.num_prompts), cache.num_prompts),
             prompt_width=_power_of_two(self.prompt_width),
             prompt_length=cache.prompt_length,
-            segments=((0, num_rows, min(_multiple_of_64(length), cache.row_length)),),
+            segments=((0, num_rows, min(multiple_of(64, length), cache.row_length)),),
         )
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
@@ -224,6 +224,6 @@ def _power_of_two(number: int, least: int = 1) -> int:
     return max(least, 1 << (number - 1).bit_length())
 
 
-def _multiple_of_64(length: int) -> int:
-    """Return the next multiple of 64 from `length` on."""
-    return -(-length // 64) * 64
+def multiple_of(unit: int, length: int) -> int:
+    """Return the next multiple of `unit` from `length` on."""
+    return -(-length // unit) * unit

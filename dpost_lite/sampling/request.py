@@ -8,12 +8,18 @@ MAX_PREFILL_TOKENS = 2048  # of all prompts that are computed together
 
 
 def max_prompts(num_rows: int, samples_per_prompt: float) -> int:
-    """Return the prompts to hold for `num_rows` rows: those that fill them, and twice as many.
+    """Return the prompts to hold for `num_rows` rows, so that hardly any is idle while a prompt waits.
 
-    A prompt leaves the cache with its last sample, which may be long after the others: with 10 samples, one in ten
-    five times as long as the others, as many again would leave a fifth of the rows idle.
+    A prompt leaves the cache with its last sample. Of K answers of exponentially distributed length the longest is
+    1 + 1/2 + … + 1/K times as long as the mean; real lengths vary less.
     """
-    return min(num_rows, 3 * math.ceil(num_rows / samples_per_prompt) + 1)
+    longest = sum(1 / k for k in range(1, math.ceil(samples_per_prompt) + 1))
+    return min(num_rows, math.ceil(num_rows * longest / samples_per_prompt) + 1)
+
+
+def logit_copies(top_p: float) -> int:
+    """Return how many float32 copies of a step's logits are there at once while tokens are chosen; top-p sorts."""
+    return 4 if top_p == 1 else 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

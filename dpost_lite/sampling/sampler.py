@@ -1,6 +1,7 @@
 """The public face of the engine: problems in, graded rationales out.
 
-Seeds are per (purpose, problem, sample), so a rationale depends on neither its neighbours nor the number of rows.
+Seeds are per (purpose, problem, sample), so a rationale depends on neither its neighbours nor the number of rows
+(but for rounding, in 16 bits).
 """
 
 import hashlib

@@ -14,8 +14,10 @@ from dpost_lite.cli import app
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.report import results
 from dpost_lite.report.examples import different, marked
+from dpost_lite.report.journal import read_events
 from dpost_lite.report.page import write_report
-from dpost_lite.rundir import read_json
+from dpost_lite.report.tables import stages_of
+from dpost_lite.rundir import read_json, stages_done
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 QUIET = (
@@ -69,6 +71,15 @@ def test_it_shows_what_the_run_s_files_say(two_methods, page) -> None:
     for alarm in alarms:
         assert f"{alarm['stage']}: {alarm['text']}" in text
         assert f"alarm: {alarm['stage']}: {alarm['text']}" in two_methods.output
+
+
+def test_memory_stands_beside_what_was_planned_for_each_stage(two_methods) -> None:
+    run = two_methods.folders["dpo-st"]
+    events = list(read_events(run))
+    planned = [event["peak_bytes"] for event in events if event["kind"] == "planned"][-1]
+    assert {"sft-0", "score/sft-0", "round-1/samples-pairs", "round-1/dpo", "round-1/sft", "export"} <= planned.keys()
+    found = {stage.name: stage.planned_bytes for stage in stages_of(dict(stages_done(run)), events)}
+    assert {name: size for name, size in found.items() if size} == planned
 
 
 def test_the_figures_are_png_files_too(page) -> None:
