@@ -147,9 +147,10 @@ def test_no_row_decodes_after_its_end(model_of):
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def test_rows_come_from_the_memory_budget(model_of, monkeypatch):
+@pytest.mark.parametrize(("top_p", "copies"), [(1.0, 4), (0.9, 10)])
+def test_rows_come_from_the_memory_budget(model_of, monkeypatch, top_p, copies):
     model = model_of("llama")
-    asked = [ask(p, num_samples=4, temperature=1.0, max_new_tokens=30) for p in prompts(8)]
+    asked = [ask(p, num_samples=4, temperature=1.0, top_p=top_p, max_new_tokens=30) for p in prompts(8)]
     plenty = Engine(model, forcer=None, max_rows=64)
     expected = drawn(plenty, asked)
     assert plenty.statistics.num_rows == 32  # no more than there are samples
@@ -166,7 +167,7 @@ def test_rows_come_from_the_memory_budget(model_of, monkeypatch):
         same(expected, drawn(engine, asked))
         num_rows, cache = engine.statistics.num_rows, caches.pop()
         stores = (cache.prompt_keys, cache.prompt_values, cache.row_keys, cache.row_values)
-        logits = 4 * 4 * model.config.vocab_size  # of one row, float32, four copies while choosing
+        logits = 4 * copies * model.config.vocab_size  # of one row, float32, while choosing
         taken = sum(store.nbytes for store in stores) + num_rows * logits
         row = (cache.row_keys.nbytes + cache.row_values.nbytes) / num_rows
         prompt = (cache.prompt_keys.nbytes + cache.prompt_values.nbytes) / cache.num_prompts

@@ -266,7 +266,8 @@ class Engine:
             newest = torch.stack([tokens.double(), logprobs.double()]).tolist()  # the one copy to the host
         if any(map(math.isnan, newest[1])):
             raise ModelError(
-                "the model computes NaN: its training diverged (lower the learning rate), or its weights are damaged"
+                "the model computes NaN: its training diverged (lower sft.learning_rate or dpo.learning_rate and train "
+                "it anew with --restart-from), or its weights are damaged (`dpost-lite verify` tells)"
             )
         return [(int(token), logprob) for token, logprob in zip(*newest, strict=True)]
 
