@@ -41,7 +41,7 @@ from dpost_lite.sampling.engine import Engine, Request
 from dpost_lite.sampling.kvcache import kv_shape
 
 PAPERS_BATCH = 32
-CONTINUOUS_REQUESTS = 64  # at once; its attention multiplies every query with every cache: with 256, half as fast
+CONTINUOUS_REQUESTS = 64  # at once; its attention multiplies every query with every cache: 256 took 1.5 times as long
 LLAMA_SEQUENCES = 64
 LLAMA_PROMPTS = 8  # computed together, then copied to their samples
 ENTRANTS = ("ours", "ours-off", "llama.cpp", "papers", "continuous", "generate")
