@@ -64,11 +64,11 @@ def run(
     gpu_mem: Annotated[str | None, GPU_MEM] = None,
     precision: Precision = None,
     restart_from: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="STAGE",
             callback=remember_restart,
-            help="Put this stage, and all that was made from it, aside; make them again.",
+            help="Put this stage, or several with commas, and all that was made from it, aside; make them again.",
         ),
     ] = None,
     offline: Offline = False,
@@ -117,7 +117,7 @@ def run(
         _tell(folder, _train(folder, loaded, made, restart_from))
 
 
-def _train(folder: Path, recipe: "Recipe", made: "Plan | None", restart_from: str | None = None) -> "Outcome":
+def _train(folder: Path, recipe: "Recipe", made: "Plan | None", restart_from: list[str] | None = None) -> "Outcome":
     """Run a recipe in its folder under the live view, and leave a manifest."""
     from rich.console import Console
 

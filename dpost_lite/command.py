@@ -76,9 +76,11 @@ def _remember_debug(ctx: typer.Context, asked: bool) -> bool:
     return asked
 
 
-def remember_restart(ctx: typer.Context, stage: str | None) -> str | None:
-    ctx.meta["restarts"] = stage is not None
-    return stage
+def remember_restart(ctx: typer.Context, given: list[str] | None) -> list[str]:
+    """Return the stages of --restart-from, each by itself: it takes commas, and may be given more than once."""
+    stages = [name.strip() for text in given or [] for name in text.split(",")]
+    ctx.meta["restarts"] = bool(stages)
+    return stages
 
 
 def _go_offline(asked: bool) -> bool:
