@@ -3,6 +3,7 @@
 Only typer is imported up here: `--help` answers at once, and torch comes when a command needs it.
 """
 
+import secrets
 import shlex
 import sys
 import warnings
@@ -80,6 +81,7 @@ def solve(
     ] = None,
     calculator: Annotated[str, typer.Option(metavar="on|off", help="Let the calculator fill in <<3*4=.")] = "on",
     temperature: Annotated[float, typer.Option(metavar="T", min=0, help="Above 0, answers vary.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="With it, the same answers come again.")] = None,
     debug: Debug = False,
 ) -> None:
     """Solve word problems with an exported model, on this machine alone."""
@@ -100,8 +102,9 @@ def solve(
         calculator=calculator_of(recipe) if with_calculator else None,
         max_new_tokens=recipe.sampling.max_new_tokens,
     )
-    for text in [question] if question is not None else lines_of_stdin():
-        for piece in solver.stream(text, temperature=temperature):
+    for index, text in enumerate([question] if question is not None else lines_of_stdin()):
+        drawn = secrets.randbits(32) if seed is None else seed + index
+        for piece in solver.stream(text, temperature=temperature, seed=drawn):
             typer.echo(printable(piece), nl=False)
         typer.echo("\n" if question is None else "")
 
