@@ -8,7 +8,7 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,12 +26,14 @@ from dpost_lite.command import (
     OneLineErrors,
     Policy,
     Precision,
+    RecipeName,
     choice,
     default_recipe,
     file_size,
     lines_of_stdin,
     overrides,
     print_version,
+    resolve,
 )
 from dpost_lite.errors import ExportError
 
@@ -177,10 +179,7 @@ def plan(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any recipe key, such as sft.max_length=512.")
     ] = None,
     gpu_mem: Annotated[str, GPU_MEM] = "auto",
-    recipe: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|FILE", help="A recipe. [default: the paper's constants; for cpu: rehearsal]"),
-    ] = None,
+    recipe: RecipeName = None,
     data: Data = None,
     data_dir: DataDir = None,
     limit: Limit = None,
@@ -198,15 +197,13 @@ def plan(
     from rich.console import Console
 
     from dpost_lite.planner.device import GIB
-    from dpost_lite.planner.plan import plan_for
-    from dpost_lite.recipe import load_recipe
     from dpost_lite.report.summary import plan_table
     from dpost_lite.report.terminal import as_hours
 
-    options = {"data": data, "data_dir": data_dir, "limit": limit, "precision": precision}
-    given = overrides(model=model, **options) + (settings or [])
-    source = recipe or (default_recipe(data) if gpu_mem == "cpu" else None)
-    made = plan_for(load_recipe(source, given), gpu_mem)
+    options: dict[str, Any] = {"data": data, "data_dir": data_dir, "limit": limit, "precision": precision}
+    _, (asked,) = resolve(settings, recipe=recipe, gpu_mem=gpu_mem, to_run=False, model=model, **options)
+    made = asked.plan
+    assert made is not None  # --gpu-mem has a default
     typer.echo(made)
     Console().print("", plan_table([asdict(stage) for stage in made.stages], is_cpu=made.device.is_cpu))
     again = ["--gpu-mem", gpu_mem, *(["--recipe", recipe] if recipe else []), "--model", made.shape.name]

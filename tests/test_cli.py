@@ -19,7 +19,7 @@ from dpost_lite.cli import app
 from dpost_lite.errors import DataError, RecipeError, RunError
 from dpost_lite.evaluate import find_target, kept_answers, policies_of, policy_dir, problems_for
 from dpost_lite.planner.pace import planned_stages
-from dpost_lite.planner.plan import Plan
+from dpost_lite.planner.plan import Plan, settings_of
 from dpost_lite.problems.records import Answered, Problem, Score, write_jsonl
 from dpost_lite.recipe import DataRecipe, ModelRecipe, Recipe, load_recipe
 from dpost_lite.rundir import Artifact, Run, write_json
@@ -439,7 +439,7 @@ def test_run_fits_itself_into_the_size_and_holds_to_it(monkeypatch: pytest.Monke
     assert recipe.data.train == "gsm8k"
     assert recipe.sft.micro_batch_size == 4
     assert recipe.dpo.micro_batch_size == plan.stages[2].choices["micro-batch"] > 1
-    assert f"sampling.max_rows={recipe.sampling.max_rows}" in plan.settings
+    assert f"sampling.max_rows={recipe.sampling.max_rows}" in settings_of([plan])
 
 
 # data
