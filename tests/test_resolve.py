@@ -1,6 +1,8 @@
 """The same words mean the same to `plan` and to `run`, and several methods and seeds are planned together."""
 
+import contextlib
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +13,10 @@ from typer.testing import CliRunner
 from dpost_lite import cli
 from dpost_lite.cli import app
 from dpost_lite.command import Asked
+from dpost_lite.errors import ModelError
 from dpost_lite.planner.device import HERE, Device
 from dpost_lite.planner.pace import planned_stages
-from dpost_lite.planner.plan import Plan
+from dpost_lite.planner.plan import Plan, plan_for
 from dpost_lite.problems.records import Score
 from dpost_lite.recipe import ModelRecipe, Recipe, load_recipe
 from dpost_lite.rundir import Run
@@ -147,34 +150,48 @@ def test_each_method_and_seed_has_its_own_estimates_and_the_same_settings(starte
     assert recipe.sampling.max_rows == plan.stages[1].choices["rows"]
 
 
+def alone(size: str, source: str | None, *changes: str) -> Plan:
+    (plan,) = plan_for([load_recipe(source, list(changes))], size)
+    return plan
+
+
+def a_size_on_which_they_differ(source: str | None, trait: Callable[[Plan], Any], *changes: str) -> str:
+    """A size for which st, drawing as beside dpo-st, and dpo-st would be planned differently if each were alone."""
+    for tenths in range(100, 400):
+        size = f"{tenths / 10}GB"
+        with contextlib.suppress(ModelError):
+            st = alone(size, source, "method=st", "sampling.samples_for_labels=8", *changes)
+            if trait(st) != trait(alone(size, source, *changes)):
+                return size
+    raise AssertionError("no such size")
+
+
 @pytest.mark.parametrize("methods", ["st,dpo-st", "dpo-st,st"])
 def test_what_is_picked_fits_every_method(started, methods: str) -> None:
-    """On this size and precision DPO, which holds more, fits with a smaller base only."""
-    words = ("run", "--gpu-mem", "30.5GB", "--recipe", "full-precision")
-    for method in ("st", "dpo-st", methods):
-        given(*words, "--method", method, "--out", method)
-    st, dpo_st, *several = (plan.shape for _, plan in started)
-    assert dpo_st.num_parameters < st.num_parameters
-    assert several == [dpo_st, dpo_st]
+    """Where all weights are trained DPO takes more than SFT, and so a smaller base."""
+    size = a_size_on_which_they_differ("full-precision", lambda plan: plan.shape)
+    given("run", "--gpu-mem", size, "--recipe", "full-precision", "--method", methods)
+    assert [plan.shape for _, plan in started] == [alone(size, "full-precision").shape] * 2
+
+
+def test_what_does_not_fit_every_method_is_refused_with_what_does() -> None:
+    size = a_size_on_which_they_differ("full-precision", lambda plan: plan.shape)
+    fitting = alone(size, "full-precision").shape.name
+    too_large = alone(size, "full-precision", "method=st").shape.name
+    words = ["run", "--gpu-mem", size, "--recipe", "full-precision", "--model", too_large, "--method", "st,dpo-st"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert f"{too_large} needs at least" in result.stderr
+    assert "GiB for dpo" in result.stderr
+    assert f"{fitting} fits" in result.stderr
+    assert not Path("runs").exists()
 
 
 def test_methods_that_are_compared_are_cut_alike(started) -> None:
     """Else one would be sampled from 16-bit weights, and the other from 4 bits."""
-    words = ("run", "--gpu-mem", "20.75GB", "--model", "Qwen/Qwen3-8B-Base")
-    given(*words, "--method", "dpo-st", "--out", "alone")
-    given(*words, "--method", "st", "--out", "other", "sampling.samples_for_labels=8")
-    given(*words, "--method", "st,dpo-st", "--out", "both")
-    dpo_st, st, *both = [(plan.stages[1].choices["weights"], recipe.sampling.max_rows) for recipe, plan in started]
-    assert (dpo_st[0], st[0]) == ("quantized", "merged")
-    assert both == [dpo_st, dpo_st]
-
-
-def test_what_does_not_fit_every_method_is_refused_with_what_does() -> None:
-    words = ("--gpu-mem", "30.5GB", "--recipe", "full-precision", "--model", "Qwen/Qwen2.5-1.5B")
-    assert CliRunner().invoke(app, ["plan", *words, "method=st"]).exit_code == 0
-    result = CliRunner().invoke(app, ["run", *words, "--method", "st,dpo-st"])
-    assert result.exit_code == 2
-    assert "Qwen/Qwen2.5-1.5B needs at least" in result.stderr
-    assert "GiB for dpo" in result.stderr
-    assert "Qwen/Qwen3-0.6B-Base fits" in result.stderr
-    assert not Path("runs").exists()
+    model = "Qwen/Qwen3-8B-Base"
+    size = a_size_on_which_they_differ(None, lambda plan: plan.samples_merged, f"model.name={model}")
+    given("run", "--gpu-mem", size, "--model", model, "--method", "st,dpo-st")
+    assert [plan.samples_merged for _, plan in started] == [False, False]
+    assert {recipe.sampling.weights for recipe, _ in started} == {"quantized"}
+    assert {plan.stages[1].choices["rows"] for _, plan in started} == {started[0][0].sampling.max_rows}
