@@ -23,7 +23,8 @@ from typing import Any
 
 from dpost_lite import interrupt
 from dpost_lite.errors import DpostError, OutOfMemory, RunError, is_out_of_memory, of_disk
-from dpost_lite.models.backends import cache_dir, device
+from dpost_lite.machine import cache_dir
+from dpost_lite.models.backends import device
 
 SECONDS_TO_END = 10
 SECONDS_TO_NOTICE = 0.5  # that the user asked to stop

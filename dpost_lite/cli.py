@@ -84,7 +84,7 @@ def solve(
 ) -> None:
     """Solve word problems with an exported model, on this machine alone."""
     from dpost_lite.evaluate import finished_export
-    from dpost_lite.local.solver import Solver
+    from dpost_lite.local.solver_process import SolverProcess
     from dpost_lite.policies import calculator_of
     from dpost_lite.recipe import Recipe
     from dpost_lite.report.terminal import printable
@@ -95,15 +95,15 @@ def solve(
     if file.suffix != ".gguf":
         opened = Run.open(file)
         file, recipe = file / "export" / finished_export(opened)["file"], opened.recipe
-    solver = Solver(
+    with SolverProcess(
         file,
         calculator=calculator_of(recipe) if with_calculator else None,
         max_new_tokens=recipe.sampling.max_new_tokens,
-    )
-    for text in [question] if question is not None else lines_of_stdin():
-        for piece in solver.stream(text, temperature=temperature):
-            typer.echo(printable(piece), nl=False)
-        typer.echo("\n" if question is None else "")
+    ) as solver:
+        for text in [question] if question is not None else lines_of_stdin():
+            for piece in solver.stream(text, temperature=temperature):
+                typer.echo(printable(piece), nl=False)
+            typer.echo("\n" if question is None else "")
 
 
 @app.command()

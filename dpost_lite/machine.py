@@ -28,6 +28,13 @@ def describe() -> dict[str, Any]:
     }
 
 
+def cache_dir() -> Path:
+    """Return the folder for converted models and what is learnt of a machine: `$DPOST_LITE_CACHE`, or
+    `~/.cache/dpost-lite`.
+    """
+    return Path(os.environ.get("DPOST_LITE_CACHE") or Path.home() / ".cache" / "dpost-lite")
+
+
 def cpu_name() -> str:
     """Return the processor's name as the system gives it."""
     info = Path("/proc/cpuinfo")

@@ -203,18 +203,18 @@ class Stages:
 
     def solve(self, export: Artifact, data: Artifact, num_problems: int = 3) -> Artifact:
         """Solve a few unseen problems with the exported file, through the calculator."""
-        from dpost_lite.local.solver import Solver
+        from dpost_lite.local.solver_process import SolverProcess
 
         def answer(out: Path) -> dict[str, Any]:
-            solver = Solver(
+            with SolverProcess(
                 export.path / export.metrics["file"],
                 calculator=calculator_of(self._recipe),
                 max_new_tokens=self._recipe.sampling.max_new_tokens,
-            )
-            solved = [
-                {**asdict(problem), "solution": asdict(solver.solve(problem.question))}
-                for problem in _problems(data, "test")[:num_problems]
-            ]
+            ) as solver:
+                solved = [
+                    {**asdict(problem), "solution": asdict(solver.solve(problem.question))}
+                    for problem in _problems(data, "test")[:num_problems]
+                ]
             write_json(out / "solved.json", solved)
             return {"solved": len(solved)}
 

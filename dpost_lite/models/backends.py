@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dpost_lite.errors import ModelError, is_out_of_memory
+from dpost_lite.machine import cache_dir
 from dpost_lite.recipe import ModelRecipe
 
 if TYPE_CHECKING:
@@ -27,11 +28,6 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 
 UNSLOTH = "dpost_lite.models.fast"
 Precision = Literal["4bit", "16bit", "full"]
-
-
-def cache_dir() -> Path:
-    """Return the folder for converted models: `$DPOST_LITE_CACHE`, or `~/.cache/dpost-lite`."""
-    return Path(os.environ.get("DPOST_LITE_CACHE") or Path.home() / ".cache" / "dpost-lite")
 
 
 def find(name: str, files: tuple[str, ...] = MODEL_FILES) -> Path:
