@@ -23,7 +23,7 @@ from typing import Any
 
 from dpost_lite import interrupt
 from dpost_lite.errors import DpostError, OutOfMemory, RunError, is_out_of_memory, of_disk
-from dpost_lite.machine import cache_dir
+from dpost_lite.machine import cache_dir, let_threads_sleep
 from dpost_lite.models.backends import device
 
 SECONDS_TO_END = 10
@@ -111,6 +111,7 @@ def _received(receiver: Connection) -> tuple[str, Any]:
 
 def _context() -> Any:
     """How children are started here. Huge pages are asked for, since sampling reads gigabytes a step."""
+    let_threads_sleep()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch at its first allocation
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # shared by the stages
     if device() == "cuda" or "forkserver" not in multiprocessing.get_all_start_methods():

@@ -33,6 +33,7 @@ from dpost_lite.command import (
     print_version,
 )
 from dpost_lite.errors import ExportError
+from dpost_lite.machine import let_threads_sleep
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -47,6 +48,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; the entry point of the package."""
+    let_threads_sleep()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without ✓ shows ?, a broken byte is no reason to stop
