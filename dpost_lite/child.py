@@ -25,6 +25,7 @@ from dpost_lite import interrupt
 from dpost_lite.errors import DpostError, OutOfMemory, RunError, is_out_of_memory, of_disk
 from dpost_lite.machine import cache_dir, let_threads_sleep
 from dpost_lite.models.backends import device
+from dpost_lite.quiet import stderr_to
 
 SECONDS_TO_END = 10
 SECONDS_TO_NOTICE = 0.5  # that the user asked to stop
@@ -67,7 +68,8 @@ def _run(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
     process = context.Process(target=_main, args=(sender, log, *settings, work, arguments))
-    process.start()
+    with stderr_to(log):  # which a fork server keeps, and a child until it has opened its log itself
+        process.start()
     sender.close()
     is_told = False
     try:

@@ -25,7 +25,7 @@ REHEARSAL = "rehearsal"  # the recipe of a bare `dpost-lite run`
 
 
 class OneLineErrors(TyperGroup):
-    """Turns errors of errors.py and Ctrl-C into one line on stderr, and exit codes 2 and 130."""
+    """Turns errors of errors.py and Ctrl-C into one line on stderr, and exit codes 2 (3 for DeliveryError) and 130."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -34,7 +34,7 @@ class OneLineErrors(TyperGroup):
             if ctx.meta.get("debug"):
                 raise
             _fail(_once(ctx, str(error)))
-            raise typer.Exit(2) from error
+            raise typer.Exit(error.exit_code) from error
         except OSError as error:
             if (told := of_disk(error)) is None or ctx.meta.get("debug"):
                 raise

@@ -10,13 +10,16 @@ The 4-bit base runs the same code on a CPU as on a GPU: bitsandbytes has both.
 import contextlib
 import hashlib
 import importlib.metadata
+import multiprocessing
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dpost_lite.errors import ModelError, is_out_of_memory
 from dpost_lite.machine import cache_dir
+from dpost_lite.quiet import stderr_to
 from dpost_lite.recipe import ComputeType, ModelRecipe
 
 if TYPE_CHECKING:
@@ -273,20 +276,23 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, -1)
 
 
-class quiet_transformers:
-    """Hide the loading bars and advice of transformers inside a `with` block; errors still surface."""
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hide the bars and advice of transformers and bitsandbytes inside a `with` block; errors still surface.
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
+    In a stage's process, whose stderr is the stage's log, all but the bars is kept there.
+    """
+    from transformers.utils import logging
 
-        self._verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self._verbosity)
+    is_stage = multiprocessing.parent_process() is not None
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.nullcontext() if is_stage else stderr_to(os.devnull):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
 
 
