@@ -15,7 +15,7 @@ from typing import get_args
 from dpost_lite.errors import RecipeError, nearest
 from dpost_lite.problems.comparing import Comparison, compare
 from dpost_lite.problems.records import Score
-from dpost_lite.recipe import Method, Recipe, validate
+from dpost_lite.recipe import Method, Recipe
 from dpost_lite.report import results
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -45,28 +45,28 @@ def methods_of(text: str) -> list[Method]:
     return [method for name in dict.fromkeys(names) for method in METHODS if method == name]
 
 
-def variants(recipe: Recipe, methods: Sequence[Method], num_seeds: int) -> Iterator[tuple[Path, Recipe]]:
-    """Yield the folder of each run, relative to the given one, with its recipe; equal sampling for all methods."""
+def variants(recipe: Recipe, methods: Sequence[Method], num_seeds: int) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each run's folder, relative to the given one, and what it changes in the recipe, as `key=value`; equal
+    sampling for all methods.
+    """
     sampling = recipe.sampling
     for seed in range(recipe.seed, recipe.seed + num_seeds):
         for method in methods:
-            values = recipe.model_dump()
-            values.update(method=method, seed=seed)
+            changes = [f"method={method}", f"seed={seed}"]
             if method == "st" and "dpo-st" in methods:
-                values["sampling"]["samples_for_labels"] = sampling.samples_for_labels + sampling.samples_for_pairs
-            yield Path(f"seed-{seed}") / method, validate(values)
+                changes.append(
+                    f"sampling.samples_for_labels={sampling.samples_for_labels + sampling.samples_for_pairs}"
+                )
+            yield Path(f"seed-{seed}") / method, changes
 
 
-def train_all(
-    folder: Path, runs: Sequence[tuple[Path, Recipe]], train: Callable[[Path, Recipe], Score]
-) -> Iterator[Trained]:
-    """Do `train(folder, recipe)`, which returns the best policy's test score, for each run; share what is the same."""
+def train_all(runs: Sequence[tuple[Path, Recipe]], train: Callable[[Path], Score]) -> Iterator[Trained]:
+    """Do `train(folder)`, which returns the best policy's test score, for each run's folder; share what is the same."""
     finished: dict[int, Path] = {}
-    for name, recipe in runs:
-        path = folder / name
+    for path, recipe in runs:
         if recipe.seed in finished:
             adopt(finished[recipe.seed], path)
-        yield Trained(recipe.method, recipe.seed, path, train(path, recipe))
+        yield Trained(recipe.method, recipe.seed, path, train(path))
         finished.setdefault(recipe.seed, path)
 
 

@@ -3,11 +3,12 @@
 Only typer is imported up here: `--help` answers at once, and torch comes when a command needs it.
 """
 
+import secrets
 import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,12 +26,14 @@ from dpost_lite.command import (
     OneLineErrors,
     Policy,
     Precision,
+    RecipeName,
     choice,
     default_recipe,
     file_size,
     lines_of_stdin,
     overrides,
     print_version,
+    resolve,
 )
 from dpost_lite.errors import ExportError
 from dpost_lite.machine import let_threads_sleep
@@ -82,6 +85,7 @@ def solve(
     ] = None,
     calculator: Annotated[str, typer.Option(metavar="on|off", help="Let the calculator fill in <<3*4=.")] = "on",
     temperature: Annotated[float, typer.Option(metavar="T", min=0, help="Above 0, answers vary.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="With it, the same answers come again.")] = None,
     debug: Debug = False,
 ) -> None:
     """Solve word problems with an exported model, on this machine alone."""
@@ -102,8 +106,9 @@ def solve(
         calculator=calculator_of(recipe) if with_calculator else None,
         max_new_tokens=recipe.sampling.max_new_tokens,
     ) as solver:
-        for text in [question] if question is not None else lines_of_stdin():
-            for piece in solver.stream(text, temperature=temperature):
+        for index, text in enumerate([question] if question is not None else lines_of_stdin()):
+            drawn = secrets.randbits(32) if seed is None else seed + index
+            for piece in solver.stream(text, temperature=temperature, seed=drawn):
                 typer.echo(printable(piece), nl=False)
             typer.echo("\n" if question is None else "")
 
@@ -176,10 +181,7 @@ def plan(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any recipe key, such as sft.max_length=512.")
     ] = None,
     gpu_mem: Annotated[str, GPU_MEM] = "auto",
-    recipe: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|FILE", help="A recipe. [default: the paper's constants; for cpu: rehearsal]"),
-    ] = None,
+    recipe: RecipeName = None,
     data: Data = None,
     data_dir: DataDir = None,
     limit: Limit = None,
@@ -197,15 +199,13 @@ def plan(
     from rich.console import Console
 
     from dpost_lite.planner.device import GIB
-    from dpost_lite.planner.plan import plan_for
-    from dpost_lite.recipe import load_recipe
     from dpost_lite.report.summary import plan_table
     from dpost_lite.report.terminal import as_hours
 
-    options = {"data": data, "data_dir": data_dir, "limit": limit, "precision": precision}
-    given = overrides(model=model, **options) + (settings or [])
-    source = recipe or (default_recipe(data) if gpu_mem == "cpu" else None)
-    made = plan_for(load_recipe(source, given), gpu_mem)
+    options: dict[str, Any] = {"data": data, "data_dir": data_dir, "limit": limit, "precision": precision}
+    _, (asked,) = resolve(settings, recipe=recipe, gpu_mem=gpu_mem, to_run=False, model=model, **options)
+    made = asked.plan
+    assert made is not None  # --gpu-mem has a default
     typer.echo(made)
     Console().print("", plan_table([asdict(stage) for stage in made.stages], is_cpu=made.device.is_cpu))
     again = ["--gpu-mem", gpu_mem, *(["--recipe", recipe] if recipe else []), "--model", made.shape.name]

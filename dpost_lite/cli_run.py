@@ -8,6 +8,7 @@ import typer
 
 from dpost_lite.command import (
     GPU_MEM,
+    Asked,
     Data,
     DataDir,
     Debug,
@@ -15,16 +16,14 @@ from dpost_lite.command import (
     Model,
     Offline,
     Precision,
-    default_recipe,
-    overrides,
+    RecipeName,
     remember_restart,
+    resolve,
 )
-from dpost_lite.errors import RecipeError
+from dpost_lite.errors import DeliveryError, DpostError, RecipeError
 
 if TYPE_CHECKING:
-    from dpost_lite.planner.plan import Plan
     from dpost_lite.problems.records import Score
-    from dpost_lite.recipe import Recipe
     from dpost_lite.selftrain import Outcome
 
 STOPPING = "stopping after the step at hand, which is kept; Ctrl-C again stops at once"
@@ -34,13 +33,7 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any recipe key, such as dpo.beta=0.2.")
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="A recipe by name, or a .yaml file. [default: rehearsal; with --data the paper's constants]",
-        ),
-    ] = None,
+    recipe: RecipeName = None,
     data: Data = None,
     data_dir: DataDir = None,
     model: Model = None,
@@ -64,11 +57,11 @@ def run(
     gpu_mem: Annotated[str | None, GPU_MEM] = None,
     precision: Precision = None,
     restart_from: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="STAGE",
             callback=remember_restart,
-            help="Put this stage, and all that was made from it, aside; make them again.",
+            help="Put this stage, or several with commas, and all that was made from it, aside; make them again.",
         ),
     ] = None,
     offline: Offline = False,
@@ -79,45 +72,30 @@ def run(
     The same command given again goes on where it stopped: a finished stage is never run twice. Ctrl-C stops after the
     step at hand; a second one at once.
     """
-    from dpost_lite.baselines import methods_of, variants
+    from dpost_lite.baselines import methods_of
     from dpost_lite.planner.device import hide_gpu
-    from dpost_lite.planner.plan import fit
-    from dpost_lite.recipe import load_recipe
-    from dpost_lite.rundir import Run
 
     methods = methods_of(method) if method else []
-    is_several = len(methods) > 1 or (seeds or 1) > 1
-    if is_several and restart_from:
+    if restart_from and (len(methods) > 1 or (seeds or 1) > 1):
         raise RecipeError("--restart-from goes with one run: name its folder as --out, one --method and its --seed")
-    settings = settings or []
-    train = next((s.partition("=")[2] for s in reversed(settings) if s.startswith("data.train=")), data)
-    source = recipe or (None if gpu_mem not in (None, "cpu") and train is None else default_recipe(train))
-    given = overrides(
-        data=data, data_dir=data_dir, limit=limit, model=model, seed=seed, rounds=rounds,
-        method=methods[0] if methods else None, precision=precision,
-    ) + settings  # fmt: skip
-    loaded = load_recipe(source, given)
-    folder = out or Path("runs") / Path(source or loaded.data.train).stem
-    if is_several and (folder / "run.json").exists():
+    if gpu_mem == "cpu":
+        hide_gpu()
+    folder, runs = resolve(
+        settings, recipe=recipe, gpu_mem=gpu_mem, to_run=True, methods=methods, num_seeds=seeds or 1, out=out,
+        data=data, data_dir=data_dir, limit=limit, model=model, seed=seed, rounds=rounds, precision=precision,
+    )  # fmt: skip
+    if len(runs) == 1:
+        outcome = _train(runs[0], restart_from)
+        _tell(folder, outcome)
+        if outcome.failure is not None:
+            raise _late(outcome.failure)
+        return
+    if (folder / "run.json").exists():
         raise RecipeError(f"--out: {folder} holds a single run; name another folder for several methods or seeds")
-    made = None
-    if gpu_mem:
-        first = next(
-            (path.parent for path in (folder / "run.json", *folder.glob("seed-*/*/run.json")) if path.is_file()), None
-        )
-        begun = Run.open(first).recipe.model.name if first else None
-        if gpu_mem == "cpu":
-            hide_gpu()
-        made = fit(loaded, gpu_mem, base=begun)
-        typer.echo(f"{made}\n")
-        loaded = load_recipe(source, [*made.settings, *given])
-    if is_several:
-        _train_several(folder, list(variants(loaded, methods or [loaded.method], seeds or 1)), made)
-    else:
-        _tell(folder, _train(folder, loaded, made, restart_from))
+    _train_several(runs)
 
 
-def _train(folder: Path, recipe: "Recipe", made: "Plan | None", restart_from: str | None = None) -> "Outcome":
+def _train(asked: Asked, restart_from: list[str] | None = None) -> "Outcome":
     """Run a recipe in its folder under the live view, and leave a manifest."""
     from rich.console import Console
 
@@ -130,15 +108,18 @@ def _train(folder: Path, recipe: "Recipe", made: "Plan | None", restart_from: st
     from dpost_lite.selftrain import self_train
     from dpost_lite.stages import preflight
 
+    folder, recipe = asked.path, asked.recipe
+    if asked.plan is not None:
+        typer.echo(f"{asked.plan}\n")
     model_dir = preflight(recipe, folder)  # a mistake shall not leave a folder behind
-    made = made or estimate(recipe)
+    made = asked.plan or estimate(recipe)
     with TerminalView(Console(), stages=planned_stages(recipe)) as view:
         opened = Run.create(folder, recipe, listeners=(view,))
         with opened.locked(), graceful(lambda: opened.emit("notice", text=STOPPING)):
             if restart_from:
                 opened.emit("notice", text=f"put aside: {', '.join(opened.restart_from(restart_from))}")
             outcome = self_train(recipe, opened, made)
-    if not (folder / NAME).is_file():
+    if outcome.failure is None and not (folder / NAME).is_file():
         write_manifest(opened, recipe, model_dir, sys.argv)
     return outcome
 
@@ -153,33 +134,42 @@ def _tell(folder: Path, outcome: "Outcome") -> None:
 
     console = Console()
     console.print("", summary.score_table(outcome.scores), "")
-    gained = results.gain(folder)
+    gained = results.gain(folder, outcome.best.removesuffix("/sft"))
     for text in (summary.verdict(*gained) if gained else "", summary.fallen(outcome.dev_scores)):
         if text:
             console.print(plain(text), soft_wrap=True)
-    for solved in read_json(outcome.solved.path / "solved.json"):
+    for solved in read_json(outcome.solved.path / "solved.json") if outcome.solved else ():
         console.print(summary.solved_problem(solved), soft_wrap=True)
-    file = outcome.export.path / outcome.export.metrics["file"]
+    file = outcome.export.path / outcome.export.metrics["file"] if outcome.export else None
     console.print(summary.whereabouts(folder, best=outcome.best, file=file), soft_wrap=True)
 
 
-def _train_several(folder: Path, runs: "list[tuple[Path, Recipe]]", made: "Plan | None") -> None:
-    """Run each recipe in its own folder below `folder`, and print the methods side by side."""
+def _late(failure: DpostError) -> DeliveryError:
+    return DeliveryError(f"{failure}; all else is done, and the same command repeats only what failed")
+
+
+def _train_several(runs: list[Asked]) -> None:
+    """Run each in its own folder, and print the methods side by side."""
     from rich.console import Console
 
     from dpost_lite.baselines import differences, train_all
     from dpost_lite.report import summary
     from dpost_lite.report.terminal import plain
 
-    console = Console()
+    console, by_path = Console(), {asked.path: asked for asked in runs}
+    failures: list[DpostError] = []
 
-    def train(path: Path, recipe: "Recipe") -> "Score":
+    def train(path: Path) -> "Score":
+        recipe = by_path[path].recipe
         console.print(plain(f"\n{recipe.method}, seed {recipe.seed}, in {path}", "bold"), soft_wrap=True)
-        outcome = _train(path, recipe, made)
+        outcome = _train(by_path[path])
+        failures.extend([outcome.failure] if outcome.failure else [])
         name = outcome.best.removesuffix("/sft")
         return next(score for score in outcome.scores if score.name == name)
 
-    trained = list(train_all(folder, runs, train))
+    trained = list(train_all([(asked.path, asked.recipe) for asked in runs], train))
     console.print("", summary.methods_table([(run.method, run.seed, run.score) for run in trained]), "")
     for a, b, compared in differences(trained):
         console.print(plain(summary.method_difference(a, b, compared)), soft_wrap=True)
+    if failures:
+        raise _late(failures[0])

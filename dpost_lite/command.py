@@ -6,14 +6,20 @@ Only typer is imported up here: `--help` answers at once.
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from dpost_lite.errors import DpostError, RecipeError, nearest, of_disk
+
+if TYPE_CHECKING:
+    from dpost_lite.planner.plan import Plan
+    from dpost_lite.recipe import Method, Recipe
 
 KEYS = {
     "data": "data.train", "data_dir": "data.data_dir", "limit": "data.limit", "model": "model.name", "seed": "seed",
@@ -76,9 +82,11 @@ def _remember_debug(ctx: typer.Context, asked: bool) -> bool:
     return asked
 
 
-def remember_restart(ctx: typer.Context, stage: str | None) -> str | None:
-    ctx.meta["restarts"] = stage is not None
-    return stage
+def remember_restart(ctx: typer.Context, given: list[str] | None) -> list[str]:
+    """Return the stages of --restart-from, each by itself: it takes commas, and may be given more than once."""
+    stages = [name.strip() for text in given or [] for name in text.split(",")]
+    ctx.meta["restarts"] = bool(stages)
+    return stages
 
 
 def _go_offline(asked: bool) -> bool:
@@ -105,6 +113,15 @@ Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use at most
 Model = Annotated[
     str | None, typer.Option(metavar="NAME", help="A folder, a hub id (owner/name), or smollm2-135m-instruct.")
 ]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="A recipe by name, or a .yaml file. [default: rehearsal for the built-in problems, which are taken where "
+        "neither --data nor a GPU's memory is named; else the paper's constants]",
+    ),
+]
 Policy = Annotated[
     str | None, typer.Option(metavar="NAME", help="base, sft-0, round-1 …, or a stage such as round-1/dpo.")
 ]
@@ -119,9 +136,79 @@ GPU_MEM = typer.Option(
 )
 
 
-def default_recipe(data: str | None) -> str | None:
-    """The built-in problems go with the rehearsal; anybody's own with the schema's defaults, the paper's constants."""
-    return REHEARSAL if data in (None, "synthetic") else None
+def default_recipe(data: str | None, gpu_mem: str | None = None) -> str | None:
+    """The recipe of a command that names none: the rehearsal for the built-in problems, and where neither data nor GPU
+    memory is named; else the schema's defaults, the paper's constants.
+    """
+    if data is None:
+        return REHEARSAL if gpu_mem in (None, "cpu") else None
+    return REHEARSAL if data == "synthetic" else None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One run that a command line asks for, in the folder `path`. Without --gpu-mem there is no plan."""
+
+    path: Path
+    recipe: "Recipe"
+    plan: "Plan | None"
+
+
+def resolve(
+    settings: list[str] | None,
+    *,
+    recipe: str | None,
+    gpu_mem: str | None,
+    to_run: bool,
+    methods: "Sequence[Method]" = (),
+    num_seeds: int = 1,
+    out: Path | None = None,
+    **options: Any,
+) -> tuple[Path, list[Asked]]:
+    """Return the folder that a command line asks for and the runs in it, one for each method and seed.
+
+    `plan` and `run` read their words here, so that they mean the same to both. `to_run` needs the GPU to be there, and
+    keeps to the base of a run that the folder holds already.
+    """
+    from dpost_lite.baselines import variants
+    from dpost_lite.planner.plan import plan_for, settings_of
+    from dpost_lite.recipe import load_recipe
+
+    given = [*overrides(method=methods[0] if methods else None, **options), *(settings or [])]
+    source = recipe or default_recipe(_train_data(given), gpu_mem)
+    loaded = load_recipe(source, given)
+    folder = out or Path("runs") / Path(source or loaded.data.train).stem
+    changes: dict[Path, list[str]] = {Path(): []}
+    if len(methods) > 1 or num_seeds > 1:
+        changes = dict(variants(loaded, methods or [loaded.method], num_seeds))
+    plans: list[Plan] = []
+    if gpu_mem is not None:
+        recipes = [load_recipe(source, [*given, *changed]) for changed in changes.values()]
+        plans = plan_for(recipes, gpu_mem, base=_base_of(folder) if to_run else None, to_run=to_run)
+        given = [*settings_of(plans), *given]
+    return folder, [
+        Asked(folder / path, load_recipe(source, [*given, *changed]), plan)
+        for (path, changed), plan in zip_longest(changes.items(), plans)
+    ]
+
+
+def _train_data(given: list[str]) -> str | None:
+    """Where the problems to train on come from, as the last of `key=value` names it."""
+    from dpost_lite.recipe import set_keys
+
+    values: dict[str, Any] = {}
+    set_keys(values, given)
+    data = values.get("data")
+    return data.get("train") if isinstance(data, dict) else None
+
+
+def _base_of(folder: Path) -> str | None:
+    """The base of the run that a folder holds, or of one of several; None where there is none yet."""
+    from dpost_lite.rundir import Run
+
+    files = (file for file in (folder / "run.json", *folder.glob("seed-*/*/run.json")) if file.is_file())
+    first = next(files, None)
+    return Run.open(first.parent).recipe.model.name if first else None
 
 
 def overrides(**options: Any) -> list[str]:

@@ -245,9 +245,14 @@ def load_recipe(source: str | Path | None = None, overrides: list[str] | None = 
     Raises RecipeError that names the file and key, with the nearest known name.
     """
     values = _read_yaml(_locate(str(source))) if source is not None else {}
-    for override in overrides or []:
-        _apply(values, override)
+    set_keys(values, overrides or [])
     return validate(values, where=str(source) if source is not None else "recipe")
+
+
+def set_keys(values: dict[str, Any], overrides: list[str]) -> None:
+    """Set each `key=value` in nested values, which are not validated; the last of a key counts."""
+    for override in overrides:
+        _set_key(values, override)
 
 
 def validate(values: dict[str, Any], *, where: str = "recipe") -> Recipe:
@@ -284,7 +289,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _set_key(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"'{override}' is not of the form key=value, for example sft.epochs=3")

@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,18 +162,19 @@ class Run:
         self.emit("stage_finished", stage=name, **took, metrics=metrics)
         return Artifact(name, folder, fingerprint, metrics)
 
-    def restart_from(self, name: str) -> list[str]:
-        """Put a stage, and all that was made from it, aside; return their names. Nothing is removed.
+    def restart_from(self, given: Sequence[str]) -> list[str]:
+        """Put stages, and all that was made from them, aside; return the names of all. Nothing is removed.
 
-        Raises RunError if the folder holds no such stage.
+        Raises RunError if the folder does not hold one of them; then all stay where they are.
         """
         stages = {**dict(stages_begun(self.path)), **dict(stages_done(self.path))}
-        if name not in stages:
-            raise RunError(
-                f"--restart-from: {self.path} holds no stage '{name}'{nearest(name, list(stages))}; "
-                f"it holds {', '.join(sorted(stages)) or 'none'}"
-            )
-        names = {name}
+        for name in given:
+            if name not in stages:
+                raise RunError(
+                    f"--restart-from: {self.path} holds no stage '{name}'{nearest(name, list(stages))}; "
+                    f"it holds {', '.join(sorted(stages)) or 'none'}"
+                )
+        names = set(given)
         while more := {other for other, record in stages.items() if names & record["inputs"].keys()} - names:
             names |= more
         for other in sorted(names):

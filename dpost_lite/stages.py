@@ -167,11 +167,14 @@ class Stages:
 
     def score(self, name: str, policy: Artifact | None, data: Artifact) -> None:
         """Grade greedy answers on dev and test; None scores the base model."""
+        settings = self._settings(*MODEL_PARTS, "sampling")
+        for key in ("temperature", "top_p"):  # a greedy answer depends on neither
+            settings["sampling"].pop(key)
         stage = self._in_child(
             f"score/{name}",
             work.grade,
             *((data,) if policy is None else (data, policy)),
-            settings=self._settings(*MODEL_PARTS, "sampling"),
+            settings=settings,
             data_dir=data.path,
             policy_dir=policy.path if policy else None,
             policy_name=name,
@@ -244,7 +247,9 @@ class Stages:
         settings: dict[str, Any],
         **arguments: Any,
     ) -> Artifact:
-        """A training stage. When memory runs out its micro-batches are halved; the effective batch stays."""
+        """A training stage. When memory runs out it goes on from its last checkpoint with micro-batches of half the
+        size; the effective batch stays.
+        """
         section = getattr(self._recipe, kind)
         micro = min(section.micro_batch_size, section.batch_size)
         while True:

@@ -78,6 +78,29 @@ def test_a_stopped_training_ends_like_an_unbroken_one(train, tmp_path, kind, pre
     assert weights(tmp_path / "stopped") == weights(tmp_path / "unbroken")
 
 
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_training_goes_on_in_smaller_micro_batches(train, tmp_path, kind):
+    """As it does when memory ran out: the steps that are left see the same rows."""
+
+    def watch(stops_at=None):
+        def progress(done, total, unit, *, loss, **_):
+            losses[done] = loss
+            if done == stops_at:
+                raise KeyboardInterrupt
+
+        losses = {}
+        return losses, progress
+
+    unbroken, progress = watch()
+    train(kind, "4bit", tmp_path / "unbroken", micro_batch_size=4, progress=progress)
+    _, progress = watch(stops_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(kind, "4bit", tmp_path / "stopped", micro_batch_size=4, progress=progress)
+    resumed, progress = watch()
+    train(kind, "4bit", tmp_path / "stopped", micro_batch_size=1, progress=progress)
+    assert resumed == pytest.approx({step: loss for step, loss in unbroken.items() if step > 2}, rel=1e-2)
+
+
 def test_stopped_after_the_last_step_there_is_nothing_to_go_on_with(train, tmp_path):
     figures = train("sft", "4bit", tmp_path, progress=stop_at(12))
     assert figures["steps"] == 12

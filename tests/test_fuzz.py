@@ -49,16 +49,14 @@ def test_a_hundred_thousand_characters_are_soon_done_with(parse):
 
 
 @pytest.mark.parametrize("text", HUGE)
-def test_a_huge_expression_takes_milliseconds_and_no_memory(text):
+def test_a_huge_expression_takes_no_memory(text):
+    """Nor time, for it is refused by its length (tests/test_calculator.py)."""
     calculate = Calculator()
     tracemalloc.start()
-    started = time.perf_counter()
     assert calculate(text) is None
-    seconds = time.perf_counter() - started
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 0.01
-    assert peak < 2**20
+    assert peak < 10_000
 
 
 @pytest.mark.slow

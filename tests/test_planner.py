@@ -14,7 +14,7 @@ from dpost_lite.planner import footprint
 from dpost_lite.planner.device import GIB, card, find_device, parse_memory
 from dpost_lite.planner.footprint import longest_row, weight_bytes
 from dpost_lite.planner.pace import Pace
-from dpost_lite.planner.plan import MIN_ROWS, find_shape, fit, make_plan, pick_base, plan_for
+from dpost_lite.planner.plan import MIN_ROWS, find_shape, make_plans, pick_base, plan_for, settings_of
 from dpost_lite.planner.workload import GSM8K, workload_of
 from dpost_lite.recipe import Recipe, load_recipe, recipes_dir
 from dpost_lite.sampling.request import max_prompts
@@ -24,11 +24,19 @@ GPU_RECIPES = sorted(path.stem for path in recipes_dir().glob("*gb.yaml"))
 
 
 def planned(recipe, name, size):
-    return make_plan(recipe, find_shape(name), card(parse_memory(size)), workload_of(recipe))
+    (plan,) = make_plans([(recipe, workload_of(recipe))], find_shape(name), card(parse_memory(size)))
+    return plan
 
 
 def picked(recipe, size):
-    return pick_base(recipe, card(parse_memory(size) if isinstance(size, str) else size), workload_of(recipe))
+    device = card(parse_memory(size) if isinstance(size, str) else size)
+    (plan,) = pick_base([(recipe, workload_of(recipe))], device)
+    return plan
+
+
+def planned_for(recipe, size, **options):
+    (plan,) = plan_for([recipe], size, **options)
+    return plan
 
 
 @pytest.fixture
@@ -169,7 +177,7 @@ def test_top_p_takes_memory_for_sorting():
 
 def test_overrides_are_keys_of_the_recipe_and_say_what_was_planned():
     plan = planned(Recipe(), "Qwen/Qwen3-1.7B-Base", "8GB")
-    recipe = load_recipe(None, plan.settings)
+    recipe = load_recipe(None, settings_of([plan]))
     assert recipe.sft.micro_batch_size == plan.stages[0].choices["micro-batch"]
     assert recipe.dpo.micro_batch_size == plan.stages[2].choices["micro-batch"]
     assert recipe.sampling.max_rows == plan.stages[1].choices["rows"]
@@ -188,7 +196,7 @@ def test_recipes_for_gpus_are_what_the_planner_makes(name):
     plan = planned(free, recipe.model.name, size[1])
     expected = load_recipe(
         None,
-        [f"sampling.samples_for_labels={recipe.sampling.samples_for_labels}", *plan.settings],
+        [f"sampling.samples_for_labels={recipe.sampling.samples_for_labels}", *settings_of([plan])],
     )  # fmt: skip
     assert recipe == expected
     table = (recipes_dir() / "README.md").read_text(encoding="utf-8")
@@ -207,9 +215,9 @@ def test_recipes_for_gpus_are_what_the_planner_makes(name):
 def test_the_model_is_the_recipes_then_the_begun_runs_then_the_largest(no_gpu):
     """With "auto" a resumed run meets other free memory: it keeps its base."""
     named = load_recipe(None, ["model.name=Qwen/Qwen2.5-0.5B"])
-    assert plan_for(Recipe(), "24GB").shape.name == "Qwen/Qwen3-8B-Base"
-    assert plan_for(Recipe(), "24GB", base="Qwen/Qwen3-4B-Base").shape.name == "Qwen/Qwen3-4B-Base"
-    assert plan_for(named, "24GB", base="Qwen/Qwen3-4B-Base").shape.name == "Qwen/Qwen2.5-0.5B"
+    assert planned_for(Recipe(), "24GB").shape.name == "Qwen/Qwen3-8B-Base"
+    assert planned_for(Recipe(), "24GB", base="Qwen/Qwen3-4B-Base").shape.name == "Qwen/Qwen3-4B-Base"
+    assert planned_for(named, "24GB", base="Qwen/Qwen3-4B-Base").shape.name == "Qwen/Qwen2.5-0.5B"
 
 
 def _take_7_gib(progress):
@@ -224,7 +232,7 @@ def test_a_gpu_is_held_to_the_size(tmp_path):
 
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    share = fit(Recipe(), "6GB").device.memory_share
+    share = planned_for(Recipe(), "6GB", to_run=True).device.memory_share
     with pytest.raises(OutOfMemory):
         run_in_child(_take_7_gib, log=tmp_path / "log", progress=print, memory_share=share)
 
@@ -308,7 +316,7 @@ def test_known_lengths_of_gsm8k_are_those_of_its_files():
 
 
 def test_a_cpu_is_planned_for_its_own_memory_and_rates(no_gpu):
-    plan = plan_for(load_recipe("rehearsal"), "cpu")
+    plan = planned_for(load_recipe("rehearsal"), "cpu")
     device = plan.device
     assert device.is_cpu
     assert device.memory_share is None
@@ -342,8 +350,8 @@ def test_a_run_is_not_fitted_to_more_than_the_gpu_has(monkeypatch):
     monkeypatch.setattr("dpost_lite.models.backends.device", lambda: "cuda")
     monkeypatch.setattr(device_module, "this_gpu", lambda: (7e9, 8e9, 1e14, 1e12))
     with pytest.raises(RecipeError, match="this machine's GPU has less; give auto, or a smaller size"):
-        fit(Recipe(), "24GB")
-    assert fit(Recipe(), "8GB").device.memory_bytes == 7e9
+        planned_for(Recipe(), "24GB", to_run=True)
+    assert planned_for(Recipe(), "8GB", to_run=True).device.memory_bytes == 7e9
 
 
 # --- hours -----------------------------------------------------------------------------------------------------------

@@ -141,26 +141,41 @@ def test_a_stage_and_what_was_made_from_it_are_put_aside(run):
     _, sft, pairs, _ = chain(run)
     with pytest.raises(RunError, match="--restart-from sft-0"):
         chain(run, seed=2)
-    assert run.restart_from("sft-0") == ["round-1/pairs", "score/sft-0", "sft-0"]
+    assert run.restart_from(["sft-0"]) == ["round-1/pairs", "score/sft-0", "sft-0"]
     assert (run.path / f"sft-0-before-{sft.fingerprint[:8]}" / "file.txt").exists()
     assert (run.path / "round-1" / f"pairs-before-{pairs.fingerprint[:8]}" / "file.txt").exists()
     chain(run, seed=2)
     assert [e["stage"] for e in events(run) if e["kind"] == "stage_skipped"][-1] == "data"
-    assert run.restart_from("data")
+    assert run.restart_from(["data"])
     assert not list(stages_done(run.path))
 
 
 def test_the_same_stage_may_be_put_aside_twice(run):
     for _ in range(3):
         chain(run)
-        run.restart_from("round-1/pairs")
+        run.restart_from(["round-1/pairs"])
     assert len(list(run.path.glob("round-1/pairs-before-*"))) == 3
+
+
+def test_several_stages_are_put_aside_at_once(run):
+    chain(run)
+    run.stage("export", Work(), settings={})
+    assert run.restart_from(["export", "round-1/pairs"]) == ["export", "round-1/pairs"]
+    assert [name for name, _ in stages_done(run.path)] == ["data", "score/sft-0", "sft-0"]
+
+
+def test_with_one_unknown_stage_nothing_is_put_aside(run):
+    names = sorted(artifact.name for artifact in chain(run))
+    with pytest.raises(RunError, match="holds no stage 'sft-1'"):
+        run.restart_from(["data", "sft-1"])
+    assert sorted(name for name, _ in stages_done(run.path)) == names
+    assert not list(run.path.rglob("*-before-*"))
 
 
 def test_an_unfinished_stage_can_be_put_aside(run):
     with pytest.raises(OSError, match="disk is full"):
         run.stage("samples", stopped, settings=SETTINGS, resumes=True)
-    run.restart_from("samples")
+    run.restart_from(["samples"])
     (aside,) = run.path.glob("samples-before-*")
     assert (aside / UNFINISHED / "shard").read_text() == "half"
     run.stage("samples", Work(), settings={**SETTINGS, "seed": 2}, resumes=True)
@@ -171,7 +186,7 @@ def test_a_stage_that_is_not_there_cannot_be_put_aside(run):
     with pytest.raises(
         RunError, match=r"holds no stage 'sft-1' \(did you mean 'sft-0'\?\); it holds data, round-1/pairs"
     ):
-        run.restart_from("sft-1")
+        run.restart_from(["sft-1"])
 
 
 # What else may happen to a folder

@@ -145,14 +145,41 @@ def test_long_pairs_are_left_out_and_counted(base_dir, prompter, policy_dir, tmp
         run_dpo(base_dir, prompter, policy_dir, tmp_path, max_length=16)
 
 
-AT_STEP_0 = {"sigmoid": LN2, "robust": LN2, "sigmoid_norm": LN2, "hinge": 1.0, "ipo": 25.0, "bco_pair": 2 * LN2}
+# What the losses' formulas give where policy and reference are one: log-ratios of 0, and σ(0) = 1/2; β is 0.1.
+AT_STEP_0 = {
+    "sigmoid": LN2,  # -log σ(0)
+    "hinge": 1,  # max(0, 1 - 0)
+    "ipo": 25,  # (0 - 1/2β)²
+    "exo_pair": -LN2 - 0.5 * math.log(0.999 * 0.001),  # KL of (1/2, 1/2) from (1 - ε, ε), ε = 0.001
+    "nca_pair": 2 * LN2,  # -log σ(0) - 1/2 log σ(0) - 1/2 log σ(0)
+    "robust": LN2,  # ((1 - ε) ln 2 - ε ln 2) / (1 - 2ε)
+    "bco_pair": 2 * LN2,  # -log σ(0) - log σ(0)
+    "sppo_hard": 50,  # (0 - 1/2β)² + (0 + 1/2β)²
+    "aot": LN2,
+    "aot_unpaired": LN2,
+    "apo_zero": 1,  # (1 - σ(0)) + σ(0)
+    "apo_down": 1,  # σ(0) + (1 - σ(0))
+    "discopop": 0.5 * LN2 + 0.5,  # half of -log σ(0) and half of exp(-0)
+    "sigmoid_norm": LN2,
+}
+
+
+def nll_of_chosen(base_dir, prompter, policy_dir) -> float:
+    """Mean over the tokens of all chosen rationales, written out."""
+    policy = adapters.attach(load(base_dir), policy_dir, trainable=False)
+    given = rows(prompter)
+    total = sum(answer_logprob(policy, row["prompt_ids"], row["chosen_ids"]) for row in given)
+    return -total / sum(len(row["chosen_ids"]) for row in given)
 
 
 @pytest.mark.parametrize("loss", dpo.LOSSES)
-def test_each_loss_of_trl_trains(base_dir, prompter, policy_dir, tmp_path, loss):
+def test_each_loss_of_trl_begins_as_its_formula_says_and_trains(base_dir, prompter, policy_dir, tmp_path, loss):
     figures = run_dpo(base_dir, prompter, policy_dir, tmp_path, loss=loss)
-    assert math.isfinite(figures["first_loss"])
-    assert figures["first_loss"] == pytest.approx(AT_STEP_0.get(loss, figures["first_loss"]), abs=1e-3)
+    if loss == "sft":
+        expected = pytest.approx(nll_of_chosen(base_dir, prompter, policy_dir), rel=1e-3)
+    else:
+        expected = pytest.approx(AT_STEP_0[loss], rel=1e-4, abs=1e-3)
+    assert figures["first_loss"] == expected
     assert not same(saved(tmp_path), saved(policy_dir))
 
 
@@ -171,10 +198,7 @@ def test_unknown_losses_are_refused():
 
 
 def test_the_nll_term_is_the_mean_over_the_chosen_tokens(base_dir, prompter, policy_dir, tmp_path):
-    policy = adapters.attach(load(base_dir), policy_dir, trainable=False)
-    given = rows(prompter)
-    total = sum(answer_logprob(policy, row["prompt_ids"], row["chosen_ids"]) for row in given)
-    nll = -total / sum(len(row["chosen_ids"]) for row in given)
+    nll = nll_of_chosen(base_dir, prompter, policy_dir)
     figures = run_dpo(base_dir, prompter, policy_dir, tmp_path, nll_weight=0.5)
     assert figures["first_loss"] == pytest.approx(LN2 + 0.5 * nll, rel=1e-3)
 

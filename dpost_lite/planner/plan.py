@@ -4,7 +4,7 @@ The recipe says what is learned; the plan says only how it is cut so that it fit
 and neither do the samples. Shapes are enough: planning needs neither weights nor a GPU.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dpost_lite.errors import ModelError, RecipeError
@@ -41,6 +41,9 @@ PLANNED_KINDS = {
 """Which plan holds for a kind of stage (`pace.kind_of`); the others need no model."""
 
 NOTHING = Estimate(0, 0)
+
+Case = tuple[Recipe, Workload]
+"""A run to be planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,31 +114,25 @@ class Plan:
         first = f"{self.shape.name}: {billions:.2f} B parameters, {2 * billions:.1f} GB in 16 bit{licence}"
         return "\n".join([first, *map(str, self.stages)])
 
-    @property
-    def settings(self) -> list[str]:
-        """What makes a recipe run as planned, as `key=value`."""
-        return [f'model.name="{self.shape.name}"', *(setting for stage in self.stages for setting in stage.settings)]
 
+def plan_for(recipes: Sequence[Recipe], size: str, *, base: str | None = None, to_run: bool = False) -> list[Plan]:
+    """Plan runs that differ in method, seed and number of samples alone for `size`: as much GPU memory, "auto" for what
+    is free of it, or "cpu" for this machine's RAM. All are cut alike, so that each fits.
 
-def plan_for(recipe: Recipe, size: str, *, base: str | None = None) -> Plan:
-    """Plan `recipe` for `size`: as much GPU memory, "auto" for what is free of it, or "cpu" for this machine's RAM.
-
-    The model is the one that the recipe names, or else `base`, or else the largest open base that fits; on a CPU, where
-    time is short and not memory, the recipe's default. Raises RecipeError for a bad size, DataError for problems that
-    cannot be read, and ModelError, with what would fit, if the model does not.
+    The model is the one that the recipes name, or else `base`, or else the largest open base that fits; on a CPU, where
+    time is short and not memory, the recipe's default. Raises RecipeError for a bad size and, `to_run`, if this machine
+    has no such GPU; DataError for problems that cannot be read; and ModelError, with what would fit, if the model does
+    not.
     """
-    return _plan_on(find_device(size), recipe, base)
+    device = _device_here(size) if to_run else find_device(size)
+    cases = [(recipe, workload_of(recipe)) for recipe in recipes]
+    model = recipes[0].model
+    if device.is_cpu or "name" in model.model_fields_set:
+        base = model.name
+    return make_plans(cases, find_shape(base), device) if base else pick_base(cases, device)
 
 
-def _plan_on(device: Device, recipe: Recipe, base: str | None) -> Plan:
-    work = workload_of(recipe)
-    if device.is_cpu or "name" in recipe.model.model_fields_set:
-        base = recipe.model.name
-    return make_plan(recipe, find_shape(base), device, work) if base else pick_base(recipe, device, work)
-
-
-def fit(recipe: Recipe, size: str, *, base: str | None = None) -> Plan:
-    """Plan as `plan_for` does, to run here. Raises RecipeError if this machine has no such GPU."""
+def _device_here(size: str) -> Device:
     if size != "cpu" and backends.device() != "cuda":
         raise RecipeError(
             f"--gpu-mem {size}: this machine has no CUDA GPU; give cpu, or leave it out, to run on the CPU, "
@@ -144,13 +141,22 @@ def fit(recipe: Recipe, size: str, *, base: str | None = None) -> Plan:
     device = find_device(size)
     if device.rates_of != HERE:
         raise RecipeError(f"--gpu-mem {size}: this machine's GPU has less; give auto, or a smaller size")
-    return _plan_on(device, recipe, base)
+    return device
+
+
+def settings_of(plans: Sequence[Plan]) -> list[str]:
+    """Return what makes runs go as planned, as `key=value`, the same for all of them: a kind of stage has the settings
+    of the run that takes most for it, which come last.
+    """
+    stages = sorted((stage for plan in plans for stage in plan.stages), key=lambda stage: stage.peak_bytes)
+    return [f'model.name="{plans[0].shape.name}"', *(setting for stage in stages for setting in stage.settings)]
 
 
 def estimate(recipe: Recipe) -> Plan:
     """Plan the recipe's own model for all of this machine, whether it fits or not: for the time it will take."""
     device = find_device("auto" if backends.device() == "cuda" else "cpu")
-    return _cut(recipe, find_shape(recipe.model.name), device, workload_of(recipe))
+    (plan,) = _cut([(recipe, workload_of(recipe))], find_shape(recipe.model.name), device)
+    return plan
 
 
 def find_shape(name: str) -> ModelShape:
@@ -160,49 +166,59 @@ def find_shape(name: str) -> ModelShape:
     return replace(read_shape(backends.find(name, files=("config.json",))), name=name)
 
 
-def make_plan(recipe: Recipe, shape: ModelShape, device: Device, work: Workload) -> Plan:
-    """Fit every stage of `recipe` into the device's memory.
+def make_plans(cases: Sequence[Case], shape: ModelShape, device: Device) -> list[Plan]:
+    """Fit every stage of each case into the device's memory, all cut alike.
 
     Raises ModelError that names the largest stage, what it would take at least, and a base that fits, if it does not.
     """
-    plan = _cut(recipe, shape, device, work)
-    if not plan.fits:
-        raise ModelError(_too_large(plan, recipe, work))
-    return plan
+    plans = _cut(cases, shape, device)
+    if not _all_fit(plans):
+        raise ModelError(_too_large(plans, cases))
+    return plans
 
 
-def pick_base(recipe: Recipe, device: Device, work: Workload) -> Plan:
-    """Return the plan of the largest open base that fits, of those that sample from 16 bit if there are any.
+def pick_base(cases: Sequence[Case], device: Device) -> list[Plan]:
+    """Return the plans for the largest open base with which all cases fit, of those that sample from 16 bit if there
+    are any.
 
     Raises ModelError, with the smallest plan, if none does.
     """
-    plans = _open_plans(recipe, device, work)
-    fitting = [plan for plan in plans if plan.fits]
+    by_base = _open_plans(cases, device)
+    fitting = [plans for plans in by_base if _all_fit(plans)]
     if not fitting:
-        raise ModelError(_too_large(plans[0], recipe, work))
-    return ([plan for plan in fitting if plan.samples_merged] or fitting)[-1]
+        raise ModelError(_too_large(by_base[0], cases))
+    return ([plans for plans in fitting if plans[0].samples_merged] or fitting)[-1]
 
 
-def _open_plans(recipe: Recipe, device: Device, work: Workload) -> list[Plan]:
-    """Plans of all bases that are not gated, small ones first."""
+def _all_fit(plans: Iterable[Plan]) -> bool:
+    return all(plan.fits for plan in plans)
+
+
+def _open_plans(cases: Sequence[Case], device: Device) -> list[list[Plan]]:
+    """Plans for each base that is not gated, small ones first."""
     shapes = [base.shape for base in BASES.values() if not base.is_gated]
-    return [_cut(recipe, s, device, work) for s in sorted(shapes, key=lambda shape: shape.num_parameters)]
+    return [_cut(cases, shape, device) for shape in sorted(shapes, key=lambda shape: shape.num_parameters)]
 
 
-def _cut(recipe: Recipe, shape: ModelShape, device: Device, work: Workload) -> Plan:
-    def largest(choices: Iterable[StagePlan]) -> StagePlan:
-        """The first that fits, or else the last, which is the smallest."""
-        *_, last = smaller = list(choices)
-        return next((stage for stage in smaller if stage.peak_bytes <= device.memory_bytes), last)
+def _cut(cases: Sequence[Case], shape: ModelShape, device: Device) -> list[Plan]:
+    def largest(choices: Iterable[list[StagePlan]]) -> tuple[StagePlan, ...]:
+        """Of each case's choices the first with which all fit, or else the last, which is the smallest."""
+        *_, last = smaller = list(zip(*choices, strict=True))
+        return next((row for row in smaller if all(stage.peak_bytes <= device.memory_bytes for stage in row)), last)
 
-    trainings = ["sft", "dpo"] if recipe.method == "dpo-st" else ["sft"]
-    trained = {name: largest(_training_choices(name, recipe, shape, device, work)) for name in trainings}
-    sampling = largest(_sampling_choices(recipe, shape, device, work))
+    sft = largest(_training_choices("sft", recipe, shape, device, work) for recipe, work in cases)
+    dpo = largest(_training_choices("dpo", recipe, shape, device, work) for recipe, work in cases)
+    sampling = largest(_sampling_choices(recipe, shape, device, work) for recipe, work in cases)
+    return [_plan(case, shape, device, *stages) for case, *stages in zip(cases, sft, sampling, dpo, strict=True)]
+
+
+def _plan(case: Case, shape: ModelShape, device: Device, sft: StagePlan, sampling: StagePlan, dpo: StagePlan) -> Plan:
+    recipe, work = case
     is_merged = sampling.choices["weights"] == "merged"
     merge = _merge(recipe, shape, device, on_device=is_merged or device.is_cpu)
     pace = Pace(recipe, shape, work, device, num_rows=int(sampling.choices["rows"]), is_merged=is_merged)
     estimates = {name: pace.of(name) for name in planned_stages(recipe)}
-    stages = [trained["sft"], sampling, *([trained["dpo"]] if "dpo" in trained else []), merge]
+    stages = [sft, sampling, *([dpo] if recipe.method == "dpo-st" else []), merge]
     return Plan(shape, device, tuple(_with_total(stage, estimates) for stage in stages), estimates)
 
 
@@ -211,9 +227,7 @@ def _with_total(stage: StagePlan, estimates: dict[str, Estimate]) -> StagePlan:
     return replace(stage, total=Estimate(sum(e.tokens for e in own), sum(e.seconds for e in own)))
 
 
-def _training_choices(
-    name: str, recipe: Recipe, shape: ModelShape, device: Device, work: Workload
-) -> Iterable[StagePlan]:
+def _training_choices(name: str, recipe: Recipe, shape: ModelShape, device: Device, work: Workload) -> list[StagePlan]:
     """Large micro-batches before small ones; a CPU gains nothing from more than the recipe's own."""
     section = recipe.sft if name == "sft" else recipe.dpo
     most = min(section.batch_size, section.micro_batch_size if device.is_cpu else MICRO_BATCHES[0])
@@ -239,7 +253,7 @@ def _training(name: str, recipe: Recipe, shape: ModelShape, device: Device, work
     return StagePlan(name, parts, choices, (f"{name}.micro_batch_size={micro}",), ram, disk)
 
 
-def _sampling_choices(recipe: Recipe, shape: ModelShape, device: Device, work: Workload) -> Iterable[StagePlan]:
+def _sampling_choices(recipe: Recipe, shape: ModelShape, device: Device, work: Workload) -> list[StagePlan]:
     """Merged 16-bit weights as long as they leave room for rows worth having, then 4 bits; many rows before few."""
     most = max(MIN_ROWS, recipe.sampling.max_rows)
     rows = sorted({most, *(n for n in ROWS if n <= most)}, reverse=True)
@@ -277,17 +291,18 @@ def _merge(recipe: Recipe, shape: ModelShape, device: Device, *, on_device: bool
     return StagePlan("merge, export", parts, choices, (), ram, in_16_bit * EXPORT_SHARE)
 
 
-def _too_large(plan: Plan, recipe: Recipe, work: Workload) -> str:
+def _too_large(plans: Sequence[Plan], cases: Sequence[Case]) -> str:
+    plan = max(plans, key=lambda plan: plan.largest.peak_bytes)
     stage, given = plan.largest, plan.device.memory_bytes
     fitting = [
-        other.shape
-        for other in _open_plans(recipe, plan.device, work)
-        if other.fits and other.shape.num_parameters < plan.shape.num_parameters
+        others[0].shape.name
+        for others in _open_plans(cases, plan.device)
+        if _all_fit(others) and others[0].shape.num_parameters < plan.shape.num_parameters
     ]
     advice = "no base of the table fits; lower sft.max_length and dpo.max_length, or "
     advice += "close other programs" if plan.device.is_cpu else "take a card with more memory"
     if fitting:
-        advice = f"{fitting[-1].name} fits"
+        advice = f"{fitting[-1]} fits"
         advice += f"; or lower {stage.name}.max_length" if stage.name in ("sft", "dpo") else ""
     return (
         f"--gpu-mem: {plan.shape.name} needs at least {stage.peak_bytes / GIB:.1f} GiB for {stage.name}, "

@@ -54,16 +54,20 @@ def test_what_is_no_method_is_refused(text):
 
 def test_plain_self_training_draws_as_much_as_dpo_st():
     recipe = load_recipe(None, ["seed=3"])
-    runs = dict(variants(recipe, ["dpo-st", "st", "sft"], 2))
+
+    def made(methods, num_seeds):
+        return {path: load_recipe(None, changes) for path, changes in variants(recipe, methods, num_seeds)}
+
+    runs = made(["dpo-st", "st", "sft"], 2)
     assert [str(path) for path in runs] == [
         f"seed-{seed}/{method}" for seed in (3, 4) for method in methods_of("dpo-st,st,sft")
     ]
-    for path, made in runs.items():
-        assert (path.name, path.parent.name) == (made.method, f"seed-{made.seed}")
-        number = made.sampling.samples_for_labels + (made.sampling.samples_for_pairs if made.method == "dpo-st" else 0)
-        if made.method != "sft":
+    for path, run in runs.items():
+        assert (path.name, path.parent.name) == (run.method, f"seed-{run.seed}")
+        number = run.sampling.samples_for_labels + (run.sampling.samples_for_pairs if run.method == "dpo-st" else 0)
+        if run.method != "sft":
             assert number == recipe.sampling.samples_for_labels + recipe.sampling.samples_for_pairs
-    alone = dict(variants(recipe, ["st", "sft"], 1))
+    alone = made(["st", "sft"], 1)
     assert {run.sampling.samples_for_labels for run in alone.values()} == {recipe.sampling.samples_for_labels}
 
 

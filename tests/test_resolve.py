@@ -1,0 +1,180 @@
+"""The same words mean the same to `plan` and to `run`, and several methods and seeds are planned together."""
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dpost_lite import cli
+from dpost_lite.cli import app
+from dpost_lite.command import Asked
+from dpost_lite.planner.device import HERE, Device
+from dpost_lite.planner.pace import planned_stages
+from dpost_lite.planner.plan import Plan
+from dpost_lite.problems.records import Score
+from dpost_lite.recipe import ModelRecipe, Recipe, load_recipe
+from dpost_lite.rundir import Run
+
+PAPER = None  # the defaults
+TABLE = [
+    ("--gpu-mem 24GB", PAPER),
+    ("--gpu-mem auto", PAPER),
+    ("--gpu-mem cpu", "rehearsal"),
+    ("--gpu-mem 24GB --data synthetic", "rehearsal"),
+    ("--gpu-mem 24GB data.train=synthetic", "rehearsal"),
+    ('--gpu-mem 24GB data.train="synthetic"', "rehearsal"),
+    ("--gpu-mem cpu --data synthetic", "rehearsal"),
+    ("--gpu-mem cpu data.train=my.csv", PAPER),
+    ("--gpu-mem cpu --data my.csv", PAPER),
+    ("--gpu-mem cpu --data my.csv --data-dir .", PAPER),
+    ("--gpu-mem cpu --data gsm8k", PAPER),
+    ("--gpu-mem cpu --data my.csv data.train=synthetic", "rehearsal"),
+    ("--gpu-mem 24GB --data synthetic data.train=my.csv", PAPER),
+    ("--gpu-mem 24GB data.train=my.csv data.train=synthetic", "rehearsal"),
+    ("--gpu-mem cpu data.test=my.csv", "rehearsal"),
+    ("--gpu-mem 8GB --recipe rehearsal --data my.csv", "rehearsal"),
+    ("--gpu-mem cpu --recipe full-precision --limit 64", "full-precision"),
+    ("--gpu-mem 24GB --model Qwen/Qwen3-1.7B-Base --precision 16bit sft.max_length=512", PAPER),
+    ("--gpu-mem 12GB method=st model.name=Qwen/Qwen2.5-0.5B", PAPER),
+]
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of 48 GB and a CPU that are only said to be there, in a folder with a file of problems."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    rows = [f"How many are {i} and {i}?,{i}+{i}=<<{i}+{i}={2 * i}>>{2 * i} #### {2 * i}\n" for i in range(20)]
+    Path("my.csv").write_text("question,answer\n" + "".join(rows))
+    monkeypatch.setattr("dpost_lite.models.backends.device", lambda: "cuda")
+    monkeypatch.setattr("dpost_lite.planner.device.this_gpu", lambda: (40e9, 48e9, 1e14, 1e12))
+    monkeypatch.setattr("dpost_lite.planner.device.this_cpu", lambda: Device("cpu", 16e9, 4, 1e11, 1e10, HERE))
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Plan]]:
+    """Collect what `run` begins; nothing is trained."""
+    runs: list[tuple[Recipe, Plan]] = []
+
+    def self_train(recipe: Recipe, _: Run, plan: Plan) -> Any:
+        runs.append((recipe, plan))
+        return SimpleNamespace(best="sft-0", scores=[Score("sft-0", 1, 1, 1, 0, 1, 0, 0, 0)])
+
+    monkeypatch.setattr("dpost_lite.selftrain.self_train", self_train)
+    monkeypatch.setattr("dpost_lite.stages.preflight", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.manifest.write_manifest", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.cli_run._tell", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.baselines.differences", lambda _: [])
+    return runs
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+    """Collect what `plan` shows."""
+    asked: list[Asked] = []
+    real = cli.resolve
+
+    def resolve(*arguments: Any, **options: Any) -> tuple[Path, list[Asked]]:
+        folder, runs = real(*arguments, **options)
+        asked.extend(runs)
+        return folder, runs
+
+    monkeypatch.setattr(cli, "resolve", resolve)
+    return asked
+
+
+def given(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize(("words", "source"), TABLE)
+def test_plan_run_and_the_command_that_plan_names_agree(started, shown, words: str, source: str | None) -> None:
+    told = given("plan", *words.split())
+    given("run", *words.split())
+    program, *following = shlex.split(told.splitlines()[-1].removeprefix("next: "))
+    assert (program, following[0]) == ("dpost-lite", "run")
+    given(*following, "--out", "next")
+    ((recipe, plan),) = ((asked.recipe, asked.plan) for asked in shown)
+    assert started == [(recipe, plan)] * 2
+    assert told.startswith(f"{recipe.model.name}: ")
+    expected = load_recipe(source)
+    assert (recipe.sft.learning_rate, recipe.dpo.max_steps) == (expected.sft.learning_rate, expected.dpo.max_steps)
+
+
+def test_a_run_keeps_the_base_that_it_began_with(started, shown) -> None:
+    for folder in ("one", "several/seed-42/st"):
+        Run.create(Path(folder), Recipe(model=ModelRecipe(name="Qwen/Qwen3-1.7B-Base")))
+    given("run", "--gpu-mem", "24GB", "--out", "one")
+    given("run", "--gpu-mem", "24GB", "--out", "several", "--method", "st,sft")
+    given("run", "--gpu-mem", "24GB", "--out", "new")
+    kept, picked = "Qwen/Qwen3-1.7B-Base", "Qwen/Qwen3-8B-Base"
+    assert [recipe.model.name for recipe, _ in started] == [kept, kept, kept, picked]
+
+
+# Several methods and seeds
+
+
+def test_each_method_and_seed_has_its_own_estimates_and_the_same_settings(started) -> None:
+    told = given(
+        "run", "--gpu-mem", "24GB", "--method", "sft,st,dpo-st", "--seeds", "2", "sampling.samples_for_labels=4"
+    )
+    assert [(recipe.seed, recipe.method) for recipe, _ in started] == [
+        (seed, method) for seed in (42, 43) for method in ("sft", "st", "dpo-st")
+    ]
+    for recipe, plan in started:
+        assert list(plan.estimates) == planned_stages(recipe)
+        assert [stage.name for stage in plan.stages] == [
+            "sft", "sampling", *(["dpo"] if recipe.method == "dpo-st" else []), "merge, export",
+        ]  # fmt: skip
+        assert plan.fits
+        assert str(plan) in told
+    _, st, dpo_st = (plan.estimates for _, plan in started[:3])
+    drawn = [estimates["round-1/samples-labels"].tokens for estimates in (st, dpo_st)]
+    assert drawn[0] - drawn[1] == pytest.approx(5 * 6705 * 126)  # st draws the five for pairs too
+
+    def but_method(recipe: Recipe) -> Recipe:
+        sampling = recipe.sampling.model_copy(update={"samples_for_labels": 0})
+        return recipe.model_copy(update={"method": "", "seed": 0, "sampling": sampling})
+
+    assert len({but_method(recipe) for recipe, _ in started}) == 1
+    recipe, plan = started[-1]
+    assert recipe.dpo.micro_batch_size == plan.stages[2].choices["micro-batch"]
+    assert recipe.sampling.max_rows == plan.stages[1].choices["rows"]
+
+
+@pytest.mark.parametrize("methods", ["st,dpo-st", "dpo-st,st"])
+def test_what_is_picked_fits_every_method(started, methods: str) -> None:
+    """On this size and precision DPO, which holds more, fits with a smaller base only."""
+    words = ("run", "--gpu-mem", "30.5GB", "--recipe", "full-precision")
+    for method in ("st", "dpo-st", methods):
+        given(*words, "--method", method, "--out", method)
+    st, dpo_st, *several = (plan.shape for _, plan in started)
+    assert dpo_st.num_parameters < st.num_parameters
+    assert several == [dpo_st, dpo_st]
+
+
+def test_methods_that_are_compared_are_cut_alike(started) -> None:
+    """Else one would be sampled from 16-bit weights, and the other from 4 bits."""
+    words = ("run", "--gpu-mem", "20.75GB", "--model", "Qwen/Qwen3-8B-Base")
+    given(*words, "--method", "dpo-st", "--out", "alone")
+    given(*words, "--method", "st", "--out", "other", "sampling.samples_for_labels=8")
+    given(*words, "--method", "st,dpo-st", "--out", "both")
+    dpo_st, st, *both = [(plan.stages[1].choices["weights"], recipe.sampling.max_rows) for recipe, plan in started]
+    assert (dpo_st[0], st[0]) == ("quantized", "merged")
+    assert both == [dpo_st, dpo_st]
+
+
+def test_what_does_not_fit_every_method_is_refused_with_what_does() -> None:
+    words = ("--gpu-mem", "30.5GB", "--recipe", "full-precision", "--model", "Qwen/Qwen2.5-1.5B")
+    assert CliRunner().invoke(app, ["plan", *words, "method=st"]).exit_code == 0
+    result = CliRunner().invoke(app, ["run", *words, "--method", "st,dpo-st"])
+    assert result.exit_code == 2
+    assert "Qwen/Qwen2.5-1.5B needs at least" in result.stderr
+    assert "GiB for dpo" in result.stderr
+    assert "Qwen/Qwen3-0.6B-Base fits" in result.stderr
+    assert not Path("runs").exists()

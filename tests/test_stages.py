@@ -1,0 +1,70 @@
+"""What a stage depends on, and how a training goes on when memory runs out; no model is loaded."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpost_lite import stages
+from dpost_lite.errors import OutOfMemory, RunError
+from dpost_lite.models import backends
+from dpost_lite.problems.records import Score
+from dpost_lite.recipe import load_recipe
+from dpost_lite.rundir import UNFINISHED, Artifact, Run
+from dpost_lite.stages import Stages
+
+DATA = Artifact("data", Path("data"), "1", {"dev": 0, "test": 1})
+POLICY = Artifact("sft-0", Path("sft-0"), "2")
+
+
+@pytest.fixture
+def works(monkeypatch, tmp_path) -> list[str]:
+    """Collect the names of what stages would do in a child process; nothing is done."""
+    names: list[str] = []
+
+    def run_in_child(work: Any, **_: Any) -> dict[str, Any]:
+        names.append(work.__name__)
+        return {"test": asdict(Score("base", 1, 0, 0, 0, 1, 0, 0, 0))}
+
+    monkeypatch.setattr(stages, "preflight", lambda *_: tmp_path)
+    monkeypatch.setattr(backends, "fingerprint", lambda _: "a base")
+    monkeypatch.setattr(stages, "run_in_child", run_in_child)
+    return names
+
+
+def stages_of(folder: Path, *overrides: str) -> Stages:
+    recipe = load_recipe(None, list(overrides))
+    return Stages(recipe, Run.create(folder / "run", recipe))
+
+
+@pytest.mark.parametrize("key", ["sampling.temperature", "sampling.top_p"])
+def test_how_is_sampled_changes_no_greedy_answer(works, tmp_path, key):
+    before, after = (stages_of(tmp_path, f"{key}={value}") for value in (0.8, 0.9))
+    before.score("base", None, DATA)
+    after.score("base", None, DATA)
+    assert works == ["grade"]
+    before.sample_for_pairs("round-1/samples-pairs", POLICY, DATA)
+    with pytest.raises(RunError, match=rf"'round-1/samples-pairs' made with other settings \({key}: 0.8 -> 0.9\)"):
+        after.sample_for_pairs("round-1/samples-pairs", POLICY, DATA)
+
+
+def test_a_shorter_limit_changes_greedy_answers(works, tmp_path):
+    stages_of(tmp_path).score("base", None, DATA)
+    with pytest.raises(RunError, match=r"sampling\.max_new_tokens: 300 -> 200"):
+        stages_of(tmp_path, "sampling.max_new_tokens=200").score("base", None, DATA)
+
+
+def test_where_memory_ran_out_a_training_finds_its_checkpoint(works, tmp_path, monkeypatch):
+    found = []
+
+    def run_in_child(*_: Any, out: Path, micro_batch_size: int, **__: Any) -> dict[str, Any]:
+        found.append((micro_batch_size, sorted(path.name for path in (out / UNFINISHED).glob("checkpoint-*"))))
+        if micro_batch_size > 1:
+            (out / UNFINISHED / f"checkpoint-{len(found)}").mkdir()
+            raise OutOfMemory("CUDA out of memory")
+        return {}
+
+    monkeypatch.setattr(stages, "run_in_child", run_in_child)
+    stages_of(tmp_path, "sft.batch_size=12", "sft.micro_batch_size=6").sft("sft-0", DATA)
+    assert found == [(6, []), (3, ["checkpoint-1"]), (1, ["checkpoint-1", "checkpoint-2"])]
