@@ -110,11 +110,12 @@ def _train(asked: Asked, restart_from: list[str] | None = None) -> "Outcome":
 
     folder, recipe = asked.path, asked.recipe
     if asked.plan is not None:
-        typer.echo(f"{asked.plan}\n")
+        kept = f"kept as the run began: {', '.join(asked.kept)}\n" if asked.kept else ""
+        typer.echo(f"{asked.plan}\n{kept}")
     model_dir = preflight(recipe, folder)  # a mistake shall not leave a folder behind
     made = asked.plan or estimate(recipe)
     with TerminalView(Console(), stages=planned_stages(recipe)) as view:
-        opened = Run.create(folder, recipe, listeners=(view,))
+        opened = Run.create(folder, recipe, listeners=(view,), planned_for=asked.gpu_mem)
         with opened.locked(), graceful(lambda: opened.emit("notice", text=STOPPING)):
             if restart_from:
                 opened.emit("notice", text=f"put aside: {', '.join(opened.restart_from(restart_from))}")

@@ -140,7 +140,8 @@ class SamplingRecipe(_Section):
     max_rows: int = Field(256, ge=1)
     """Rationales that are decoded side by side, if memory allows."""
     memory_gib: float | None = Field(None, gt=0)
-    """Memory for their cache and logits; by default a share of what is free (half of RAM, four fifths of a GPU)."""
+    """Memory for their cache and logits; by default a third of the RAM, or four fifths of what the
+    model leaves of a GPU."""
 
 
 class PairsRecipe(_Section):

@@ -61,7 +61,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Plan]]:
 
     def self_train(recipe: Recipe, _: Run, plan: Plan) -> Any:
         runs.append((recipe, plan))
-        return SimpleNamespace(best="sft-0", scores=[Score("sft-0", 1, 1, 1, 0, 1, 0, 0, 0)])
+        return SimpleNamespace(best="sft-0", failure=None, scores=[Score("sft-0", 1, 1, 1, 0, 1, 0, 0, 0)])
 
     monkeypatch.setattr("dpost_lite.selftrain.self_train", self_train)
     monkeypatch.setattr("dpost_lite.stages.preflight", lambda *_: None)

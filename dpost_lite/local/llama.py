@@ -119,20 +119,17 @@ def file_type(path: Path) -> str:
 
 def trials() -> dict[str, Trial]:
     """Return what is remembered of this machine and this version of llama-cpp-python, by type of file."""
-    with contextlib.suppress(OSError, RunError, TypeError, AttributeError):
-        return {kind: Trial(**found) for kind, found in read_json(_record()).get(_machine(), {}).items()}
+    with contextlib.suppress(TypeError, AttributeError):  # a record of another version, or a damaged one
+        return {kind: Trial(**found) for kind, found in _recorded().get(_machine(), {}).items()}
     return {}
 
 
 def remember(kind: str, trial: Trial) -> None:
     """Note a trial, beside those of other machines that share the cache; a cache that cannot be written is no error."""
     with contextlib.suppress(OSError):
-        everything: dict[str, Any] = {}
-        with contextlib.suppress(OSError, RunError):
-            everything = read_json(_record())
-        everything[_machine()] = {name: asdict(found) for name, found in {**trials(), kind: trial}.items()}
+        here = {name: asdict(found) for name, found in {**trials(), kind: trial}.items()}
         _record().parent.mkdir(parents=True, exist_ok=True)
-        write_json(_record(), everything)
+        write_json(_record(), {**_recorded(), _machine(): here})
 
 
 def run_module(module: str, *arguments: str, text: str = "") -> "subprocess.CompletedProcess[bytes]":
@@ -156,6 +153,14 @@ def last_words(output: bytes) -> str:
 
 def _record() -> Path:
     return cache_dir() / "llama.cpp.json"
+
+
+def _recorded() -> dict[str, Any]:
+    try:
+        found = read_json(_record())
+    except (OSError, RunError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @cache
