@@ -113,7 +113,7 @@ def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
     *usages, packages, own = done.stdout.splitlines()
     assert sum(line.startswith("Usage: ") for line in usages) == 1 + len(COMMANDS)
     assert {*packages.split()} <= {"dpost_lite", *TYPER}
-    assert own.replace("dpost_lite.", "") == "cli cli_eval cli_report cli_run command errors"
+    assert own.replace("dpost_lite.", "") == "cli cli_eval cli_report cli_run command errors machine"
 
 
 def test_version_and_a_bare_call() -> None:

@@ -116,6 +116,26 @@ def test_a_run_keeps_the_base_that_it_began_with(started, shown) -> None:
     assert [recipe.model.name for recipe, _ in started] == [kept, kept, kept, picked]
 
 
+def test_a_run_keeps_how_it_was_cut_whatever_is_free_later(started, monkeypatch) -> None:
+    def free(gb: float) -> None:
+        device = Device("cpu", gb * 1e9, 4, 1e11, 1e10, HERE)
+        monkeypatch.setattr("dpost_lite.planner.device.this_cpu", lambda: device)
+
+    words = ("run", "--gpu-mem", "cpu", "sampling.max_rows=512", "synthetic.num_train=400")
+    free(16)
+    first = given(*words, "--out", "one")
+    free(3)
+    again = given(*words, "--out", "one")
+    given("run", "--gpu-mem", "cpu", "--out", "new", *words[3:])
+    before, kept, new = (recipe for recipe, _ in started)
+    assert kept.sampling == before.sampling
+    assert kept.sft == before.sft
+    assert new.sampling.memory_gib < before.sampling.memory_gib
+    assert "kept as the run began" not in first
+    (line,) = (line for line in again.splitlines() if line.startswith("kept as the run began: "))
+    assert f"sampling.memory_gib={before.sampling.memory_gib}" in line
+
+
 # Several methods and seeds
 
 
@@ -150,7 +170,7 @@ def test_each_method_and_seed_has_its_own_estimates_and_the_same_settings(starte
 @pytest.mark.parametrize("methods", ["st,dpo-st", "dpo-st,st"])
 def test_what_is_picked_fits_every_method(started, methods: str) -> None:
     """On this size and precision DPO, which holds more, fits with a smaller base only."""
-    words = ("run", "--gpu-mem", "30.5GB", "--recipe", "full-precision")
+    words = ("run", "--gpu-mem", "27.5GB", "--recipe", "full-precision")
     for method in ("st", "dpo-st", methods):
         given(*words, "--method", method, "--out", method)
     st, dpo_st, *several = (plan.shape for _, plan in started)
@@ -170,7 +190,7 @@ def test_methods_that_are_compared_are_cut_alike(started) -> None:
 
 
 def test_what_does_not_fit_every_method_is_refused_with_what_does() -> None:
-    words = ("--gpu-mem", "30.5GB", "--recipe", "full-precision", "--model", "Qwen/Qwen2.5-1.5B")
+    words = ("--gpu-mem", "27.5GB", "--recipe", "full-precision", "--model", "Qwen/Qwen2.5-1.5B")
     assert CliRunner().invoke(app, ["plan", *words, "method=st"]).exit_code == 0
     result = CliRunner().invoke(app, ["run", *words, "--method", "st,dpo-st"])
     assert result.exit_code == 2
