@@ -119,8 +119,8 @@ RecipeName = Annotated[
     typer.Option(
         "--recipe",
         metavar="NAME|FILE",
-        help="A recipe by name, or a .yaml file. [default: rehearsal for the built-in problems, which are taken where "
-        "neither --data nor a GPU's memory is named; else the paper's constants]",
+        help="A recipe by name, or a .yaml file. [default: the paper's constants; rehearsal with --data synthetic, and "
+        "where neither --data nor a GPU size is given]",
     ),
 ]
 Policy = Annotated[

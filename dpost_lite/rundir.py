@@ -176,27 +176,27 @@ class Run:
         self.emit("stage_finished", stage=name, **took, metrics=metrics)
         return Artifact(name, folder, fingerprint, metrics)
 
-    def restart_from(self, given: Sequence[str]) -> list[str]:
+    def restart_from(self, names: Sequence[str]) -> list[str]:
         """Put stages, and all that was made from them, aside; return the names of all. Nothing is removed.
 
         Raises RunError if the folder does not hold one of them; then all stay where they are.
         """
         stages = {**dict(stages_begun(self.path)), **dict(stages_done(self.path))}
-        for name in given:
+        for name in names:
             if name not in stages:
                 raise RunError(
                     f"--restart-from: {self.path} holds no stage '{name}'{nearest(name, list(stages))}; "
                     f"it holds {', '.join(sorted(stages)) or 'none'}"
                 )
-        names = set(given)
-        while more := {other for other, record in stages.items() if names & record["inputs"].keys()} - names:
-            names |= more
-        for other in sorted(names):
-            for folder in (self.path / other, self.path / f"{other}.partial"):
+        aside = set(names)
+        while more := {other for other, record in stages.items() if aside & record["inputs"].keys()} - aside:
+            aside |= more
+        for name in sorted(aside):
+            for folder in (self.path / name, self.path / f"{name}.partial"):
                 if folder.exists():
-                    _put_aside(folder, stages[other]["fingerprint"])
+                    _put_aside(folder, stages[name]["fingerprint"])
         (self.path / "manifest.json").unlink(missing_ok=True)
-        return sorted(names)
+        return sorted(aside)
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Append an event to the journal and tell the listeners."""

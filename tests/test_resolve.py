@@ -106,7 +106,7 @@ def test_plan_run_and_the_command_that_plan_names_agree(started, shown, words: s
     assert (recipe.sft.learning_rate, recipe.dpo.max_steps) == (expected.sft.learning_rate, expected.dpo.max_steps)
 
 
-def test_a_run_keeps_the_base_that_it_began_with(started, shown) -> None:
+def test_a_run_keeps_the_base_that_it_began_with(started) -> None:
     for folder in ("one", "several/seed-42/st"):
         Run.create(Path(folder), Recipe(model=ModelRecipe(name="Qwen/Qwen3-1.7B-Base")))
     given("run", "--gpu-mem", "24GB", "--out", "one")
