@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.machine import describe
+from dpost_lite.machine import describe, let_threads_sleep
+
+let_threads_sleep()  # as the command line does
 
 
 def result_of(benchmark: str, **figures: Any) -> dict[str, Any]:

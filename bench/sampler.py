@@ -28,8 +28,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages, as the stages of a run have them (child.py)
+from publish import publish, result_of, save  # before torch: it sets how OpenMP's threads wait
+
+# isort: split
 import torch
-from publish import publish, result_of, save
 
 from dpost_lite.models import adapters, backends
 from dpost_lite.models.packing import pack
@@ -37,6 +39,7 @@ from dpost_lite.problems import datasets, synthetic
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import Forcer
 from dpost_lite.problems.prompts import Prompter
+from dpost_lite.recipe import ModelRecipe
 from dpost_lite.sampling.engine import Engine, Request
 from dpost_lite.sampling.kvcache import kv_shape
 
@@ -121,7 +124,7 @@ def parse() -> argparse.Namespace:
 def prepare(arguments: argparse.Namespace) -> Setting:
     """Load the merged weights and tokenise the prompts, longest first."""
     folder = backends.find(arguments.model)
-    model = adapters.load_merged(folder, arguments.adapter, "16bit")
+    model = adapters.load_merged(folder, arguments.adapter, ModelRecipe(precision="16bit"))
     prompter = Prompter(backends.load_tokenizer(folder))
     return Setting(
         model, prompter, read_prompts(prompter, arguments.data_dir, arguments.questions), arguments.samples,
@@ -313,11 +316,14 @@ class LlamaCpp:
         from llama_cpp import _internals
 
         from dpost_lite.local.gguf import write_gguf
+        from dpost_lite.local.llama import bears_extra_buffers, open_gguf
 
         self._setting, self._llama_cpp = setting, llama_cpp
         adapters.save_merged(copy.deepcopy(setting.model), setting.prompter.tokenizer, folder)  # rounds to 16 bit
         path = write_gguf(folder, folder / "model-f16.gguf", dtype="f16")
-        self._llm = llama_cpp.Llama(str(path), n_ctx=64, verbose=False, n_threads=torch.get_num_threads())
+        self._llm = open_gguf(
+            path, extra_buffers=bears_extra_buffers(path), n_ctx=64, n_threads=torch.get_num_threads()
+        )
         params = llama_cpp.llama_context_default_params()
         longest = max(map(len, setting.prompts)) + setting.max_new_tokens
         params.n_seq_max = LLAMA_SEQUENCES + LLAMA_PROMPTS

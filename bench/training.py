@@ -7,8 +7,8 @@ Each entrant trains SFT and DPO on the same random token ids, in a process of it
 that a larger card can stand for a smaller one. The first step is left out of the time, and is in the peak. Tokens are
 those of the policy's rows. Of LoRA's DPO the pass through the reference is in the time; where all weights are trained
 it came before the first step. Utilisation counts the products that the method needs (4 FLOP a weight and token, 6 if
-all weights are trained, 2 for the reference), against the rate of products measured on this machine. The last line is
-one JSON object.
+all weights are trained, 2 for the reference), against the rate of products measured on this machine: of float32 ones
+where all weights are trained. The last line is one JSON object.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
                 if "seconds" in row:
                     per_weight = (6 if name == "full" else 4) + (2 if kind == "dpo" and name != "full" else 0)
                     flops = per_weight * shape.num_parameters * row["tokens_per_s"]
-                    row["utilisation"] = flops / device.flops
+                    row["utilisation"] = flops / (device.float32_flops if name == "full" else device.flops)
                 rows.append(row)
                 print(as_line(row), flush=True)
     publish(result_of("training", model=shape.name, flops=device.flops, rows=rows), arguments.save)

@@ -23,7 +23,9 @@ from typing import Any
 
 from dpost_lite import interrupt
 from dpost_lite.errors import DpostError, OutOfMemory, RunError, is_out_of_memory, of_disk
-from dpost_lite.models.backends import cache_dir, device
+from dpost_lite.machine import cache_dir, let_threads_sleep
+from dpost_lite.models.backends import device
+from dpost_lite.quiet import stderr_to
 
 SECONDS_TO_END = 10
 SECONDS_TO_NOTICE = 0.5  # that the user asked to stop
@@ -66,7 +68,8 @@ def _run(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
     process = context.Process(target=_main, args=(sender, log, *settings, work, arguments))
-    process.start()
+    with stderr_to(log):  # which a fork server keeps, and a child until it has opened its log itself
+        process.start()
     sender.close()
     is_told = False
     try:
@@ -110,6 +113,7 @@ def _received(receiver: Connection) -> tuple[str, Any]:
 
 def _context() -> Any:
     """How children are started here. Huge pages are asked for, since sampling reads gigabytes a step."""
+    let_threads_sleep()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch at its first allocation
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # shared by the stages
     if device() == "cuda" or "forkserver" not in multiprocessing.get_all_start_methods():

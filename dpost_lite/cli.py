@@ -36,6 +36,7 @@ from dpost_lite.command import (
     resolve,
 )
 from dpost_lite.errors import ExportError
+from dpost_lite.machine import let_threads_sleep
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -50,6 +51,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; the entry point of the package."""
+    let_threads_sleep()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without ✓ shows ?, a broken byte is no reason to stop
@@ -88,7 +90,7 @@ def solve(
 ) -> None:
     """Solve word problems with an exported model, on this machine alone."""
     from dpost_lite.evaluate import finished_export
-    from dpost_lite.local.solver import Solver
+    from dpost_lite.local.solver_process import SolverProcess
     from dpost_lite.policies import calculator_of
     from dpost_lite.recipe import Recipe
     from dpost_lite.report.terminal import printable
@@ -99,16 +101,16 @@ def solve(
     if file.suffix != ".gguf":
         opened = Run.open(file)
         file, recipe = file / "export" / finished_export(opened)["file"], opened.recipe
-    solver = Solver(
+    with SolverProcess(
         file,
         calculator=calculator_of(recipe) if with_calculator else None,
         max_new_tokens=recipe.sampling.max_new_tokens,
-    )
-    for index, text in enumerate([question] if question is not None else lines_of_stdin()):
-        drawn = secrets.randbits(32) if seed is None else seed + index
-        for piece in solver.stream(text, temperature=temperature, seed=drawn):
-            typer.echo(printable(piece), nl=False)
-        typer.echo("\n" if question is None else "")
+    ) as solver:
+        for index, text in enumerate([question] if question is not None else lines_of_stdin()):
+            drawn = secrets.randbits(32) if seed is None else seed + index
+            for piece in solver.stream(text, temperature=temperature, seed=drawn):
+                typer.echo(printable(piece), nl=False)
+            typer.echo("\n" if question is None else "")
 
 
 @app.command()

@@ -20,7 +20,7 @@ from dpost_lite.command import (
     remember_restart,
     resolve,
 )
-from dpost_lite.errors import RecipeError
+from dpost_lite.errors import DeliveryError, DpostError, RecipeError
 
 if TYPE_CHECKING:
     from dpost_lite.problems.records import Score
@@ -85,7 +85,10 @@ def run(
         data=data, data_dir=data_dir, limit=limit, model=model, seed=seed, rounds=rounds, precision=precision,
     )  # fmt: skip
     if len(runs) == 1:
-        _tell(folder, _train(runs[0], restart_from))
+        outcome = _train(runs[0], restart_from)
+        _tell(folder, outcome)
+        if outcome.failure is not None:
+            raise _late(outcome.failure)
         return
     if (folder / "run.json").exists():
         raise RecipeError(f"--out: {folder} holds a single run; name another folder for several methods or seeds")
@@ -107,16 +110,17 @@ def _train(asked: Asked, restart_from: list[str] | None = None) -> "Outcome":
 
     folder, recipe = asked.path, asked.recipe
     if asked.plan is not None:
-        typer.echo(f"{asked.plan}\n")
+        kept = f"kept as the run began: {', '.join(asked.kept)}\n" if asked.kept else ""
+        typer.echo(f"{asked.plan}\n{kept}")
     model_dir = preflight(recipe, folder)  # a mistake shall not leave a folder behind
     made = asked.plan or estimate(recipe)
     with TerminalView(Console(), stages=planned_stages(recipe)) as view:
-        opened = Run.create(folder, recipe, listeners=(view,))
+        opened = Run.create(folder, recipe, listeners=(view,), planned_for=asked.gpu_mem)
         with opened.locked(), graceful(lambda: opened.emit("notice", text=STOPPING)):
             if restart_from:
                 opened.emit("notice", text=f"put aside: {', '.join(opened.restart_from(restart_from))}")
             outcome = self_train(recipe, opened, made)
-    if not (folder / NAME).is_file():
+    if outcome.failure is None and not (folder / NAME).is_file():
         write_manifest(opened, recipe, model_dir, sys.argv)
     return outcome
 
@@ -131,14 +135,18 @@ def _tell(folder: Path, outcome: "Outcome") -> None:
 
     console = Console()
     console.print("", summary.score_table(outcome.scores), "")
-    gained = results.gain(folder)
+    gained = results.gain(folder, outcome.best.removesuffix("/sft"))
     for text in (summary.verdict(*gained) if gained else "", summary.fallen(outcome.dev_scores)):
         if text:
             console.print(plain(text), soft_wrap=True)
-    for solved in read_json(outcome.solved.path / "solved.json"):
+    for solved in read_json(outcome.solved.path / "solved.json") if outcome.solved else ():
         console.print(summary.solved_problem(solved), soft_wrap=True)
-    file = outcome.export.path / outcome.export.metrics["file"]
+    file = outcome.export.path / outcome.export.metrics["file"] if outcome.export else None
     console.print(summary.whereabouts(folder, best=outcome.best, file=file), soft_wrap=True)
+
+
+def _late(failure: DpostError) -> DeliveryError:
+    return DeliveryError(f"{failure}; all else is done, and the same command repeats only what failed")
 
 
 def _train_several(runs: list[Asked]) -> None:
@@ -150,11 +158,13 @@ def _train_several(runs: list[Asked]) -> None:
     from dpost_lite.report.terminal import plain
 
     console, by_path = Console(), {asked.path: asked for asked in runs}
+    failures: list[DpostError] = []
 
     def train(path: Path) -> "Score":
         recipe = by_path[path].recipe
         console.print(plain(f"\n{recipe.method}, seed {recipe.seed}, in {path}", "bold"), soft_wrap=True)
         outcome = _train(by_path[path])
+        failures.extend([outcome.failure] if outcome.failure else [])
         name = outcome.best.removesuffix("/sft")
         return next(score for score in outcome.scores if score.name == name)
 
@@ -162,3 +172,5 @@ def _train_several(runs: list[Asked]) -> None:
     console.print("", summary.methods_table([(run.method, run.seed, run.score) for run in trained]), "")
     for a, b, compared in differences(trained):
         console.print(plain(summary.method_difference(a, b, compared)), soft_wrap=True)
+    if failures:
+        raise _late(failures[0])

@@ -20,6 +20,7 @@ from dpost_lite.errors import DpostError, RecipeError, nearest, of_disk
 if TYPE_CHECKING:
     from dpost_lite.planner.plan import Plan
     from dpost_lite.recipe import Method, Recipe
+    from dpost_lite.rundir import Run
 
 KEYS = {
     "data": "data.train", "data_dir": "data.data_dir", "limit": "data.limit", "model": "model.name", "seed": "seed",
@@ -31,7 +32,7 @@ REHEARSAL = "rehearsal"  # the recipe of a bare `dpost-lite run`
 
 
 class OneLineErrors(TyperGroup):
-    """Turns errors of errors.py and Ctrl-C into one line on stderr, and exit codes 2 and 130."""
+    """Turns errors of errors.py and Ctrl-C into one line on stderr, and exit codes 2 (3 for DeliveryError) and 130."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -40,7 +41,7 @@ class OneLineErrors(TyperGroup):
             if ctx.meta.get("debug"):
                 raise
             _fail(_once(ctx, str(error)))
-            raise typer.Exit(2) from error
+            raise typer.Exit(error.exit_code) from error
         except OSError as error:
             if (told := of_disk(error)) is None or ctx.meta.get("debug"):
                 raise
@@ -147,11 +148,15 @@ def default_recipe(data: str | None, gpu_mem: str | None = None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One run that a command line asks for, in the folder `path`. Without --gpu-mem there is no plan."""
+    """One run that a command line asks for, in the folder `path`. Without --gpu-mem there is no plan. `kept` is how the
+    run was cut when it began, as far as the plan would choose otherwise today, as `key=value`.
+    """
 
     path: Path
     recipe: "Recipe"
     plan: "Plan | None"
+    gpu_mem: str | None = None
+    kept: tuple[str, ...] = ()
 
 
 def resolve(
@@ -168,7 +173,8 @@ def resolve(
     """Return the folder that a command line asks for and the runs in it, one for each method and seed.
 
     `plan` and `run` read their words here, so that they mean the same to both. `to_run` needs the GPU to be there, and
-    keeps to the base of a run that the folder holds already.
+    keeps to a run that the folder holds already: to its base, and, with the same --gpu-mem, to how it was cut to fit,
+    whatever memory is free today.
     """
     from dpost_lite.baselines import variants
     from dpost_lite.planner.plan import plan_for, settings_of
@@ -182,12 +188,17 @@ def resolve(
     if len(methods) > 1 or num_seeds > 1:
         changes = dict(variants(loaded, methods or [loaded.method], num_seeds))
     plans: list[Plan] = []
+    kept: tuple[str, ...] = ()
     if gpu_mem is not None:
         recipes = [load_recipe(source, [*given, *changed]) for changed in changes.values()]
-        plans = plan_for(recipes, gpu_mem, base=_base_of(folder) if to_run else None, to_run=to_run)
-        given = [*settings_of(plans), *given]
+        begun = _begun(folder) if to_run else None
+        plans = plan_for(recipes, gpu_mem, base=begun.recipe.model.name if begun else None, to_run=to_run)
+        planned = settings_of(plans)
+        if begun and begun.planned_for == gpu_mem:
+            kept = tuple(_kept(begun.recipe, planned))
+        given = [*planned, *kept, *given]
     return folder, [
-        Asked(folder / path, load_recipe(source, [*given, *changed]), plan)
+        Asked(folder / path, load_recipe(source, [*given, *changed]), plan, gpu_mem, kept)
         for (path, changed), plan in zip_longest(changes.items(), plans)
     ]
 
@@ -202,13 +213,26 @@ def _train_data(given: list[str]) -> str | None:
     return data.get("train") if isinstance(data, dict) else None
 
 
-def _base_of(folder: Path) -> str | None:
-    """The base of the run that a folder holds, or of one of several; None where there is none yet."""
+def _begun(folder: Path) -> "Run | None":
+    """The run that a folder holds, or one of several; None where there is none yet."""
     from dpost_lite.rundir import Run
 
     files = (file for file in (folder / "run.json", *folder.glob("seed-*/*/run.json")) if file.is_file())
     first = next(files, None)
-    return Run.open(first.parent).recipe.model.name if first else None
+    return Run.open(first.parent) if first else None
+
+
+def _kept(recipe: "Recipe", planned: list[str]) -> Iterator[str]:
+    """Yield how a run was cut to fit, as far as it is planned otherwise now."""
+    from dpost_lite.recipe import set_keys
+
+    values: dict[str, Any] = {}
+    set_keys(values, planned)
+    begun = recipe.model_dump()
+    for section in ("sft", "dpo", "sampling"):
+        for key, value in values.get(section, {}).items():
+            if begun[section][key] != value:
+                yield f"{section}.{key}={begun[section][key]}"
 
 
 def overrides(**options: Any) -> list[str]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from dpost_lite.local import llama
+from dpost_lite.machine import cache_dir, cpu_name
 from dpost_lite.models import backends
 from dpost_lite.recipe import recipes_dir
 
@@ -45,6 +47,7 @@ def examine() -> Iterator[Finding]:
     yield from _packages()
     yield from _broken()
     yield from _devices()
+    yield from _llama()
     yield from _disks()
     yield from _files()
 
@@ -103,7 +106,7 @@ def _devices() -> Iterator[Finding]:
     except Exception:  # said by _broken
         return
     dtype = str(backends.compute_dtype()).removeprefix("torch.")
-    yield Finding("cpu", f"{_cpu_name()}, {os.cpu_count()} cores")
+    yield Finding("cpu", f"{cpu_name()}, {os.cpu_count()} cores")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
@@ -114,13 +117,28 @@ def _devices() -> Iterator[Finding]:
     yield Finding("compute type", f"{dtype}{'' if dtype == 'bfloat16' else ' (no fast bfloat16 here)'}")
 
 
-def _cpu_name() -> str:
+def _llama() -> Iterator[Finding]:
+    """What llama.cpp can bear on this machine, as far as it was tried, and what is done about it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        has_amx = llama.reports_amx()
+    except Exception:  # said by _broken
+        return
+    if has_amx:
+        way = "runs without its extra buffers, since its AMX kernels crash (ggml-org/llama.cpp#20824)"
+    else:
+        way = "runs with its extra buffers, except for types of files that crash with them"
+    yield Finding("llama.cpp", way)
+    tried = llama.trials()
+    if not tried:
+        yield Finding("llama.cpp files", "none tried here yet: export and solve try each type of file once")
+    for kind, trial in tried.items():
+        crashed = f", crashed with them ({trial.crash})" if trial.crash else ""
+        if trial.works:
+            how = "with" if trial.extra_buffers else "without"
+            yield Finding(f"  {kind} files", f"work {how} extra buffers{crashed}")
+        else:
+            way_out = "export another type: --quant q8_0 or f16"
+            yield Finding(f"  {kind} files", f"crash llama.cpp in any way ({trial.crash}); {way_out}", "note")
 
 
 def _disks() -> Iterator[Finding]:
@@ -128,7 +146,7 @@ def _disks() -> Iterator[Finding]:
 
     memory = psutil.virtual_memory()
     yield Finding("memory", f"{_gib(memory.available)} of {_gib(memory.total)} free")
-    for topic, folder in (("disk here", Path.cwd()), ("disk of the cache", backends.cache_dir())):
+    for topic, folder in (("disk here", Path.cwd()), ("disk of the cache", cache_dir())):
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         yield Finding(topic, f"{_gib(shutil.disk_usage(existing).free)} free ({folder})")
 
@@ -139,7 +157,7 @@ def _files() -> Iterator[Finding]:
         yield Finding("recipes", f"{', '.join(names)} ({recipes_dir()})")
     else:
         yield Finding("recipes", f"none in {recipes_dir()}; install {PACKAGE} again", "missing")
-    is_converted = (backends.cache_dir() / backends.DEMO_MODEL / "config.json").is_file()
+    is_converted = (cache_dir() / backends.DEMO_MODEL / "config.json").is_file()
     if is_converted:
         yield Finding("demo model", f"{backends.DEMO_MODEL} is ready in the cache")
     elif _version(backends.DEMO_PACKAGE) is not None:

@@ -6,9 +6,10 @@
     ├── ModelError      a base model or adapter that cannot be had or used
     ├── ExportError     a GGUF file that cannot be written or read
     ├── RunError        the run folder: another run's, locked, full
-    └── OutOfMemory     work that needs more memory than there is
+    ├── OutOfMemory     work that needs more memory than there is
+    └── DeliveryError   everything was trained and scored, but the GGUF file could not be made or tried
 
-The command line prints the message as one line and exits with code 2; a bug stays a traceback.
+The command line prints the message as one line and exits with code 2, DeliveryError's 3; a bug stays a traceback.
 """
 
 import errno
@@ -16,6 +17,8 @@ import errno
 
 class DpostError(Exception):
     """Base of all errors that a user can mend; the message names the cause and the way out."""
+
+    exit_code = 2
 
 
 class RecipeError(DpostError):
@@ -36,6 +39,12 @@ class ExportError(DpostError):
 
 class RunError(DpostError):
     """A run folder belongs to another run, or cannot be written."""
+
+
+class DeliveryError(DpostError):
+    """A run was trained and scored, but its GGUF file could not be made or tried."""
+
+    exit_code = 3
 
 
 OUT_OF_MEMORY = (

@@ -204,19 +204,19 @@ def _solve(
     file: Path, recipe: Recipe, problems: Sequence[Problem], num_samples: int, temperature: float
 ) -> Iterator[Rationale]:
     """Answer with a GGUF file, one at a time; tokens and log-probabilities, which the solver keeps, stay empty."""
-    from dpost_lite.local.solver import Solver
+    from dpost_lite.local.solver_process import SolverProcess
 
-    solver = Solver(file, calculator=calculator_of(recipe), max_new_tokens=recipe.sampling.max_new_tokens)
-    for problem in problems:
-        for sample in range(num_samples):
-            seed = seed_of(recipe.seed, "eval", problem.id, sample)
-            solved = solver.solve(problem.question, temperature=temperature, seed=seed)
-            yield Rationale(
-                problem_id=problem.id, sample=sample, text=solved.text, token_ids=(), forced=(), logprob=0.0,
-                end=solved.end, predicted=solved.strict,
-                correct=is_right(solved.strict, solved.end, problem.answer),
-                num_calculated=solved.num_calculated, num_refused=solved.num_refused,
-            )  # fmt: skip
+    with SolverProcess(file, calculator=calculator_of(recipe), max_new_tokens=recipe.sampling.max_new_tokens) as solver:
+        for problem in problems:
+            for sample in range(num_samples):
+                seed = seed_of(recipe.seed, "eval", problem.id, sample)
+                solved = solver.solve(problem.question, temperature=temperature, seed=seed)
+                yield Rationale(
+                    problem_id=problem.id, sample=sample, text=solved.text, token_ids=(), forced=(), logprob=0.0,
+                    end=solved.end, predicted=solved.strict,
+                    correct=is_right(solved.strict, solved.end, problem.answer),
+                    num_calculated=solved.num_calculated, num_refused=solved.num_refused,
+                )  # fmt: skip
 
 
 def _listened(stage: str, drawn: Iterator[Rationale], total: int, listener: Listener) -> list[Rationale]:

@@ -28,6 +28,28 @@ def describe() -> dict[str, Any]:
     }
 
 
+def cache_dir() -> Path:
+    """Return the folder for converted models and what is learnt of a machine: `$DPOST_LITE_CACHE`, or
+    `~/.cache/dpost-lite`.
+    """
+    return Path(os.environ.get("DPOST_LITE_CACHE") or Path.home() / ".cache" / "dpost-lite")
+
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how OpenMP's threads wait for each other
+
+
+def let_threads_sleep() -> None:
+    """Make OpenMP's threads sleep soon when they wait for each other, in this process and its children.
+
+    By default they spin for milliseconds. Beside any other work that is time taken from the thread they wait for: two
+    commands at once then take 8 times as long as one (bench/together.py). To be called before PyTorch or llama.cpp is
+    imported. A user's own setting wins.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ["GOMP_SPINCOUNT"] = "1000"  # libgomp, Linux; in rounds of its loop, 50 microseconds or so
+        os.environ["KMP_BLOCKTIME"] = "1"  # libomp, macOS and Windows; in milliseconds, 200 by default
+
+
 def cpu_name() -> str:
     """Return the processor's name as the system gives it."""
     info = Path("/proc/cpuinfo")

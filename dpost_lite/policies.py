@@ -65,7 +65,7 @@ def export_gguf(recipe: Recipe, model_dir: Path, policy_dir: Path | None, out: P
     """Merge a policy in 16 bit and write `out` as GGUF, quantised as `recipe.export.quant` says."""
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="merged-") as folder:
         where = None if recipe.sampling.weights == "merged" else "cpu"  # what did not fit to sample does not to merge
-        model = adapters.load_merged(model_dir, policy_dir, recipe.model.precision, on=where)
+        model = adapters.load_merged(model_dir, policy_dir, recipe.model, on=where)
         adapters.save_merged(model, prompter_of(recipe, model_dir).tokenizer, Path(folder))
         del model
         return gguf.export(Path(folder), out, quant=recipe.export.quant)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dpost_lite.errors import RecipeError, nearest
 
 Method = Literal["dpo-st", "st", "sft"]
+ComputeType = Literal["auto", "bfloat16", "float32"]
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
 
@@ -32,6 +33,10 @@ class ModelRecipe(_Section):
     precision: Literal["4bit", "16bit", "full"] = "4bit"
     """What is trained: LoRA on a base in 4-bit NormalFloat (QLoRA), LoRA on one in 16 bit, or all weights in float32,
     as in the papers.
+    """
+    compute_dtype: ComputeType = "auto"
+    """The type of products and of what is sampled from: bfloat16, float32, or auto: bfloat16 where the hardware
+    multiplies it (float16 on older GPUs), else float32. Training all weights is always in float32.
     """
     backend: Literal["auto", "unsloth", "plain"] = "auto"
     """What LoRA trains with: unsloth, or transformers and peft alone; auto takes unsloth where it can run."""
@@ -135,7 +140,8 @@ class SamplingRecipe(_Section):
     max_rows: int = Field(256, ge=1)
     """Rationales that are decoded side by side, if memory allows."""
     memory_gib: float | None = Field(None, gt=0)
-    """Memory for their cache and logits; by default a share of what is free (half of RAM, four fifths of a GPU)."""
+    """Memory for their cache and logits; by default a third of the RAM, or four fifths of what the
+    model leaves of a GPU."""
 
 
 class PairsRecipe(_Section):

@@ -5,7 +5,7 @@ is written and the folder renamed, so a folder without `.partial` is complete. G
 folder and skips the work. The record holds a fingerprint over the stage's settings (its part of the recipe, the base's
 weights, versions of packages) and the fingerprints of its inputs: if they differ, that is an error, never silent reuse.
 
-    RUN/run.json           recipe and version
+    RUN/run.json           recipe and version, and the --gpu-mem that it was planned for
     RUN/events.jsonl       one JSON object per event, append-only (see report/journal.py)
     RUN/STAGE/done.json    fingerprint, settings, seconds, peak memory, metrics
     RUN/STAGE.partial/     an unfinished stage; what it needs to go on lies in unfinished/
@@ -50,8 +50,15 @@ class Artifact:
 class Run:
     """One run folder. `listeners` are called with every event as it is written to the journal."""
 
-    def __init__(self, path: Path, listeners: tuple[Listener, ...] = (), recipe: Recipe | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        listeners: tuple[Listener, ...] = (),
+        recipe: Recipe | None = None,
+        planned_for: str | None = None,
+    ) -> None:
         self.path = path
+        self._planned_for = planned_for
         self._listeners = listeners
         self._recipe = recipe
         self._epoch = time.time() - time.monotonic()  # a clock that is set meanwhile does not reach the journal
@@ -79,8 +86,10 @@ class Run:
         self._listeners = (*self._listeners, listener)
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe, listeners: tuple[Listener, ...] = ()) -> "Run":
-        """Open `path` as the folder of this run, new or to be continued.
+    def create(
+        cls, path: Path, recipe: Recipe, listeners: tuple[Listener, ...] = (), *, planned_for: str | None = None
+    ) -> "Run":
+        """Open `path` as the folder of this run, new or to be continued. `planned_for` is what --gpu-mem was given.
 
         Raises RunError if it holds something else or cannot be written.
         """
@@ -88,7 +97,7 @@ class Run:
             raise RunError(f"--out: {path} exists and is not a run folder; name another")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            run = cls(path, listeners, recipe)
+            run = cls(path, listeners, recipe, planned_for)
             if not (path / "run.json").exists():
                 run._record_recipe()
         except OSError as error:
@@ -111,6 +120,11 @@ class Run:
         except (KeyError, TypeError) as error:
             raise RunError(f"{file} is not a run's (no recipe in it); put it back from a copy") from error
         return validate(values, where=str(file))
+
+    @property
+    def planned_for(self) -> str | None:
+        """What --gpu-mem was given when the newest stage was made, if it was."""
+        return read_json(self.path / "run.json").get("planned_for")
 
     def stage(
         self,
@@ -199,7 +213,8 @@ class Run:
 
     def _record_recipe(self) -> None:
         if self._recipe is not None:
-            write_json(self.path / "run.json", {"version": __version__, "recipe": self._recipe.model_dump(mode="json")})
+            values = {"version": __version__, "recipe": self._recipe.model_dump(mode="json")}
+            write_json(self.path / "run.json", {**values, "planned_for": self._planned_for})
 
     def _finished(self, name: str, given: dict[str, Any], *, renew: bool) -> Artifact | None:
         """A stage that is done with these settings and inputs, or None.

@@ -11,6 +11,7 @@ With `method: st` lines 4 to 6 fall away, which is plain self-training (Algorith
 from dataclasses import dataclass
 
 from dpost_lite.clock import Clock
+from dpost_lite.errors import DpostError, of_disk
 from dpost_lite.planner.plan import Plan
 from dpost_lite.problems.records import Score
 from dpost_lite.recipe import Recipe
@@ -22,14 +23,15 @@ from dpost_lite.stages import Stages
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a run leaves behind: scores of the base and of every policy on test, and of the policies on dev, the best
-    policy, and its exported file.
+    policy, its exported file, and problems solved with it. `failure` says why the last two are missing, if they are.
     """
 
     scores: list[Score]
     dev_scores: list[Score]
     best: str
-    export: Artifact
-    solved: Artifact
+    export: Artifact | None = None
+    solved: Artifact | None = None
+    failure: DpostError | None = None
 
 
 def self_train(recipe: Recipe, run: Run, plan: Plan | None = None) -> Outcome:
@@ -60,6 +62,17 @@ def self_train(recipe: Recipe, run: Run, plan: Plan | None = None) -> Outcome:
         stages.score(f"round-{i}", policies[-1], data)
         if stages.has_converged():  # 10: until dev accuracy stops rising
             break
-    best = stages.best_policy(policies)
-    export = stages.export(best)
-    return Outcome(stages.test_scores, stages.dev_scores, best.name, export, stages.solve(export, data))
+    return _deliver(stages, stages.best_policy(policies), data)
+
+
+def _deliver(stages: Stages, best: Artifact, data: Artifact) -> Outcome:
+    """Export the best policy and solve problems with the file. A failure here takes nothing from what was trained."""
+    export = solved = failure = None
+    try:
+        export = stages.export(best)
+        solved = stages.solve(export, data)
+    except (DpostError, OSError) as error:
+        failure = error if isinstance(error, DpostError) else of_disk(error)
+        if failure is None:
+            raise
+    return Outcome(stages.test_scores, stages.dev_scores, best.name, export, solved, failure)

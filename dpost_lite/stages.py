@@ -78,6 +78,7 @@ class Stages:
         self._memory_share = memory_share
         self._model_dir = preflight(recipe, run.path)
         self._base = backends.fingerprint(self._model_dir)
+        self._compute_dtype = str(backends.compute_dtype(recipe.model.compute_dtype)).removeprefix("torch.")
         self._packages = {name: minor_version(name) for name in PACKAGES}
         self.test_scores: list[Score] = []
         self.dev_scores: list[Score] = []  # without the base's
@@ -206,18 +207,18 @@ class Stages:
 
     def solve(self, export: Artifact, data: Artifact, num_problems: int = 3) -> Artifact:
         """Solve a few unseen problems with the exported file, through the calculator."""
-        from dpost_lite.local.solver import Solver
+        from dpost_lite.local.solver_process import SolverProcess
 
         def answer(out: Path) -> dict[str, Any]:
-            solver = Solver(
+            with SolverProcess(
                 export.path / export.metrics["file"],
                 calculator=calculator_of(self._recipe),
                 max_new_tokens=self._recipe.sampling.max_new_tokens,
-            )
-            solved = [
-                {**asdict(problem), "solution": asdict(solver.solve(problem.question))}
-                for problem in _problems(data, "test")[:num_problems]
-            ]
+            ) as solver:
+                solved = [
+                    {**asdict(problem), "solution": asdict(solver.solve(problem.question))}
+                    for problem in _problems(data, "test")[:num_problems]
+                ]
             write_json(out / "solved.json", solved)
             return {"solved": len(solved)}
 
@@ -309,6 +310,7 @@ class Stages:
         values = self._recipe.model_dump(mode="json")
         for part, key in MACHINE_KEYS:
             values[part].pop(key)
+        values["model"]["compute_dtype"] = self._compute_dtype
         for key in ("samples_for_pairs", "samples_for_labels"):  # of no stage but those that draw so many
             values["sampling"].pop(key)
         made_by = {"base": self._base, "packages": self._packages} if "model" in parts else {}

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from dpost_lite.machine import let_threads_sleep
+
+let_threads_sleep()  # before a test imports torch, as the command line does
+
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
     "Ann buys 12 boxes of 36 apples for $4.50 each. How many apples does she have?",
@@ -153,12 +157,12 @@ def prompter(base_dir) -> Any:
 def policy_dir(base_dir, tmp_path_factory) -> Path:
     """A saved adapter that does something: B is not zero, and its values are no bfloat16 numbers."""
     import torch
-    from tiny_training import LORA
+    from tiny_training import LORA, load
 
-    from dpost_lite.models import adapters, backends
+    from dpost_lite.models import adapters
 
     path = tmp_path_factory.mktemp("policy")
-    model = adapters.create(backends.load(base_dir), LORA, seed=1)
+    model = adapters.create(load(base_dir), LORA, seed=1)
     torch.manual_seed(2)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

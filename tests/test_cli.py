@@ -507,6 +507,11 @@ class ScriptedSolver:
     def __init__(self, path: Path, *, calculator: Any, max_new_tokens: int) -> None:
         self.answer = f"{path}, {'no ' if calculator is None else ''}calculator"
 
+    def __enter__(self) -> "ScriptedSolver":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
     def stream(self, question: str, *, temperature: float, seed: int) -> Any:
         self.seeds.append(seed)
         yield from (f"{question}\x1b[1m ", f"at {temperature}: {self.answer}")
@@ -515,7 +520,7 @@ class ScriptedSolver:
 @pytest.fixture
 def seeds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let a stand-in solve; collect the seeds of its answers."""
-    monkeypatch.setattr("dpost_lite.local.solver.Solver", ScriptedSolver)
+    monkeypatch.setattr("dpost_lite.local.solver_process.SolverProcess", ScriptedSolver)
     monkeypatch.setattr(ScriptedSolver, "seeds", [])
     return ScriptedSolver.seeds
 

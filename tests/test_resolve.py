@@ -64,7 +64,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Plan]]:
 
     def self_train(recipe: Recipe, _: Run, plan: Plan) -> Any:
         runs.append((recipe, plan))
-        return SimpleNamespace(best="sft-0", scores=[Score("sft-0", 1, 1, 1, 0, 1, 0, 0, 0)])
+        return SimpleNamespace(best="sft-0", failure=None, scores=[Score("sft-0", 1, 1, 1, 0, 1, 0, 0, 0)])
 
     monkeypatch.setattr("dpost_lite.selftrain.self_train", self_train)
     monkeypatch.setattr("dpost_lite.stages.preflight", lambda *_: None)
@@ -117,6 +117,26 @@ def test_a_run_keeps_the_base_that_it_began_with(started) -> None:
     given("run", "--gpu-mem", "24GB", "--out", "new")
     kept, picked = "Qwen/Qwen3-1.7B-Base", "Qwen/Qwen3-8B-Base"
     assert [recipe.model.name for recipe, _ in started] == [kept, kept, kept, picked]
+
+
+def test_a_run_keeps_how_it_was_cut_whatever_is_free_later(started, monkeypatch) -> None:
+    def free(gb: float) -> None:
+        device = Device("cpu", gb * 1e9, 4, 1e11, 1e10, HERE)
+        monkeypatch.setattr("dpost_lite.planner.device.this_cpu", lambda: device)
+
+    words = ("run", "--gpu-mem", "cpu", "sampling.max_rows=512", "synthetic.num_train=400")
+    free(16)
+    first = given(*words, "--out", "one")
+    free(3)
+    again = given(*words, "--out", "one")
+    given("run", "--gpu-mem", "cpu", "--out", "new", *words[3:])
+    before, kept, new = (recipe for recipe, _ in started)
+    assert kept.sampling == before.sampling
+    assert kept.sft == before.sft
+    assert new.sampling.memory_gib < before.sampling.memory_gib
+    assert "kept as the run began" not in first
+    (line,) = (line for line in again.splitlines() if line.startswith("kept as the run began: "))
+    assert f"sampling.memory_gib={before.sampling.memory_gib}" in line
 
 
 # Several methods and seeds

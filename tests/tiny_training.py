@@ -14,7 +14,8 @@ from dpost_lite.recipe import DpoRecipe, LoraRecipe, ModelRecipe, Recipe, SftRec
 
 LN2 = math.log(2)
 LORA = LoraRecipe(rank=4, alpha=8)
-TOLERANCE = 1e-4 if backends.compute_dtype() is torch.float32 else 3e-2  # logits of two equal models, relative
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of the logits of two equal models, relative
+TYPES = ["float32", "bfloat16"]  # each is tested on every machine, whatever its processor multiplies
 
 
 def labelled(prompter: Prompter, num: int = 8) -> list[LabelledRationale]:
@@ -50,8 +51,16 @@ def rows(prompter: Prompter, num: int = 4) -> list[dict[str, list[int]]]:
 def no_progress(*_: Any, **__: Any) -> None: ...
 
 
-def whole(*, seed: int = 42, precision: str = "4bit", **sections) -> Recipe:
-    return Recipe(seed=seed, model=ModelRecipe(precision=precision), lora=LORA, **sections)
+def load(model_dir: Path, precision: str = "4bit", compute: str = "float32") -> Any:
+    return backends.load(model_dir, precision, compute=compute)
+
+
+def model_recipe(precision: str = "4bit", compute: str = "float32") -> ModelRecipe:
+    return ModelRecipe(precision=precision, compute_dtype=compute)
+
+
+def whole(*, seed: int = 42, precision: str = "4bit", compute: str = "float32", **sections) -> Recipe:
+    return Recipe(seed=seed, model=model_recipe(precision, compute), lora=LORA, **sections)
 
 
 def run_sft(
@@ -62,12 +71,13 @@ def run_sft(
     seed: int = 42,
     num: int = 8,
     precision="4bit",
+    compute="float32",
     progress=no_progress,
     checkpoint_s: float = 600,
     **settings,
 ) -> dict[str, Any]:
     recipe = SftRecipe(**{"epochs": 1, "batch_size": 4, "micro_batch_size": 4, **settings})
-    policy = adapters.load_for_sft(base_dir, whole(seed=seed, sft=recipe, precision=precision))
+    policy = adapters.load_for_sft(base_dir, whole(seed=seed, sft=recipe, precision=precision, compute=compute))
     return sft.train_sft(
         policy,
         prompter,
@@ -89,12 +99,15 @@ def run_dpo(
     seed: int = 42,
     num: int = 4,
     precision="4bit",
+    compute="float32",
     progress=no_progress,
     checkpoint_s: float = 600,
     **settings,
 ):
     recipe = DpoRecipe(**{"batch_size": 4, "micro_batch_size": 4, **settings})
-    policy = adapters.load_for_dpo(base_dir, policy_dir, whole(seed=seed, dpo=recipe, precision=precision))
+    policy = adapters.load_for_dpo(
+        base_dir, policy_dir, whole(seed=seed, dpo=recipe, precision=precision, compute=compute)
+    )
     return dpo.train_dpo(
         policy,
         prompter,
@@ -107,9 +120,9 @@ def run_dpo(
     )
 
 
-def make_trainer(base_dir, prompter, policy_dir, out, *, precision="4bit", **settings) -> Any:
+def make_trainer(base_dir, prompter, policy_dir, out, *, precision="4bit", compute="float32", **settings) -> Any:
     recipe = DpoRecipe(**{"batch_size": 4, "micro_batch_size": 4, **settings})
-    policy = adapters.load_for_dpo(base_dir, policy_dir, whole(precision=precision))
+    policy = adapters.load_for_dpo(base_dir, policy_dir, whole(precision=precision, compute=compute))
     return dpo.make_trainer(policy, prompter, rows(prompter), out, recipe, 42)
 
 

@@ -3,21 +3,19 @@
 llama.cpp's converter is in none of the packages that pip installs, so the four families that dpost-lite trains are
 written here with the `gguf` package. Tensors are read, cast and written one at a time: memory holds one tensor.
 
-`export` has llama.cpp quantise the file and then read a probe with it, both in a child process (`quantize.py`). A file
-whose token ids differ from the trained tokenizer's is refused: it would run, and be silently worse.
+`export` has llama.cpp quantise the file and then read a probe with it, each in a child process (`quantize.py`,
+`trial.py`). A file whose token ids differ from the trained tokenizer's is refused: it would run, and be silently worse.
 """
 
-import contextlib
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from dpost_lite.errors import ExportError
+from dpost_lite.local import llama
 from dpost_lite.local.config import FAMILIES, read_config, rope_factors, write_config
 from dpost_lite.local.vocabulary import Vocabulary, read_vocabulary
 
@@ -29,7 +27,6 @@ _MAX_F16 = 65504.0
 # bytes a weight, rounded up; tensors whose rows don't divide by 256 fall back to a wider type inside llama.cpp
 _WEIGHT_BYTES = {"q4_k_m": 0.75, "q5_k_m": 0.9, "q8_0": 1.1, "f16": 2.0, "bf16": 2.0, "f32": 4.0}
 _HEAD_BYTES = 2**24  # vocabulary and metadata
-_PROBE = "Ann's 12 boxes hold 3.5 kg each; 15% is left.  How much?\n12*3.5=<<12*3.5=42>>42 kg — naïve.\n#### 1,042"
 
 
 @dataclass(frozen=True)
@@ -206,17 +203,16 @@ def _permute(values: Any, num_heads: int) -> Any:
 
 
 def _quantize_and_check(source: Path, partial: Path, quant: Quant, vocabulary: Vocabulary) -> None:
-    """Quantise `source` into `partial` and compare the result's token ids with the tokenizer's, in a child process."""
-    text = vocabulary.prompt(_PROBE)
-    command = [sys.executable, "-m", "dpost_lite.local.quantize", str(source), str(partial), quant]
-    child = subprocess.run(command, input=text.encode(), capture_output=True)
-    lines = child.stdout.decode(errors="replace").splitlines()
-    if child.returncode != 0:
-        tail = " | ".join([line for line in child.stderr.decode(errors="replace").splitlines() if line.strip()][-3:])
-        raise ExportError(f"llama.cpp could not make the {quant} file (exit code {child.returncode}): {tail}")
-    ids: list[int] = []
-    with contextlib.suppress(IndexError, ValueError):
-        ids = [int(word) for word in lines[-1].split()]
+    """Quantise `source` into `partial`, try it, and compare its token ids with the tokenizer's."""
+    if quant != "f16":
+        child = llama.run_module("dpost_lite.local.quantize", str(source), str(partial), quant)
+        if child.returncode != 0:
+            raise ExportError(
+                f"llama.cpp could not make the {quant} file ({llama.ended_by(child.returncode)}): "
+                f"{llama.last_words(child.stderr)}; give another type, such as f16, which is not quantised"
+            )
+    text = vocabulary.prompt(llama.PROBE)
+    _, ids = llama.try_file(partial, text)
     expected = vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
     if ids != expected:
         at = next((i for i, pair in enumerate(zip(ids, expected, strict=False)) if pair[0] != pair[1]), len(ids))

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from dpost_lite.errors import DataError, ExportError
 from dpost_lite.local.chat import render_chat
 from dpost_lite.local.header import read_header
+from dpost_lite.local.llama import bears_extra_buffers, open_gguf
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import Forcer, RowForcer
 from dpost_lite.problems.grading import flexible_answer, strict_answer
@@ -39,8 +40,9 @@ class Solved:
 class Solver:
     """Answers questions with one GGUF file, one at a time (not from two threads at once).
 
-    Without a calculator the model computes by itself. Raises ExportError if the file is missing, broken, or carries no
-    chat template.
+    Without a calculator the model computes by itself. `extra_buffers` lets llama.cpp repack weights into its extra
+    buffers; None takes what works on this machine. A crash of llama.cpp ends the process: see `SolverProcess`.
+    Raises ExportError if the file is missing, broken, or carries no chat template.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Solver:
         calculator: Calculator | None,
         max_new_tokens: int = 300,
         num_threads: int | None = None,
+        extra_buffers: bool | None = None,
     ) -> None:
         import llama_cpp
 
@@ -58,16 +61,13 @@ class Solver:
         self._template: str = settings.get("tokenizer.chat_template", "")
         if not self._template:
             raise ExportError(f"{gguf_path} carries no chat template; export from a model that has one")
-        try:
-            self._llm = llama_cpp.Llama(
-                str(gguf_path),
-                n_ctx=min(num_context, MAX_CONTEXT),
-                n_threads=num_threads,  # None: llama-cpp-python takes half the logical cores, which are the real ones
-                n_threads_batch=num_threads,
-                verbose=False,
-            )
-        except ValueError as error:
-            raise ExportError(f"{gguf_path}: llama.cpp cannot load it ({error}); export it again") from error
+        self._llm = open_gguf(
+            gguf_path,
+            extra_buffers=bears_extra_buffers(gguf_path) if extra_buffers is None else extra_buffers,
+            n_ctx=min(num_context, MAX_CONTEXT),
+            n_threads=num_threads,  # None: llama-cpp-python takes half the logical cores, which are the real ones
+            n_threads_batch=num_threads,
+        )
         self._vocab = llama_cpp.llama_model_get_vocab(self._llm.model)
         self._max_new_tokens = max_new_tokens
         self._forcer = Forcer(lru_cache(2**16)(self._text_of), self._encode, calculator) if calculator else None

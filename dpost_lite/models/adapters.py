@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ModelError, is_out_of_memory
-from dpost_lite.models.backends import UNSLOTH, Precision, count_as_plain, load, quiet_transformers
+from dpost_lite.models.backends import UNSLOTH, count_as_plain, load, quiet_transformers
 from dpost_lite.models.packing import pack
-from dpost_lite.recipe import LoraRecipe, Recipe
+from dpost_lite.recipe import LoraRecipe, ModelRecipe, Recipe
 from dpost_lite.rundir import read_json
 
 
@@ -87,7 +87,7 @@ def load_for_sft(model_dir: Path, recipe: Recipe) -> Any:
 
         base = fast.load(model_dir, recipe.model, max_length=recipe.sft.max_length)
         return fast.create(base, recipe.lora, seed=recipe.seed)
-    model = load(model_dir, recipe.model.precision)
+    model = load(model_dir, recipe.model.precision, compute=recipe.model.compute_dtype)
     return model if recipe.model.precision == "full" else create(model, recipe.lora, seed=recipe.seed)
 
 
@@ -100,29 +100,29 @@ def load_for_dpo(model_dir: Path, policy_dir: Path, recipe: Recipe) -> Any:
 
         base = fast.load(model_dir, recipe.model, max_length=recipe.dpo.max_length)
         return fast.attach(base, policy_dir, recipe.lora, seed=recipe.seed)
-    return attach(load(model_dir, recipe.model.precision), policy_dir, trainable=True)
+    base = load(model_dir, recipe.model.precision, compute=recipe.model.compute_dtype)
+    return attach(base, policy_dir, trainable=True)
 
 
 def load_policy(model_dir: Path, policy_dir: Path | None, recipe: Recipe) -> Any:
     """Return a policy to sample from: merged weights, or the 4-bit base with its adapter, as the recipe says."""
     if recipe.sampling.weights == "merged" or not (policy_dir is None or is_adapter(policy_dir)):
-        return pack(load_merged(model_dir, policy_dir, recipe.model.precision), recipe.sampling.max_rows)
-    model = load(model_dir, recipe.model.precision)
+        return pack(load_merged(model_dir, policy_dir, recipe.model), recipe.sampling.max_rows)
+    model = load(model_dir, recipe.model.precision, compute=recipe.model.compute_dtype)
     return model if policy_dir is None else attach(model, policy_dir, trainable=False).eval()
 
 
-def load_merged(
-    model_dir: Path, policy_dir: Path | None, precision: Precision = "4bit", *, on: str | None = None
-) -> Any:
+def load_merged(model_dir: Path, policy_dir: Path | None, recipe: ModelRecipe, *, on: str | None = None) -> Any:
     """Return plain weights in the compute type: the dequantised base, plus the adapter if the policy is one.
 
     The result samples faster than 4-bit weights and answers like the model that was trained. `on` names a device where
     it shall be other than the first choice.
     """
+    compute = recipe.compute_dtype
     if policy_dir is not None and not is_adapter(policy_dir):
-        return load(policy_dir, "16bit", on=on)
-    model = load(model_dir, "4bit" if precision == "4bit" else "16bit", on=on)
-    if precision == "4bit":
+        return load(policy_dir, "16bit", compute=compute, on=on)
+    model = load(model_dir, "4bit" if recipe.precision == "4bit" else "16bit", compute=compute, on=on)
+    if recipe.precision == "4bit":
         with quiet_transformers():
             model = model.dequantize()
         count_as_plain(model)

@@ -10,13 +10,17 @@ The 4-bit base runs the same code on a CPU as on a GPU: bitsandbytes has both.
 import contextlib
 import hashlib
 import importlib.metadata
+import multiprocessing
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dpost_lite.errors import ModelError, is_out_of_memory
-from dpost_lite.recipe import ModelRecipe
+from dpost_lite.machine import cache_dir
+from dpost_lite.quiet import stderr_to
+from dpost_lite.recipe import ComputeType, ModelRecipe
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +31,6 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 
 UNSLOTH = "dpost_lite.models.fast"
 Precision = Literal["4bit", "16bit", "full"]
-
-
-def cache_dir() -> Path:
-    """Return the folder for converted models: `$DPOST_LITE_CACHE`, or `~/.cache/dpost-lite`."""
-    return Path(os.environ.get("DPOST_LITE_CACHE") or Path.home() / ".cache" / "dpost-lite")
 
 
 def find(name: str, files: tuple[str, ...] = MODEL_FILES) -> Path:
@@ -154,23 +153,26 @@ def load_tokenizer(model_dir: Path) -> Any:
         raise ModelError(f"model.name: {model_dir} holds no usable tokenizer ({_first_line(error)})") from error
 
 
-def load(model_dir: Path, precision: Precision = "4bit", *, on: str | None = None) -> Any:
+def load(
+    model_dir: Path, precision: Precision = "4bit", *, compute: ComputeType = "auto", on: str | None = None
+) -> Any:
     """Return a model in evaluation mode, on the GPU if there is one, or on the device `on`.
 
     "4bit": NormalFloat with double quantisation (Dettmers et al. 2023, QLoRA); "16bit": the compute type; "full":
-    float32, to train all weights. Raises ModelError if the folder cannot be read as a causal language model.
+    float32, to train all weights. `compute` is the recipe's `model.compute_dtype`. Raises ModelError if the folder
+    cannot be read as a causal language model.
     """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.float32 if precision == "full" else compute_dtype(on)
+    dtype = torch.float32 if precision == "full" else compute_dtype(compute, on=on)
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 model_dir,
                 dtype=dtype,
-                quantization_config=nf4() if precision == "4bit" else None,
+                quantization_config=nf4(dtype) if precision == "4bit" else None,
                 device_map={"": on or device()},
                 use_safetensors=True,  # the alternative is a pickle
                 trust_remote_code=False,
@@ -188,15 +190,15 @@ def load(model_dir: Path, precision: Precision = "4bit", *, on: str | None = Non
     return model.eval()
 
 
-def nf4() -> Any:
-    """Return the configuration of a 4-bit base: NormalFloat, double quantisation, products in the compute type."""
+def nf4(dtype: "torch.dtype") -> Any:
+    """Return the configuration of a 4-bit base: NormalFloat, double quantisation, products in `dtype`."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype(),
+        bnb_4bit_compute_dtype=dtype,
     )
 
 
@@ -244,13 +246,16 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def compute_dtype(on: str | None = None) -> "torch.dtype":
-    """Return bfloat16 where the hardware multiplies it, else float32 (most CPUs emulate bfloat16, three times slower).
+def compute_dtype(choice: ComputeType = "auto", *, on: str | None = None) -> "torch.dtype":
+    """Return the type that `model.compute_dtype` asks for.
 
+    "auto" is bfloat16 where the hardware multiplies it, else float32 (most CPUs emulate bfloat16, three times slower).
     `on` is a device where it shall be other than the first choice.
     """
     import torch
 
+    if choice != "auto":
+        return torch.bfloat16 if choice == "bfloat16" else torch.float32
     if (on or device()) == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
@@ -271,20 +276,23 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, -1)
 
 
-class quiet_transformers:
-    """Hide the loading bars and advice of transformers inside a `with` block; errors still surface."""
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hide the bars and advice of transformers and bitsandbytes inside a `with` block; errors still surface.
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
+    In a stage's process, whose stderr is the stage's log, all but the bars is kept there.
+    """
+    from transformers.utils import logging
 
-        self._verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self._verbosity)
+    is_stage = multiprocessing.parent_process() is not None
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.nullcontext() if is_stage else stderr_to(os.devnull):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
 
 

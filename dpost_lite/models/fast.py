@@ -28,7 +28,7 @@ def load(model_dir: Path, recipe: ModelRecipe, *, max_length: int) -> Any:
         model_name=str(model_dir),
         use_exact_model_name=True,  # or a hub name becomes another, already quantised model
         max_seq_length=max_length,
-        dtype=compute_dtype(),
+        dtype=compute_dtype(recipe.compute_dtype),
         load_in_4bit=recipe.precision == "4bit",
         load_in_8bit=False,
         load_in_16bit=recipe.precision == "16bit",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ModelError
-from dpost_lite.models.backends import compute_dtype, device
+from dpost_lite.models.backends import device
 from dpost_lite.models.checkpoint import Checkpoints
 from dpost_lite.models.tracking import track
 from dpost_lite.recipe import DpoRecipe, SftRecipe
@@ -41,6 +41,7 @@ def shared_arguments(
     import torch
 
     on_gpu = device() == "cuda"
+    dtype = policy.get_input_embeddings().weight.dtype  # the compute type, or float32 where all weights are trained
     micro = min(recipe.micro_batch_size, recipe.batch_size)
     num_accumulated = max(1, recipe.batch_size // micro)
     num_steps = math.ceil(num_rows / (micro * num_accumulated))
@@ -62,8 +63,8 @@ def shared_arguments(
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
         "optim": optimiser(on_gpu=on_gpu, trains_adapter=hasattr(policy, "peft_config")),
-        "bf16": compute_dtype() is torch.bfloat16,
-        "fp16": compute_dtype() is torch.float16,
+        "bf16": dtype is torch.bfloat16,
+        "fp16": dtype is torch.float16,
         "use_cpu": not on_gpu,
         "gradient_checkpointing": on_gpu,  # a CPU has the memory and not the time
         "padding_free": False,

@@ -5,16 +5,18 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
 from dpost_lite.errors import RecipeError
 from dpost_lite.models import backends
+from dpost_lite.recipe import ComputeType
 
 GIB = 2**30
 CONTEXT_BYTES = 0.6 * GIB  # CUDA, cuBLAS and the kernels loaded, which PyTorch does not count
 HERE = "measured here"
+EMULATION_SLOWDOWN = 3  # of bfloat16 on a CPU that does not multiply it, about
 NAMED_SHARE = 1.05  # a card may report a little less than it is named for
 UNITS = {"gb": 1e9, "g": 1e9, "gib": GIB, "mb": 1e6, "mib": 2**20}
 
@@ -36,7 +38,8 @@ class Device:
     """Where a run is planned for.
 
     `memory_bytes` may be used, of `total_bytes` (0: not known, or no cap is needed); `number_bytes` are those of the
-    compute type. Rates are peaks in FLOP/s and bytes/s, of `rates_of`: measured here, or a card's name.
+    compute type. Rates are peaks in FLOP/s and bytes/s, of `rates_of`: measured here, or a card's name. Those of
+    float32 products are half of 16-bit ones where they were not measured, as on consumer cards.
     """
 
     kind: str
@@ -46,6 +49,20 @@ class Device:
     bandwidth: float
     rates_of: str
     total_bytes: float = 0.0
+    measured_float32_flops: float = 0.0
+
+    def computing(self, choice: ComputeType) -> "Device":
+        """Return the device as it is with the recipe's `model.compute_dtype`."""
+        number_bytes = {"auto": self.number_bytes, "bfloat16": 2, "float32": 4}[choice]
+        if number_bytes == self.number_bytes:
+            return self
+        flops = self.float32_flops if number_bytes == 4 else self.flops / EMULATION_SLOWDOWN
+        return replace(self, number_bytes=number_bytes, flops=flops, measured_float32_flops=self.float32_flops)
+
+    @property
+    def float32_flops(self) -> float:
+        """Rate of products in float32, in which all weights are trained."""
+        return self.measured_float32_flops or (self.flops if self.number_bytes == 4 else self.flops / 2)
 
     @property
     def is_cpu(self) -> bool:
@@ -99,8 +116,9 @@ def this_cpu() -> Device:
 
     dtype = backends.compute_dtype(on="cpu")
     flops, bandwidth = _rates(torch.device("cpu"), dtype, size=1024)
+    in_float32 = flops if dtype is torch.float32 else _rates(torch.device("cpu"), torch.float32, size=1024)[0]
     memory = float(psutil.virtual_memory().available)
-    return Device("cpu", memory, dtype.itemsize, flops, bandwidth, HERE)
+    return Device("cpu", memory, dtype.itemsize, flops, bandwidth, HERE, measured_float32_flops=in_float32)
 
 
 def this_gpu() -> tuple[float, float, float, float] | None:

@@ -53,7 +53,7 @@ def logits_in_chunks() -> bool:
 def training_parts(name: str, recipe: Recipe, shape: ModelShape, work: Workload, device: Device, micro: int) -> Parts:
     """SFT sees `micro` sequences a pass; DPO twice as many, through the policy and through the frozen reference."""
     is_dpo, is_full = name == "dpo", recipe.model.precision == "full"
-    number = device.number_bytes
+    number = 4 if is_full else device.number_bytes
     num_tokens = micro * longest_row(name, recipe, work) * (2 if is_dpo else 1)
     trained = num_trained(recipe, shape)
     # What a layer's gradient needs: both norms' inputs and outputs, which the layers behind them share, q, k and v with
@@ -65,18 +65,16 @@ def training_parts(name: str, recipe: Recipe, shape: ModelShape, work: Workload,
         kept, layer = shape.num_layers * number * shape.hidden, 2 * layer
     dequantised = 2 * number * max(i * o for i, o in shape.linear_sizes) if recipe.model.precision == "4bit" else 0
     state = OPTIMISER_BYTES[optimiser(on_gpu=not device.is_cpu, trains_adapter=not is_full)]
-    cast = number * shape.num_parameters if is_full and number < 4 else 0  # autocast's copies, for the forward
     return {
-        "weights": weight_bytes(recipe, shape, device) + cast,
+        "weights": weight_bytes(recipe, shape, device),
         "adapters": 0.0 if is_full else trained * 4.0 * (2 if is_dpo else 1),
         "optimiser": trained * (4.0 + state),  # the gradient in float32, and two moments
         "activations": float(num_tokens * (kept + layer) + dequantised),
-        "logits": _logits(num_tokens, shape, device, is_dpo=is_dpo),
+        "logits": _logits(num_tokens, shape, device, number, is_dpo=is_dpo),
     }
 
 
-def _logits(num_tokens: int, shape: ModelShape, device: Device, *, is_dpo: bool) -> float:
-    number = device.number_bytes
+def _logits(num_tokens: int, shape: ModelShape, device: Device, number: int, *, is_dpo: bool) -> float:
     if logits_in_chunks():
         tile = min(num_tokens, CHUNK_TOKENS) * min(shape.vocabulary, CHUNK_WORDS)
         return float(tile * (TILE_NUMBERS[device.kind] * number + TILE_MASK_BYTES[device.kind]))

@@ -73,12 +73,13 @@ class Pace:
         """FLOP a weight: 2 forward and 2 back, since LoRA needs no gradients of frozen weights; `reference` for its own
         forward. All weights take 2 more; so do a GPU's checkpoints, for a second forward.
         """
-        per_weight = 2 + 2 + reference
-        per_weight += 2 if self.recipe.model.precision == "full" else 0
+        is_full = self.recipe.model.precision == "full"
+        per_weight = 2 + 2 + reference + (2 if is_full else 0)
         per_weight += 0 if self.device.is_cpu else 2
         tokens = num_rows * self.work.mean_length
         kind = self.device.kind
-        seconds = per_weight * self.shape.num_parameters * tokens / (TRAINING_EFFICIENCY[kind] * self.device.flops)
+        flops = self.device.float32_flops if is_full else self.device.flops
+        seconds = per_weight * self.shape.num_parameters * tokens / (TRAINING_EFFICIENCY[kind] * flops)
         return Estimate(tokens, LOADING_SECONDS[kind] + seconds)
 
     def _sampling(self, num_prompts: int, num_samples: int, length: float) -> Estimate:

@@ -124,9 +124,9 @@ def plan_for(recipes: Sequence[Recipe], size: str, *, base: str | None = None, t
     has no such GPU; DataError for problems that cannot be read; and ModelError, with what would fit, if the model does
     not.
     """
-    device = _device_here(size) if to_run else find_device(size)
-    cases = [(recipe, workload_of(recipe)) for recipe in recipes]
     model = recipes[0].model
+    device = (_device_here(size) if to_run else find_device(size)).computing(model.compute_dtype)
+    cases = [(recipe, workload_of(recipe)) for recipe in recipes]
     if device.is_cpu or "name" in model.model_fields_set:
         base = model.name
     return make_plans(cases, find_shape(base), device) if base else pick_base(cases, device)
@@ -154,7 +154,7 @@ def settings_of(plans: Sequence[Plan]) -> list[str]:
 
 def estimate(recipe: Recipe) -> Plan:
     """Plan the recipe's own model for all of this machine, whether it fits or not: for the time it will take."""
-    device = find_device("auto" if backends.device() == "cuda" else "cpu")
+    device = find_device("auto" if backends.device() == "cuda" else "cpu").computing(recipe.model.compute_dtype)
     (plan,) = _cut([(recipe, workload_of(recipe))], find_shape(recipe.model.name), device)
     return plan
 

@@ -52,9 +52,11 @@ def is_finished(run: Path) -> bool:
     return (run / "solved" / "done.json").is_file() and (run / "manifest.json").is_file()
 
 
-def gain(run: Path) -> tuple[str, Comparison] | None:
-    """Return the round that was exported, with its paired comparison with sft-0; None where no round was."""
-    name = exported(run)
+def gain(run: Path, name: str | None = None) -> tuple[str, Comparison] | None:
+    """Return the round that was exported, or the one named, with its paired comparison with sft-0; None where it is
+    no round.
+    """
+    name = name or exported(run)
     if name is None or not name.startswith("round-"):
         return None
     return name, compare(right(run, "sft-0"), right(run, name))

@@ -205,18 +205,22 @@ def solved_problem(solved: Mapping[str, Any]) -> Text:
     )
 
 
-def whereabouts(folder: Path, *, best: str, file: Path) -> Text:
-    """Say what a finished run left where, and what to try next. `best` is the stage of the exported policy."""
-    return plain(
-        f"""
-written
-  {file} ({file.stat().st_size / 2**20:,.0f} MiB), made from {best}
-  {folder / best}, its {"LoRA adapter" if (folder / best / "adapter_config.json").is_file() else "weights"}
-  {folder / "score"}, every graded answer; {folder / "events.jsonl"}, the journal
-
-next
-  dpost-lite solve {folder} "…"
-  dpost-lite report {folder}
-  dpost-lite eval {folder}
-  dpost-lite export {folder} --quant q8_0"""
-    )
+def whereabouts(folder: Path, *, best: str, file: Path | None) -> Text:
+    """Say what a run left where, and what to try next. `best` is the stage of the best policy; `file`, its GGUF file,
+    is None where it could not be made.
+    """
+    is_adapter = (folder / best / "adapter_config.json").is_file()
+    exported = [f"{file} ({file.stat().st_size / 2**20:,.0f} MiB), made from {best}"] if file else []
+    solve = [f'dpost-lite solve {folder} "…"'] if file else []
+    written = [
+        *exported,
+        f"{folder / best}, {'its' if file else 'the best'} {'LoRA adapter' if is_adapter else 'weights'}",
+        f"{folder / 'score'}, every graded answer; {folder / 'events.jsonl'}, the journal",
+    ]
+    following = [
+        *solve,
+        f"dpost-lite report {folder}",
+        f"dpost-lite eval {folder}",
+        *([f"dpost-lite export {folder} --quant q8_0"] if file else []),
+    ]
+    return plain("\n  ".join(["\nwritten", *written]) + "\n" + "\n  ".join(["\nnext", *following]))

@@ -37,7 +37,7 @@ def sample(
 
     `purpose` names the stage that asks and is part of the seed; `temperature` 0 is greedy, a tuple gives one for each
     step (line) of the rationale, the last for all that follow. `memory_gib` bounds cache and logits; None takes a share
-    of what is free. A rationale is right when the number after its last `####` equals the problem's answer (DPO-ST,
+    of the machine's. A rationale is right when the number after its last `####` equals the problem's answer (DPO-ST,
     section 4.1); an unfinished one never is.
     """
     drawn = defaultdict(set)
@@ -63,23 +63,28 @@ def sample(
         model,
         forcer=forcer,
         max_rows=max_rows,
-        memory_gib=memory_gib or free_share_gib(model.device),
+        memory_gib=memory_gib or share_gib(model.device),
         step_ids=prompter.step_ids() if isinstance(temperature, tuple) else frozenset(),
     )
     for finished in engine.run(requests):
         yield _grade(finished, prompter)
 
 
-def free_share_gib(device: Any) -> float:
-    """Return how much memory sampling may take: half of the free RAM, or four fifths of a GPU's free memory."""
+def share_gib(device: Any) -> float:
+    """Return how much memory sampling may take: a third of the RAM, or four fifths of what the model leaves of a GPU.
+
+    It depends on the machine and not on what happens to be free, for the number of rows follows from it, and in 16 bits
+    a product may round differently with its number of rows.
+    """
     if device.type == "cuda":
         import torch
 
-        torch.cuda.empty_cache()  # what PyTorch holds and does not use, of a merge before, counts as taken
-        return 0.8 * torch.cuda.mem_get_info(device)[0] / 2**30
+        torch.cuda.empty_cache()  # so that what a merge leaves behind does not run the memory out
+        total = torch.cuda.mem_get_info(device)[1] * torch.cuda.get_per_process_memory_fraction(device)
+        return 0.8 * (total - torch.cuda.memory_allocated(device)) / 2**30
     import psutil
 
-    return 0.5 * psutil.virtual_memory().available / 2**30
+    return psutil.virtual_memory().total / 3 / 2**30
 
 
 def seed_of(*parts: object) -> int:

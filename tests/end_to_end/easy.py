@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 SETTINGS = [
-    "rounds=2", "data.num_labelled=12", "data.dev_size=4", "model.prompt=plain", "lora.rank=8", "lora.alpha=16",
+    "model.compute_dtype=float32", "model.prompt=plain", "rounds=2", "data.num_labelled=12", "data.dev_size=4",
+    "lora.rank=8", "lora.alpha=16",
     "sft.learning_rate=1e-2", "sft.epochs=12", "sft.batch_size=8",
     "sampling.max_new_tokens=24", "sampling.samples_for_pairs=4", "sampling.samples_for_labels=3",
     "dpo.learning_rate=1e-3", "dpo.batch_size=8", "dpo.max_steps=4", "export.quant=q8_0",

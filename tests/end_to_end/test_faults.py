@@ -1,4 +1,4 @@
-"""Fifty faults at random moments, and every run ends in the same result as one that met none."""
+"""Three faults of each kind at random moments, and every run ends in the same result as one that met none."""
 
 import json
 import subprocess
@@ -9,12 +9,12 @@ import pytest
 from easy import SETTINGS, write_problems
 
 BENCH = Path(__file__).parents[2] / "bench" / "faults.py"
-NUM_FAULTS = 50
+NUM_FAULTS = 15  # of five kinds; the published figures are of 50
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the benchmark forks")
-def test_fifty_faults_lose_nothing(base_dir, tmp_path):
+def test_faults_of_every_kind_lose_nothing(base_dir, tmp_path):
     data = write_problems(tmp_path / "mine.jsonl")
     command = [
         sys.executable, str(BENCH), "--faults", str(NUM_FAULTS), "--model", str(base_dir), "--data", str(data),

@@ -4,7 +4,9 @@ The problems are made so easy that even this model gets some right after the war
 something to do, and nothing of it is faked.
 """
 
+import errno
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from typing import Any
 import psutil
 import pytest
 from easy import SETTINGS, write_problems
+from typer.testing import CliRunner
 
 from dpost_lite.baselines import adopt
 from dpost_lite.child import _context
-from dpost_lite.errors import DataError, ModelError, OutOfMemory, RecipeError, RunError
+from dpost_lite.cli import app
+from dpost_lite.errors import DataError, ExportError, ModelError, OutOfMemory, RecipeError, RunError
 from dpost_lite.evaluate import policies_of
 from dpost_lite.local.solver import Solver
 from dpost_lite.manifest import CHANGING
@@ -26,6 +30,7 @@ from dpost_lite.problems.records import LabelledRationale, PreferencePair, Probl
 from dpost_lite.recipe import Recipe, load_recipe
 from dpost_lite.rundir import UNFINISHED, Run, read_json
 from dpost_lite.selftrain import Outcome, self_train
+from dpost_lite.stages import Stages
 
 ROUND = {
     "dpo-st": ["samples-pairs", "pairs", "dpo", "samples-labels", "labels", "sft"],
@@ -285,9 +290,14 @@ def test_sampling_goes_on_to_the_sample(dpo_st, start, tmp_path, how):
     assert not list(resumed.path.rglob(UNFINISHED))
 
 
-def test_the_same_seed_elsewhere_gives_the_same_files(dpo_st, start, tmp_path):
-    """One round is enough to see it."""
-    other = start(tmp_path / "elsewhere", "rounds=1")
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_the_same_seed_elsewhere_gives_the_same_files(dpo_st, start, tmp_path, compute):
+    """One round is enough to see it, on every machine in both types."""
+    if compute == "bfloat16":
+        dpo_st = start(tmp_path / "here", "rounds=1", "model.compute_dtype=bfloat16")
+        settings = read_json(dpo_st.path / "sft-0" / "done.json")["settings"]
+        assert settings["model"]["compute_dtype"] == "bfloat16"
+    other = start(tmp_path / "elsewhere", "rounds=1", f"model.compute_dtype={compute}")
     for name in (
         "data/train.jsonl",
         "data/labels.jsonl",
@@ -298,6 +308,49 @@ def test_the_same_seed_elsewhere_gives_the_same_files(dpo_st, start, tmp_path):
     for name in ("round-1/samples-pairs/rationales", "round-1/samples-labels/rationales", "score/round-1/test"):
         same_rationales(other, dpo_st, f"{name}.jsonl")
     assert other.outcome.scores == dpo_st.outcome.scores[:3]
+
+
+# What fails when all is trained
+
+
+def a_run_of(sft: Finished, folder: Path, *more: str) -> list[str]:
+    """The words of a command that has only to export and to solve what `sft` trained."""
+    adopt(sft.path, folder)
+    settings = [setting for setting in SETTINGS if not setting.startswith("rounds")]
+    model, data = sft.recipe.model.name, sft.recipe.data.train
+    return ["run", "--out", str(folder), "--model", model, "--data", data, *settings, "rounds=2", "method=sft", *more]
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "says"),
+    [
+        ("export", ExportError("llama.cpp crashes with the q8_0 file (SIGSEGV); give another type"), "another type"),
+        ("export", OSError(errno.ENOSPC, "No space left on device", "model.gguf"), "the disk is full"),
+        ("solve", ExportError("llama.cpp crashed while it answered (SIGABRT)"), "(SIGABRT)"),
+    ],
+)
+def test_a_late_failure_takes_nothing_away(sft, tmp_path, monkeypatch, stage, error, says):
+    command = a_run_of(sft, tmp_path / "run")
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stages, stage, fail)
+        failed = CliRunner().invoke(app, command)
+    assert failed.exit_code == 3, failed.output
+    (line,) = failed.stderr.splitlines()
+    assert says in line
+    assert line.endswith("all else is done, and the same command repeats only what failed")
+    assert re.search(r"sft-0 +on +[\d.]+%", failed.stdout)
+    assert f"{tmp_path / 'run' / 'sft-0'}, {'the best' if stage == 'export' else 'its'} LoRA adapter" in failed.stdout
+    assert ("model-q8_0.gguf" in failed.stdout.partition("written")[2]) == (stage == "solve")
+    assert not (tmp_path / "run" / "manifest.json").exists()
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0, again.output
+    started = [line.partition(":")[0] for line in again.stdout.splitlines() if ": started" in line]
+    assert started == (["export", "solved"] if stage == "export" else ["solved"])
+    assert (tmp_path / "run" / "manifest.json").exists()
 
 
 # Memory that runs out, and other ends of a stage's process

@@ -1,0 +1,39 @@
+"""The child process that tries a GGUF file: `python -m dpost_lite.local.trial FILE on|off`, with extra buffers or not.
+
+It reads a text from standard input, has the model read it as a prompt and then one token more, as an answer does, and
+prints, as its last line, the token ids that llama.cpp makes of the text.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+from dpost_lite.local.llama import open_gguf
+
+NUM_CONTEXT, NUM_PROMPT = 128, 64  # tokens
+
+
+def probe(path: Path, text: str, *, extra_buffers: bool) -> list[int]:
+    """Return the token ids of `text`, after two forwards over them. Raises RuntimeError if a logit is not finite."""
+    import llama_cpp
+
+    llm = open_gguf(path, extra_buffers=extra_buffers, n_ctx=NUM_CONTEXT)
+    ids = llm.tokenize(text.encode(), add_bos=False, special=True)
+    for new in (ids[:NUM_PROMPT], ids[:1]):
+        llm.eval(new)
+        logits = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
+        if not all(math.isfinite(logits[i]) for i in range(llm.n_vocab())):
+            raise RuntimeError("the file answers with NaN or infinity")
+    llm.close()
+    return ids
+
+
+def main() -> None:
+    path, extra_buffers = sys.argv[1:]
+    ids = probe(Path(path), sys.stdin.buffer.read().decode(), extra_buffers=extra_buffers == "on")
+    sys.stderr.flush()
+    print("\n" + " ".join(map(str, ids)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

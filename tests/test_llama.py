@@ -1,0 +1,251 @@
+"""llama.cpp on machines that it crashes on: found out in a child process, avoided, remembered, and told in one line.
+
+The child of these tests is a real one. A `sitecustomize` that only it imports has it die of a signal in `Llama.eval`.
+"""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from test_gguf import save_model
+from typer.testing import CliRunner
+
+from dpost_lite import doctor
+from dpost_lite.cli import app
+from dpost_lite.errors import DataError, ExportError
+from dpost_lite.local import gguf, llama
+from dpost_lite.local.llama import Trial
+from dpost_lite.local.solver import Solver
+from dpost_lite.local.solver_process import SolverProcess
+from dpost_lite.problems.calculator import Calculator
+
+CRASH = """
+import os, signal
+import llama_cpp
+real = llama_cpp.Llama.eval
+def eval(self, tokens):
+    if {condition}:
+        os.kill(os.getpid(), signal.{name})
+    return real(self, tokens)
+llama_cpp.Llama.eval = eval
+"""
+WITH_BUFFERS = "self.model_params.use_extra_bufts and len(tokens) > 1"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    save_model(folder / "model", "llama", "smollm")
+    return gguf.write_gguf(folder / "model", folder / "model.gguf")
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch) -> None:
+    """A machine without AMX that nothing is remembered of, wherever the test runs."""
+    monkeypatch.setenv("DPOST_LITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(llama, "system_info", lambda: "AVX2 = 1 | AMX_INT8 = 0")
+    llama._machine.cache_clear()
+    yield
+    llama._machine.cache_clear()
+
+
+@pytest.fixture
+def dies(tmp_path, monkeypatch):
+    """A function: (condition, signal) -> from now on children die of the signal where the condition holds in eval."""
+
+    def die(condition: str, name: str = "SIGSEGV") -> None:
+        folder = tmp_path / "site"
+        folder.mkdir(exist_ok=True)
+        (folder / "sitecustomize.py").write_text(CRASH.format(condition=condition, name=name))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(Path(__file__).parents[1])]))
+
+    return die
+
+
+def children(monkeypatch) -> list[str]:
+    """Collect "on" or "off" for each child that tries a file."""
+    tried: list[str] = []
+    real = llama.run_module
+    monkeypatch.setattr(llama, "run_module", lambda *a, **k: tried.append(a[-1]) or real(*a, **k))
+    return tried
+
+
+# Extra buffers
+
+
+@pytest.mark.parametrize("extra_buffers", [True, False])
+def test_a_file_is_opened_with_or_without_extra_buffers(tiny, extra_buffers):
+    import llama_cpp.llama_cpp as bindings
+
+    defaults = bindings.llama_model_default_params
+    model = llama.open_gguf(tiny, extra_buffers=extra_buffers, n_ctx=32)
+    assert model.model_params.use_extra_bufts is extra_buffers
+    assert bindings.llama_model_default_params is defaults
+
+
+def test_a_file_that_crashes_with_extra_buffers_is_used_without_and_tried_once(tiny, dies, monkeypatch):
+    dies(WITH_BUFFERS)
+    tried = children(monkeypatch)
+    assert llama.bears_extra_buffers(tiny) is False
+    assert tried == ["on", "off"]
+    assert llama.trials() == {"f16": Trial(True, False, "SIGSEGV")}
+    assert llama.bears_extra_buffers(tiny) is False
+    assert tried == ["on", "off"]  # it is remembered
+
+
+def test_other_machines_keep_extra_buffers(tiny, monkeypatch):
+    """Where nothing crashes: as fast as before."""
+    monkeypatch.setattr(llama, "run_module", lambda *_, **__: _Ended(0, b"\n1 2\n"))  # real buffers may crash here
+    assert llama.try_file(tiny) == (True, [1, 2])
+    assert llama.trials() == {"f16": Trial(True, True, None)}
+
+
+class _Ended:
+    def __init__(self, returncode: int, stdout: bytes = b"", stderr: bytes = b"") -> None:
+        self.returncode, self.stdout, self.stderr = returncode, stdout, stderr
+
+
+def test_with_amx_extra_buffers_are_not_even_tried(tiny, dies, monkeypatch):
+    monkeypatch.setattr(llama, "system_info", lambda: "AVX2 = 1 | AMX_INT8 = 1 | OPENMP = 1")
+    dies(WITH_BUFFERS)
+    tried = children(monkeypatch)
+    assert llama.bears_extra_buffers(tiny) is False
+    assert tried == ["off"]
+    assert llama.trials() == {"f16": Trial(True, False, None)}
+
+
+def test_what_is_remembered_is_of_one_machine_and_version(tiny, monkeypatch):
+    llama.remember("f16", Trial(True, True))
+    monkeypatch.setattr(llama, "version", lambda package: "9.9.9")
+    llama._machine.cache_clear()
+    assert llama.trials() == {}
+    llama.remember("q8_0", Trial(True, False))
+    assert llama.trials() == {"q8_0": Trial(True, False)}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 3}'])
+def test_a_damaged_record_is_no_error(tiny, text, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "llama.cpp.json").write_text(text)
+    assert llama.trials() == {}
+    llama.remember("f16", Trial(True, False))
+    assert llama.trials() == {"f16": Trial(True, False)}
+
+
+# Crashes
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_file_that_crashes_either_way_is_refused_in_one_line_and_tried_again_later(tiny, dies, monkeypatch):
+    dies("True", "SIGILL")
+    with pytest.raises(
+        ExportError, match=r"crashes with the f16 file .* \(SIGILL\); give another type: --quant"
+    ) as error:
+        llama.bears_extra_buffers(tiny)
+    assert "\n" not in str(error.value)
+    assert llama.trials() == {"f16": Trial(False, False, "SIGILL")}
+    monkeypatch.delenv("PYTHONPATH")
+    tried = children(monkeypatch)
+    monkeypatch.setattr(llama, "system_info", lambda: "AMX_INT8 = 1")  # real buffers may crash here
+    assert llama.bears_extra_buffers(tiny) is False
+    assert tried == ["off"]
+
+
+def test_a_file_that_is_merely_wrong_is_not_tried_twice(tiny, dies, monkeypatch, tmp_path):
+    dies("1 / 0")
+    tried = children(monkeypatch)
+    with pytest.raises(ExportError, match=r"cannot use the f16 file .*ZeroDivisionError"):
+        llama.bears_extra_buffers(tiny)
+    assert tried == ["on"]
+    assert llama.trials() == {}
+
+
+def test_an_export_whose_file_crashes_leaves_nothing(tiny, dies, tmp_path):
+    dies("True")
+    with pytest.raises(ExportError, match=r"crashes with the q8_0 file .*SIGSEGV"):
+        gguf.export(tiny.parent / "model", tmp_path / "out.gguf", quant="q8_0")
+    assert not list(tmp_path.glob("out*"))
+
+
+# The solver's own process
+
+
+def works(tiny: Path) -> None:
+    llama.remember("f16", Trial(True, False))
+
+
+def test_a_solver_process_answers_as_the_solver_does(tiny):
+    works(tiny)
+    here = Solver(tiny, calculator=Calculator(), max_new_tokens=12, extra_buffers=False)
+    with SolverProcess(tiny, calculator=Calculator(), max_new_tokens=12) as solver:
+        for temperature, seed in ((0.0, 0), (1.0, 3), (1.0, 4)):
+            expected = here.solve("How many?", temperature=temperature, seed=seed)
+            assert solver.solve("How many?", temperature=temperature, seed=seed) == expected
+            assert "".join(solver.stream("How many?", temperature=temperature, seed=seed)) == expected.text
+        with pytest.raises(DataError, match="the question has"):
+            solver.solve("many " * 400)
+        assert solver.solve("How many?").text  # it goes on after a mistake
+
+
+@pytest.mark.parametrize("command", ["solve", "eval"])
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_commands_survive_a_crash_with_one_line(tiny, dies, tmp_path, monkeypatch, command):
+    """The trial went well, and llama.cpp crashes later all the same."""
+    llama.remember("f16", Trial(True, True))
+    monkeypatch.chdir(tmp_path)
+    dies("os.kill(os.getpid(), signal.SIGABRT)")
+    arguments = ["solve", str(tiny), "How many?"]
+    if command == "eval":
+        arguments = ["eval", str(tiny), "--data", "synthetic", "--limit", "2", "--calculator", "on"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("dpost-lite: llama.cpp crashed while it answered with ")
+    assert "(SIGABRT" in line
+    assert "the same command tries again without its extra buffers" in line
+    assert llama.trials() == {"f16": Trial(True, False, "SIGABRT")}
+    again = CliRunner().invoke(app, arguments)
+    assert "give another type: --quant q8_0 or f16" in again.stderr
+
+
+def test_a_solver_process_ends_with_its_block(tiny):
+    works(tiny)
+    with SolverProcess(tiny, calculator=None) as solver:
+        process = solver._process
+        assert process.poll() is None
+    assert process.returncode == 0
+    solver = SolverProcess(tiny, calculator=None)
+    solver.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)  # in the middle of an answer
+    assert solver._process.returncode == -signal.SIGKILL or os.name == "nt"
+
+
+def test_what_the_solver_refuses_is_an_error_here(tmp_path):
+    with pytest.raises(ExportError, match=r"none\.gguf cannot be read"):
+        SolverProcess(tmp_path / "none.gguf", calculator=None)
+
+
+# doctor
+
+
+def told(monkeypatch) -> str:
+    return "\n".join(f"{finding.topic}: {finding.value}" for finding in doctor._llama())
+
+
+def test_doctor_says_what_was_found_and_what_is_done(monkeypatch):
+    assert "runs with its extra buffers" in told(monkeypatch)
+    assert "none tried here yet" in told(monkeypatch)
+    llama.remember("q4_k_m", Trial(True, False, "SIGSEGV"))
+    llama.remember("q8_0", Trial(False, False, "SIGILL"))
+    said = told(monkeypatch)
+    assert "q4_k_m files: work without extra buffers, crashed with them (SIGSEGV)" in said
+    assert "q8_0 files: crash llama.cpp in any way (SIGILL); export another type" in said
+    monkeypatch.setattr(llama, "system_info", lambda: "AMX_INT8 = 1")
+    assert "without its extra buffers, since its AMX kernels crash" in told(monkeypatch)
+
+
+def test_the_record_is_json_that_a_person_can_read(tmp_path):
+    llama.remember("f16", Trial(True, False))
+    (machine,) = json.loads((tmp_path / "cache" / "llama.cpp.json").read_text())
+    assert "llama-cpp-python" in machine
