@@ -42,8 +42,8 @@ def let_threads_sleep() -> None:
     """Make OpenMP's threads sleep soon when they wait for each other, in this process and its children.
 
     By default they spin for milliseconds. Beside any other work that is time taken from the thread they wait for: two
-    commands at once then take 11 times as long as one, and 3 times with this (bench/together.py). To be called before PyTorch or llama.cpp is
-    imported. A user's own setting wins.
+    commands at once then take 11 times as long as one, and 3 times with this (bench/together.py). A user's own setting
+    wins. To be called before PyTorch or llama.cpp is imported.
     """
     if not any(name in os.environ for name in WAITING):
         os.environ["GOMP_SPINCOUNT"] = "10000"  # libgomp, Linux; rounds of its loop, half a millisecond or so
