@@ -146,7 +146,8 @@ def _tell(folder: Path, outcome: "Outcome") -> None:
 
 
 def _late(failure: DpostError) -> DeliveryError:
-    return DeliveryError(f"{failure}; all else is done, and the same command repeats only what failed")
+    again = "" if "same command" in str(failure) else ", and the same command repeats only what failed"
+    return DeliveryError(f"{failure}; all else is done{again}")
 
 
 def _train_several(runs: list[Asked]) -> None:
@@ -158,13 +159,14 @@ def _train_several(runs: list[Asked]) -> None:
     from dpost_lite.report.terminal import plain
 
     console, by_path = Console(), {asked.path: asked for asked in runs}
-    failures: list[DpostError] = []
+    failures: dict[Path, DpostError] = {}
 
     def train(path: Path) -> "Score":
         recipe = by_path[path].recipe
         console.print(plain(f"\n{recipe.method}, seed {recipe.seed}, in {path}", "bold"), soft_wrap=True)
         outcome = _train(by_path[path])
-        failures.extend([outcome.failure] if outcome.failure else [])
+        if outcome.failure is not None:
+            failures[path] = outcome.failure
         name = outcome.best.removesuffix("/sft")
         return next(score for score in outcome.scores if score.name == name)
 
@@ -172,5 +174,7 @@ def _train_several(runs: list[Asked]) -> None:
     console.print("", summary.methods_table([(run.method, run.seed, run.score) for run in trained]), "")
     for a, b, compared in differences(trained):
         console.print(plain(summary.method_difference(a, b, compared)), soft_wrap=True)
+    for path, failure in failures.items():
+        console.print(plain(f"{path}: no file ({failure})"), soft_wrap=True)
     if failures:
-        raise _late(failures[0])
+        raise _late(next(iter(failures.values())))

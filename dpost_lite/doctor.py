@@ -138,7 +138,9 @@ def _llama() -> Iterator[Finding]:
             yield Finding(f"  {kind} files", f"work {how} extra buffers{crashed}")
         else:
             way_out = "export another type: --quant q8_0 or f16"
-            yield Finding(f"  {kind} files", f"crash llama.cpp in any way ({trial.crash}); {way_out}", "note")
+            yield Finding(
+                f"  {kind} files", f"crash llama.cpp with and without extra buffers ({trial.crash}); {way_out}", "note"
+            )
 
 
 def _disks() -> Iterator[Finding]:

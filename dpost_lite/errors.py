@@ -6,6 +6,7 @@
     ├── ModelError      a base model or adapter that cannot be had or used
     ├── ExportError     a GGUF file that cannot be written or read
     ├── RunError        the run folder: another run's, locked, full
+    │   └── OtherSettings   a stage of it was made with other settings
     ├── OutOfMemory     work that needs more memory than there is
     └── DeliveryError   everything was trained and scored, but the GGUF file could not be made or tried
 
@@ -45,6 +46,10 @@ class DeliveryError(DpostError):
     """A run was trained and scored, but its GGUF file could not be made or tried."""
 
     exit_code = 3
+
+
+class OtherSettings(RunError):
+    """A stage was made with other settings than it is asked for now."""
 
 
 OUT_OF_MEMORY = (

@@ -14,15 +14,16 @@ def stderr_to(path: str | Path = os.devnull) -> Iterator[None]:
     Works below Python too: what C++ prints and what a child inherits go there as well.
     """
     with open(path, "a", encoding="utf-8", errors="replace") as file, contextlib.ExitStack() as restored:
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            sys.stderr.flush()
         try:
             before = os.dup(2)
-        except OSError:  # no stderr at all, as under pythonw
+        except OSError:  # no stderr at all
             before = None
         if before is not None:
             os.dup2(file.fileno(), 2)
             restored.callback(os.close, before)
             restored.callback(os.dup2, before, 2)
-        restored.enter_context(contextlib.redirect_stderr(file))
-        restored.callback(file.flush)
+            if sys.stderr is not None:
+                restored.callback(sys.stderr.flush)
         yield

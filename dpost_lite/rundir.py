@@ -29,7 +29,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dpost_lite import __version__, interrupt
-from dpost_lite.errors import RunError, nearest
+from dpost_lite.errors import OtherSettings, RunError, nearest
 from dpost_lite.recipe import Recipe, validate
 
 UNFINISHED = "unfinished"  # in the folder of an unfinished stage: what its work needs to go on; removed when it is done
@@ -138,11 +138,11 @@ class Run:
         """Do `work(folder)` once, and never again: a finished stage of the same settings and inputs is loaded.
 
         `work` writes its files into the folder it is given and may return metrics; what it says under "used" (peak
-        memory, by name) is kept apart from them. With `renew`, a stage whose inputs alone changed (a run that was given
-        more rounds exports another policy) is done again; the old folder is kept aside. With `resumes`, work that was
-        stopped finds its folder as it left it. Raises RunError, with the difference, if the stage was finished, or has
-        something to go on with, under other settings or inputs; and KeyboardInterrupt before work begins, if the user
-        asked to stop.
+        memory, by name) is kept apart from them. With `renew`, a stage whose inputs or `export` settings alone changed
+        (a run with more rounds exports another policy) is done again; the old folder is kept aside. With `resumes`,
+        work that was stopped finds its folder as it left it. Raises OtherSettings, with the difference, if the stage was
+        finished, or has something to go on with, under other settings or inputs; and KeyboardInterrupt before work
+        begins, if the user asked to stop.
         """
         settings = json.loads(json.dumps(settings, default=str))
         given: dict[str, Any] = {"settings": settings, "inputs": {a.name: a.fingerprint for a in inputs}}
@@ -231,8 +231,8 @@ class Run:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
             self.emit("stage_skipped", stage=name, seconds=done["seconds"], metrics=done["metrics"])
             return Artifact(name, folder, done["fingerprint"], done["metrics"])
-        if not renew or done["settings"] != given["settings"]:
-            raise RunError(self._difference(name, done, given))
+        if not renew or _but_export(done["settings"]) != _but_export(given["settings"]):
+            raise OtherSettings(self._difference(name, done, given))
         _put_aside(folder, done["fingerprint"])
         return None
 
@@ -247,7 +247,7 @@ class Run:
         if begun["fingerprint"] == given["fingerprint"]:
             return begun["seconds"]
         if any(path.is_file() and path != partial / BEGUN for path in partial.rglob("*")):
-            raise RunError(self._difference(name, begun, given))
+            raise OtherSettings(self._difference(name, begun, given))
         return None
 
     def _difference(self, name: str, made: dict[str, Any], given: dict[str, Any]) -> str:
@@ -283,6 +283,11 @@ def _stages(run: Path, record: str) -> Iterator[tuple[str, dict[str, Any]]]:
         name = folder.relative_to(run)
         if not is_aside(name) and (record == BEGUN or not name.name.endswith(".partial")):
             yield name.as_posix(), read_json(path)
+
+
+def _but_export(settings: dict[str, Any]) -> dict[str, Any]:
+    """A stage's settings without how its file is stored, which a user may change in a finished run."""
+    return {key: value for key, value in settings.items() if key != "export"}
 
 
 def _put_aside(folder: Path, fingerprint: str) -> None:

@@ -11,7 +11,7 @@ With `method: st` lines 4 to 6 fall away, which is plain self-training (Algorith
 from dataclasses import dataclass
 
 from dpost_lite.clock import Clock
-from dpost_lite.errors import DpostError, of_disk
+from dpost_lite.errors import DpostError, OtherSettings, of_disk
 from dpost_lite.planner.plan import Plan
 from dpost_lite.problems.records import Score
 from dpost_lite.recipe import Recipe
@@ -71,6 +71,8 @@ def _deliver(stages: Stages, best: Artifact, data: Artifact) -> Outcome:
     try:
         export = stages.export(best)
         solved = stages.solve(export, data)
+    except OtherSettings:  # nothing failed: the command asks for something else
+        raise
     except (DpostError, OSError) as error:
         failure = error if isinstance(error, DpostError) else of_disk(error)
         if failure is None:

@@ -141,7 +141,7 @@ def test_a_damaged_record_is_no_error(tiny, text, tmp_path):
 def test_a_file_that_crashes_either_way_is_refused_in_one_line_and_tried_again_later(tiny, dies, monkeypatch):
     dies("True", "SIGILL")
     with pytest.raises(
-        ExportError, match=r"crashes with the f16 file .* \(SIGILL\); give another type: --quant"
+        ExportError, match=r"crashes with f16 files .* \(SIGILL\); give another type, such as q8_0: --quant q8_0"
     ) as error:
         llama.bears_extra_buffers(tiny)
     assert "\n" not in str(error.value)
@@ -164,7 +164,7 @@ def test_a_file_that_is_merely_wrong_is_not_tried_twice(tiny, dies, monkeypatch,
 
 def test_an_export_whose_file_crashes_leaves_nothing(tiny, dies, tmp_path):
     dies("True")
-    with pytest.raises(ExportError, match=r"crashes with the q8_0 file .*SIGSEGV"):
+    with pytest.raises(ExportError, match=r"crashes with q8_0 files .*SIGSEGV.*such as f16"):
         gguf.export(tiny.parent / "model", tmp_path / "out.gguf", quant="q8_0")
     assert not list(tmp_path.glob("out*"))
 
@@ -207,7 +207,59 @@ def test_commands_survive_a_crash_with_one_line(tiny, dies, tmp_path, monkeypatc
     assert "the same command tries again without its extra buffers" in line
     assert llama.trials() == {"f16": Trial(True, False, "SIGABRT")}
     again = CliRunner().invoke(app, arguments)
-    assert "give another type: --quant q8_0 or f16" in again.stderr
+    assert "give another type, such as q8_0: --quant q8_0" in again.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_child_that_was_stopped_says_nothing_of_the_file(tiny, dies, name):
+    """Ctrl-C, or no memory left: llama.cpp is not to blame, and nothing is remembered."""
+    dies("True", name)
+    with pytest.raises(ExportError, match=f"trying the f16 file was stopped \\({name}\\)"):
+        llama.bears_extra_buffers(tiny)
+    assert llama.trials() == {}
+    llama.remember("f16", Trial(True, True))
+    with SolverProcess(tiny, calculator=None) as solver, pytest.raises(ExportError, match="close other programs"):
+        solver.solve("How many?")
+    assert llama.trials() == {"f16": Trial(True, True)}
+
+
+def test_children_are_out_of_reach_of_ctrl_c(tiny, monkeypatch):
+    works(tiny)
+    with SolverProcess(tiny, calculator=None) as solver:
+        assert os.getsid(solver._process.pid) != os.getsid(0)
+
+
+def test_a_python_error_in_the_solver_is_no_crash(tiny, dies):
+    llama.remember("f16", Trial(True, True))
+    dies("1 / 0")
+    with SolverProcess(tiny, calculator=None) as solver, pytest.raises(ExportError, match=r"ZeroDivisionError.*a bug"):
+        solver.solve("How many?")
+    assert llama.trials() == {"f16": Trial(True, True)}
+
+
+def test_an_export_does_not_forget_a_crash_that_its_probe_does_not_show(tiny, tmp_path, monkeypatch):
+    llama.remember("q8_0", Trial(True, False, "SIGSEGV"))
+    tried = children(monkeypatch)
+    gguf.export(tiny.parent / "model", tmp_path / "out.gguf", quant="q8_0")
+    assert tried == ["q8_0", "off"]
+    assert llama.trials() == {"q8_0": Trial(True, False, "SIGSEGV")}
+
+
+def test_the_users_folder_is_not_imported_from(tiny, tmp_path, monkeypatch):
+    works(tiny)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gguf.py").write_text("raise SystemExit('shadowed')")
+    (tmp_path / "llama_cpp.py").write_text("raise SystemExit('shadowed')")
+    llama.try_file(tiny)
+    with SolverProcess(tiny, calculator=None, max_new_tokens=2) as solver:
+        assert solver.solve("How many?").text
+
+
+def test_a_header_with_a_strange_type_is_no_traceback(monkeypatch):
+    for value in ("abc", [1], 10**30):
+        monkeypatch.setattr(llama, "read_header", lambda _, value=value: {"general.file_type": value})
+        assert llama.file_type(Path("x.gguf")) == "unknown"
 
 
 def test_a_solver_process_ends_with_its_block(tiny):
@@ -240,7 +292,7 @@ def test_doctor_says_what_was_found_and_what_is_done(monkeypatch):
     llama.remember("q8_0", Trial(False, False, "SIGILL"))
     said = told(monkeypatch)
     assert "q4_k_m files: work without extra buffers, crashed with them (SIGSEGV)" in said
-    assert "q8_0 files: crash llama.cpp in any way (SIGILL); export another type" in said
+    assert "q8_0 files: crash llama.cpp with and without extra buffers (SIGILL); export another type" in said
     monkeypatch.setattr(llama, "system_info", lambda: "AMX_INT8 = 1")
     assert "without its extra buffers, since its AMX kernels crash" in told(monkeypatch)
 

@@ -246,8 +246,7 @@ def test_a_solved_problem_is_marked_against_the_known_answer(strict: str | None,
 def test_a_fall_on_the_dev_problems_is_told_with_what_was_exported() -> None:
     rounds = [a_score("sft-0", 0.30), a_score("round-1", 0.35), a_score("round-2", 0.32)]
     assert summary.fallen(rounds) == (
-        "On the dev problems accuracy fell from 35.0% of round-1 to 32.0% of round-2: round-1 is the one that was "
-        "exported."
+        "On the dev problems accuracy fell from 35.0% of round-1 to 32.0% of round-2: round-1 is the best."
     )
     assert summary.fallen(rounds[:2]) == summary.fallen([]) == summary.fallen([*rounds, a_score("round-3", 0.35)]) == ""
 

@@ -25,6 +25,8 @@ from dpost_lite.rundir import read_json, write_json
 PACKAGE = "llama-cpp-python"
 PROBE = "Ann's 12 boxes hold 3.5 kg each; 15% is left.  How much?\n12*3.5=<<12*3.5=42>>42 kg — naïve.\n#### 1,042"
 PYTHON_ERROR = 1  # the exit code of a child that raised an exception; any other but 0 is a crash
+STOPPED = ("SIGINT", "SIGTERM", "SIGKILL")  # by the user, or for want of memory: nothing that llama.cpp did
+PYTHON = (sys.executable, "-P", "-m")  # a module of the package, whatever lies in the user's folder
 _LOCK = threading.Lock()
 
 
@@ -90,31 +92,40 @@ def try_file(path: Path, text: str = PROBE) -> tuple[bool, list[int]]:
     Returns whether it bears extra buffers, and the token ids of `text`. Raises ExportError if it crashes either way,
     fails, or computes NaN.
     """
-    kind, crash = file_type(path), None
-    for extra_buffers in (False,) if reports_amx() else (True, False):
+    kind = file_type(path)
+    known = trials().get(kind)
+    crash = known.crash if known else None
+    avoids = reports_amx() or (known is not None and not known.extra_buffers)
+    for extra_buffers in (False,) if avoids else (True, False):
         child = run_module("dpost_lite.local.trial", str(path), "on" if extra_buffers else "off", text=text)
         if child.returncode == 0:
             remember(kind, Trial(True, extra_buffers, crash))
             return extra_buffers, [int(word) for word in child.stdout.decode().splitlines()[-1].split()]
         if child.returncode == PYTHON_ERROR:
-            raise ExportError(f"llama.cpp cannot use the {kind} file {path.name}: {last_words(child.stderr)}")
+            name = path.name.removesuffix(".partial")
+            raise ExportError(f"llama.cpp cannot use the {kind} file {name}: {last_words(child.stderr)}")
         crash = ended_by(child.returncode)
+        if crash in STOPPED:
+            raise ExportError(f"trying the {kind} file was stopped ({crash}); close other programs and try again")
     remember(kind, Trial(False, False, crash))
-    raise ExportError(
-        f"llama.cpp crashes with the {kind} file {path.name} on this machine ({crash}); give another type: "
-        "--quant q8_0 or f16 to export, export.quant=f16 to run"
-    )
+    raise ExportError(f"llama.cpp crashes with {kind} files on this machine ({crash}); {another_type(kind)}")
+
+
+def another_type(kind: str) -> str:
+    """Return the way out for a type of file that crashes llama.cpp."""
+    other = "q8_0" if kind == "f16" else "f16"
+    return f"give another type, such as {other}: --quant {other} to export, export.quant={other} to run"
 
 
 def file_type(path: Path) -> str:
     """Return a GGUF file's type of weights, as `--quant` names it. Raises ExportError if the file cannot be read."""
     from gguf import LlamaFileType
 
-    number = int(read_header(path).get("general.file_type", -1))
+    number = read_header(path).get("general.file_type", -1)
     try:
         return LlamaFileType(number).name.removeprefix("MOSTLY_").lower()
-    except ValueError:
-        return f"type {number}"
+    except (ValueError, TypeError):
+        return "unknown"
 
 
 def trials() -> dict[str, Trial]:
@@ -133,8 +144,10 @@ def remember(kind: str, trial: Trial) -> None:
 
 
 def run_module(module: str, *arguments: str, text: str = "") -> "subprocess.CompletedProcess[bytes]":
-    """Run a module of the package in a child process, with `text` as its standard input."""
-    return subprocess.run([sys.executable, "-m", module, *arguments], input=text.encode(), capture_output=True)
+    """Run a module of the package in a child process that Ctrl-C does not reach, with `text` as its standard input."""
+    return subprocess.run(
+        [*PYTHON, module, *arguments], input=text.encode(), capture_output=True, start_new_session=True
+    )
 
 
 def ended_by(returncode: int) -> str:

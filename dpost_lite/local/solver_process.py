@@ -7,7 +7,6 @@ standard input and output; what llama.cpp prints goes to a temporary file, whose
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -41,8 +40,9 @@ class SolverProcess:
         }
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dpost_lite.local.solver_process", str(gguf_path), json.dumps(settings)],
+            [*llama.PYTHON, "dpost_lite.local.solver_process", str(gguf_path), json.dumps(settings)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._printed, text=True, encoding="utf-8",
+            start_new_session=True,  # Ctrl-C reaches a whole group; this process decides
         )  # fmt: skip
         try:
             self._answer()
@@ -100,19 +100,23 @@ class SolverProcess:
         return value
 
     def _crashed(self) -> ExportError:
-        how = llama.ended_by(self._process.wait())
-        if self._extra_buffers:
-            llama.remember(llama.file_type(self._path), llama.Trial(True, False, how))
-            way_out = "the same command tries again without its extra buffers"
-        else:
-            way_out = "give another type: --quant q8_0 or f16 to export, export.quant=f16 to run"
+        code, kind = self._process.wait(), llama.file_type(self._path)
+        how = llama.ended_by(code)
         self._printed.seek(0)
         words = llama.last_words(self._printed.read())
+        if code == llama.PYTHON_ERROR:
+            return ExportError(f"the solver failed with {self._path} ({words}), which is a bug; please report it")
+        if how in llama.STOPPED:
+            way_out = "close other programs and try again"
+        elif self._extra_buffers:
+            llama.remember(kind, llama.Trial(True, False, how))
+            way_out = "the same command tries again without its extra buffers"
+        else:
+            way_out = llama.another_type(kind)
         return ExportError(f"llama.cpp crashed while it answered with {self._path} ({how}: {words}); {way_out}")
 
 
 def _serve(path: Path, settings: dict[str, Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what llama.cpp prints is no answer
 

@@ -8,6 +8,7 @@ import math
 import sys
 from pathlib import Path
 
+from dpost_lite.errors import DpostError
 from dpost_lite.local.llama import open_gguf
 
 NUM_CONTEXT, NUM_PROMPT = 128, 64  # tokens
@@ -30,7 +31,10 @@ def probe(path: Path, text: str, *, extra_buffers: bool) -> list[int]:
 
 def main() -> None:
     path, extra_buffers = sys.argv[1:]
-    ids = probe(Path(path), sys.stdin.buffer.read().decode(), extra_buffers=extra_buffers == "on")
+    try:
+        ids = probe(Path(path), sys.stdin.buffer.read().decode(), extra_buffers=extra_buffers == "on")
+    except Exception as error:  # one line for the user, who knows nothing of this process
+        sys.exit(f"{error}" if isinstance(error, DpostError) else f"{type(error).__name__}: {error}")
     sys.stderr.flush()
     print("\n" + " ".join(map(str, ids)), flush=True)
 

@@ -115,7 +115,7 @@ def verdict(name: str, compared: Comparison) -> str:
 
 
 def fallen(dev_scores: Sequence[Score]) -> str:
-    """Say so if accuracy on the dev problems fell after its best round, which is the one that was exported.
+    """Say so if accuracy on the dev problems fell after its best round, which is the one to export.
 
     `dev_scores` are of the policies, without the base, in order.
     """
@@ -126,7 +126,7 @@ def fallen(dev_scores: Sequence[Score]) -> str:
         return ""
     return (
         f"On the dev problems accuracy fell from {best.strict:.1%} of {best.name} to {last.strict:.1%} of {last.name}: "
-        f"{best.name} is the one that was exported."
+        f"{best.name} is the best."
     )
 
 
