@@ -140,7 +140,7 @@ class Run:
         `work` writes its files into the folder it is given and may return metrics; what it says under "used" (peak
         memory, by name) is kept apart from them. With `renew`, a stage whose inputs or `export` settings alone changed
         (a run with more rounds exports another policy) is done again; the old folder is kept aside. With `resumes`,
-        work that was stopped finds its folder as it left it. Raises OtherSettings, with the difference, if the stage was
+        work that was stopped finds its folder as it left it. Raises OtherSettings, with the difference, if the stage is
         finished, or has something to go on with, under other settings or inputs; and KeyboardInterrupt before work
         begins, if the user asked to stop.
         """
