@@ -1,6 +1,7 @@
 """The command `run`: one run, or several methods and seeds side by side."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,7 @@ from dpost_lite.command import (
     remember_restart,
     resolve,
 )
-from dpost_lite.errors import DeliveryError, DpostError, RecipeError
+from dpost_lite.errors import DeliveryError, DpostError, RecipeError, of_disk
 
 if TYPE_CHECKING:
     from dpost_lite.problems.records import Score
@@ -121,7 +122,12 @@ def _train(asked: Asked, restart_from: list[str] | None = None) -> "Outcome":
                 opened.emit("notice", text=f"put aside: {', '.join(opened.restart_from(restart_from))}")
             outcome = self_train(recipe, opened, made)
     if outcome.failure is None and not (folder / NAME).is_file():
-        write_manifest(opened, recipe, model_dir, sys.argv)
+        try:
+            write_manifest(opened, recipe, model_dir, sys.argv)
+        except OSError as error:  # what came out is told all the same
+            if (failure := of_disk(error)) is None:
+                raise
+            return replace(outcome, failure=failure)
     return outcome
 
 

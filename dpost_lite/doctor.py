@@ -129,7 +129,9 @@ def _llama() -> Iterator[Finding]:
         way = "runs with its extra buffers, except for types of files that crash with them"
     yield Finding("llama.cpp", way)
     tried = llama.trials()
-    if not tried:
+    if tried:
+        yield Finding("llama.cpp files", f"tried once each; remove {llama.record()} to have them tried again")
+    else:
         yield Finding("llama.cpp files", "none tried here yet: export and solve try each type of file once")
     for kind, trial in tried.items():
         crashed = f", crashed with them ({trial.crash})" if trial.crash else ""

@@ -1,5 +1,6 @@
 """The command line: what it calls with what, and that every mistake is one line, exit code 2 and no traceback."""
 
+import errno
 import json
 import os
 import re
@@ -300,6 +301,18 @@ def test_a_stage_to_restart_from_that_is_not_there_is_named(trained, folder: Pat
     assert f"--restart-from: run holds no stage '{stage.rpartition(',')[2]}'" in result.stderr
     assert not list(Path("run").rglob("*-before-*"))
     assert not trained
+
+
+def test_a_disk_that_fills_at_the_very_end_hides_nothing(trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "manifest.json")
+
+    monkeypatch.setattr("dpost_lite.manifest.write_manifest", full)
+    result = dpost_lite("run")
+    assert result.exit_code == 3
+    assert "round-1 is at 25.0%" in result.stdout
+    (line,) = result.stderr.splitlines()
+    assert "the disk is full" in line
 
 
 class RecordedStages:

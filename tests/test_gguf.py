@@ -12,6 +12,7 @@ import pytest
 
 from dpost_lite.errors import ExportError
 from dpost_lite.local import gguf as writer
+from dpost_lite.local.config import read_config
 from dpost_lite.local.header import read_header
 from dpost_lite.local.llama import open_gguf
 from dpost_lite.local.vocabulary import _LLAMA3, _QWEN2, _TEKKEN, read_vocabulary
@@ -297,6 +298,14 @@ def test_failure_of_llama_cpp_shows_its_words(folder, tmp_path):
         writer.export(folder, tmp_path / "out.gguf", quant="f16")
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_disk_that_fills_while_quantising_is_no_fault_of_llama_cpp(folder, small_disk, monkeypatch):
+    disk = small_disk(2**15)
+    monkeypatch.setattr(writer, "check_disk", lambda *_: None)
+    source = writer.write_gguf(folder, folder / "source.gguf")
+    with pytest.raises(ExportError, match="the disk is full: the q8_0 file does not fit"):
+        writer._quantize_and_check(source, disk / "out.gguf", "q8_0", read_vocabulary(folder, read_config(folder)))
 
 
 def test_weights_beyond_float16_are_refused(folder, tmp_path):

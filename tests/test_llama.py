@@ -291,6 +291,7 @@ def test_doctor_says_what_was_found_and_what_is_done(monkeypatch):
     llama.remember("q4_k_m", Trial(True, False, "SIGSEGV"))
     llama.remember("q8_0", Trial(False, False, "SIGILL"))
     said = told(monkeypatch)
+    assert str(llama.record()) in said
     assert "q4_k_m files: work without extra buffers, crashed with them (SIGSEGV)" in said
     assert "q8_0 files: crash llama.cpp with and without extra buffers (SIGILL); export another type" in said
     monkeypatch.setattr(llama, "system_info", lambda: "AMX_INT8 = 1")

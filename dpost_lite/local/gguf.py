@@ -207,6 +207,8 @@ def _quantize_and_check(source: Path, partial: Path, quant: Quant, vocabulary: V
     if quant != "f16":
         child = llama.run_module("dpost_lite.local.quantize", str(source), str(partial), quant)
         if child.returncode != 0:
+            if shutil.disk_usage(partial.parent).free < _HEAD_BYTES:
+                raise ExportError(f"the disk is full: the {quant} file does not fit; free some space")
             raise ExportError(
                 f"llama.cpp could not make the {quant} file ({llama.ended_by(child.returncode)}): "
                 f"{llama.last_words(child.stderr)}; give another type, such as f16, which is not quantised"

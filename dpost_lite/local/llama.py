@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from dpost_lite.errors import ExportError, RunError
 from dpost_lite.local.header import read_header
 from dpost_lite.machine import cache_dir, cpu_name, version
@@ -138,9 +140,10 @@ def trials() -> dict[str, Trial]:
 def remember(kind: str, trial: Trial) -> None:
     """Note a trial, beside those of other machines that share the cache; a cache that cannot be written is no error."""
     with contextlib.suppress(OSError):
-        here = {name: asdict(found) for name, found in {**trials(), kind: trial}.items()}
-        _record().parent.mkdir(parents=True, exist_ok=True)
-        write_json(_record(), {**_recorded(), _machine(): here})
+        record().parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(record().with_suffix(".lock")):
+            here = {name: asdict(found) for name, found in {**trials(), kind: trial}.items()}
+            write_json(record(), {**_recorded(), _machine(): here})
 
 
 def run_module(module: str, *arguments: str, text: str = "") -> "subprocess.CompletedProcess[bytes]":
@@ -164,13 +167,14 @@ def last_words(output: bytes) -> str:
     return " | ".join(lines[-3:])[-300:] or "no message"
 
 
-def _record() -> Path:
+def record() -> Path:
+    """Return the file that holds the trials; without it, all types are tried again."""
     return cache_dir() / "llama.cpp.json"
 
 
 def _recorded() -> dict[str, Any]:
     try:
-        found = read_json(_record())
+        found = read_json(record())
     except (OSError, RunError):
         return {}
     return found if isinstance(found, dict) else {}
