@@ -35,6 +35,13 @@ def cache_dir() -> Path:
     return Path(os.environ.get("DPOST_LITE_CACHE") or Path.home() / ".cache" / "dpost-lite")
 
 
+def ram_share_gib() -> float:
+    """Return how much RAM sampling may take for its cache and logits: a third of what the machine has."""
+    import psutil
+
+    return psutil.virtual_memory().total / 3 / 2**30
+
+
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how OpenMP's threads wait for each other
 
 

@@ -14,7 +14,7 @@ from dpost_lite.child import run_in_child
 from dpost_lite.errors import OutOfMemory
 from dpost_lite.local import gguf
 from dpost_lite.local.config import read_config
-from dpost_lite.machine import minor_version
+from dpost_lite.machine import minor_version, ram_share_gib
 from dpost_lite.models import backends
 from dpost_lite.models.dpo import check_loss
 from dpost_lite.models.tracking import check_trackers
@@ -36,6 +36,7 @@ from dpost_lite.rundir import Artifact, Run, write_json
 MODEL_PARTS = ("model", "calculator")
 # whose minor version may change results
 PACKAGES = ("dpost-lite", "torch", "transformers", "trl", "peft", "bitsandbytes")
+LEAST_GIB = 0.1  # for the cache and logits of a sampling stage
 UNITS = {"sft": "rationale", "dpo": "pair"}
 MACHINE_KEYS = (
     ("model", "backend"),
@@ -170,7 +171,7 @@ class Stages:
         settings = self._settings(*MODEL_PARTS, "sampling")
         for key in ("temperature", "top_p"):  # a greedy answer depends on neither
             settings["sampling"].pop(key)
-        stage = self._in_child(
+        stage = self._answered(
             f"score/{name}",
             work.grade,
             *((data,) if policy is None else (data, policy)),
@@ -178,7 +179,6 @@ class Stages:
             data_dir=data.path,
             policy_dir=policy.path if policy else None,
             policy_name=name,
-            resumes=True,
             parts=[part for part in ("dev", "test") if data.metrics[part]],
         )
         self.test_scores.append(from_dict(Score, stage.metrics["test"]))
@@ -225,7 +225,7 @@ class Stages:
         return self._run.stage("solved", answer, export, data, settings=self._settings(*MODEL_PARTS), renew=True)
 
     def _sample(self, name: str, policy: Artifact, data: Artifact, num_samples: int) -> Artifact:
-        return self._in_child(
+        return self._answered(
             name,
             work.draw,
             policy,
@@ -235,8 +235,22 @@ class Stages:
             policy_dir=policy.path,
             purpose=name,
             num_samples=num_samples,
-            resumes=True,
         )
+
+    def _answered(self, name: str, do: Callable[..., Any], *inputs: Artifact, **arguments: Any) -> Artifact:
+        """A stage that samples. When the system kills it for want of memory, cache and logits get half of it."""
+        memory_gib = self._recipe.sampling.memory_gib
+        while True:
+            try:
+                return self._in_child(name, do, *inputs, resumes=True, memory_gib=memory_gib, **arguments)
+            except OutOfMemory as error:
+                memory_gib = (memory_gib or ram_share_gib()) / 2
+                if memory_gib < LEAST_GIB:
+                    raise
+                self._run.emit(
+                    "notice",
+                    text=f"{name}: memory ran out ({error}); going on with sampling.memory_gib={memory_gib:.2f}",
+                )
 
     def _train(
         self,

@@ -98,9 +98,11 @@ def draw(
     model_dir: Path,
     purpose: str,
     num_samples: int,
+    memory_gib: float | None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Draw and grade rationales for every training problem. Writes them in the order of (problem, sample)."""
+    recipe = _with_memory(recipe, memory_gib)
     problems = list(read_jsonl(data_dir / "train.jsonl", Problem))
     drawn = _drawn(
         out / "rationales.jsonl",
@@ -132,9 +134,11 @@ def grade(
     model_dir: Path,
     policy_name: str,
     parts: list[str],
+    memory_gib: float | None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Grade greedy answers to the problems of each part; no `policy_dir` grades the base. Writes them by part."""
+    recipe = _with_memory(recipe, memory_gib)
     metrics = {}
     model = adapters.load_policy(model_dir, policy_dir, recipe)
     for part in parts:
@@ -151,6 +155,11 @@ def export(
     """Write the policy, whose name is `policy`, as a GGUF file."""
     file = export_gguf(recipe, model_dir, policy_dir, out / f"model-{recipe.export.quant}.gguf")
     return {"policy": policy, "file": file.name, "bytes": file.stat().st_size}
+
+
+def _with_memory(recipe: Recipe, memory_gib: float | None) -> Recipe:
+    sampling = recipe.sampling.model_copy(update={"memory_gib": memory_gib})
+    return recipe.model_copy(update={"sampling": sampling})
 
 
 def _drawn(

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from dpost_lite.machine import ram_share_gib
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import Forcer
 from dpost_lite.problems.grading import is_right, strict_answer
@@ -82,9 +83,7 @@ def share_gib(device: Any) -> float:
         torch.cuda.empty_cache()  # so that what a merge leaves behind does not run the memory out
         total = torch.cuda.mem_get_info(device)[1] * torch.cuda.get_per_process_memory_fraction(device)
         return 0.8 * (total - torch.cuda.memory_allocated(device)) / 2**30
-    import psutil
-
-    return psutil.virtual_memory().total / 3 / 2**30
+    return ram_share_gib()
 
 
 def seed_of(*parts: object) -> int:
