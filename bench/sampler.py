@@ -316,14 +316,12 @@ class LlamaCpp:
         from llama_cpp import _internals
 
         from dpost_lite.local.gguf import write_gguf
-        from dpost_lite.local.llama import bears_extra_buffers, open_gguf
+        from dpost_lite.local.llama import open_gguf, uses_extra_buffers
 
         self._setting, self._llama_cpp = setting, llama_cpp
         adapters.save_merged(copy.deepcopy(setting.model), setting.prompter.tokenizer, folder)  # rounds to 16 bit
         path = write_gguf(folder, folder / "model-f16.gguf", dtype="f16")
-        self._llm = open_gguf(
-            path, extra_buffers=bears_extra_buffers(path), n_ctx=64, n_threads=torch.get_num_threads()
-        )
+        self._llm = open_gguf(path, extra_buffers=uses_extra_buffers(path), n_ctx=64, n_threads=torch.get_num_threads())
         params = llama_cpp.llama_context_default_params()
         longest = max(map(len, setting.prompts)) + setting.max_new_tokens
         params.n_seq_max = LLAMA_SEQUENCES + LLAMA_PROMPTS

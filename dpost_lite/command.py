@@ -195,7 +195,7 @@ def resolve(
         plans = plan_for(recipes, gpu_mem, base=begun.recipe.model.name if begun else None, to_run=to_run)
         planned = settings_of(plans)
         if begun and begun.planned_for == gpu_mem:
-            kept = tuple(_kept(begun.recipe, planned))
+            kept = tuple(_kept(begun.recipe, planned, given))
         given = [*planned, *kept, *given]
     return folder, [
         Asked(folder / path, load_recipe(source, [*given, *changed]), plan, gpu_mem, kept)
@@ -222,16 +222,23 @@ def _begun(folder: Path) -> "Run | None":
     return Run.open(first.parent) if first else None
 
 
-def _kept(recipe: "Recipe", planned: list[str]) -> Iterator[str]:
-    """Yield how a run was cut to fit, as far as it is planned otherwise now."""
+def _kept(recipe: "Recipe", planned: list[str], given: list[str]) -> Iterator[str]:
+    """Yield how a run was cut to fit, as far as it is planned otherwise now and the command does not say itself.
+
+    A micro-batch is not kept beside a batch size that the command gives, which it may not divide.
+    """
     from dpost_lite.recipe import set_keys
 
     values: dict[str, Any] = {}
     set_keys(values, planned)
+    said: dict[str, Any] = {}
+    set_keys(said, given)
     begun = recipe.model_dump()
     for section in ("sft", "dpo", "sampling"):
+        of_user = said.get(section, {})
         for key, value in values.get(section, {}).items():
-            if begun[section][key] != value:
+            is_free = key not in of_user and not (key == "micro_batch_size" and "batch_size" in of_user)
+            if is_free and begun[section][key] != value:
                 yield f"{section}.{key}={begun[section][key]}"
 
 

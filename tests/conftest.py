@@ -1,6 +1,7 @@
 """Shared fixtures: tiny random models and tokenizers, made in the test, so that no test needs a download."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -200,6 +201,33 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+CRASH = """
+import os, signal
+import llama_cpp
+real = llama_cpp.Llama.eval
+def eval(self, tokens):
+    if {condition}:
+        os.kill(os.getpid(), signal.{name})
+    return real(self, tokens)
+llama_cpp.Llama.eval = eval
+"""
+
+
+@pytest.fixture
+def dies(tmp_path, monkeypatch) -> Callable[..., None]:
+    """A function: (condition, signal) -> from now on new processes die of the signal where `Llama.eval` is called and
+    the condition holds: a `sitecustomize` that only they import sees to it.
+    """
+
+    def die(condition: str = "True", name: str = "SIGSEGV") -> None:
+        folder = tmp_path / "site"
+        folder.mkdir(exist_ok=True)
+        (folder / "sitecustomize.py").write_text(CRASH.format(condition=condition, name=name))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(Path(__file__).parents[1])]))
+
+    return die
 
 
 @dataclass(frozen=True)

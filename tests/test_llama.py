@@ -21,16 +21,6 @@ from dpost_lite.local.solver import Solver
 from dpost_lite.local.solver_process import SolverProcess
 from dpost_lite.problems.calculator import Calculator
 
-CRASH = """
-import os, signal
-import llama_cpp
-real = llama_cpp.Llama.eval
-def eval(self, tokens):
-    if {condition}:
-        os.kill(os.getpid(), signal.{name})
-    return real(self, tokens)
-llama_cpp.Llama.eval = eval
-"""
 WITH_BUFFERS = "self.model_params.use_extra_bufts and len(tokens) > 1"
 
 
@@ -49,19 +39,6 @@ def machine(tmp_path, monkeypatch) -> None:
     llama._machine.cache_clear()
     yield
     llama._machine.cache_clear()
-
-
-@pytest.fixture
-def dies(tmp_path, monkeypatch):
-    """A function: (condition, signal) -> from now on children die of the signal where the condition holds in eval."""
-
-    def die(condition: str, name: str = "SIGSEGV") -> None:
-        folder = tmp_path / "site"
-        folder.mkdir(exist_ok=True)
-        (folder / "sitecustomize.py").write_text(CRASH.format(condition=condition, name=name))
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(Path(__file__).parents[1])]))
-
-    return die
 
 
 def children(monkeypatch) -> list[str]:
@@ -88,10 +65,10 @@ def test_a_file_is_opened_with_or_without_extra_buffers(tiny, extra_buffers):
 def test_a_file_that_crashes_with_extra_buffers_is_used_without_and_tried_once(tiny, dies, monkeypatch):
     dies(WITH_BUFFERS)
     tried = children(monkeypatch)
-    assert llama.bears_extra_buffers(tiny) is False
+    assert llama.uses_extra_buffers(tiny) is False
     assert tried == ["on", "off"]
     assert llama.trials() == {"f16": Trial(True, False, "SIGSEGV")}
-    assert llama.bears_extra_buffers(tiny) is False
+    assert llama.uses_extra_buffers(tiny) is False
     assert tried == ["on", "off"]  # it is remembered
 
 
@@ -111,7 +88,7 @@ def test_with_amx_extra_buffers_are_not_even_tried(tiny, dies, monkeypatch):
     monkeypatch.setattr(llama, "system_info", lambda: "AVX2 = 1 | AMX_INT8 = 1 | OPENMP = 1")
     dies(WITH_BUFFERS)
     tried = children(monkeypatch)
-    assert llama.bears_extra_buffers(tiny) is False
+    assert llama.uses_extra_buffers(tiny) is False
     assert tried == ["off"]
     assert llama.trials() == {"f16": Trial(True, False, None)}
 
@@ -143,13 +120,13 @@ def test_a_file_that_crashes_either_way_is_refused_in_one_line_and_tried_again_l
     with pytest.raises(
         ExportError, match=r"crashes with f16 files .* \(SIGILL\); give another type, such as q8_0: --quant q8_0"
     ) as error:
-        llama.bears_extra_buffers(tiny)
+        llama.uses_extra_buffers(tiny)
     assert "\n" not in str(error.value)
     assert llama.trials() == {"f16": Trial(False, False, "SIGILL")}
     monkeypatch.delenv("PYTHONPATH")
     tried = children(monkeypatch)
     monkeypatch.setattr(llama, "system_info", lambda: "AMX_INT8 = 1")  # real buffers may crash here
-    assert llama.bears_extra_buffers(tiny) is False
+    assert llama.uses_extra_buffers(tiny) is False
     assert tried == ["off"]
 
 
@@ -157,7 +134,7 @@ def test_a_file_that_is_merely_wrong_is_not_tried_twice(tiny, dies, monkeypatch,
     dies("1 / 0")
     tried = children(monkeypatch)
     with pytest.raises(ExportError, match=r"cannot use the f16 file .*ZeroDivisionError"):
-        llama.bears_extra_buffers(tiny)
+        llama.uses_extra_buffers(tiny)
     assert tried == ["on"]
     assert llama.trials() == {}
 
@@ -216,7 +193,7 @@ def test_a_child_that_was_stopped_says_nothing_of_the_file(tiny, dies, name):
     """Ctrl-C, or no memory left: llama.cpp is not to blame, and nothing is remembered."""
     dies("True", name)
     with pytest.raises(ExportError, match=f"trying the f16 file was stopped \\({name}\\)"):
-        llama.bears_extra_buffers(tiny)
+        llama.uses_extra_buffers(tiny)
     assert llama.trials() == {}
     llama.remember("f16", Trial(True, True))
     with SolverProcess(tiny, calculator=None) as solver, pytest.raises(ExportError, match="close other programs"):

@@ -38,7 +38,7 @@ def test_a_users_setting_wins(environment, name):
     assert environment == before
 
 
-def test_the_command_line_and_its_stages_set_it_before_torch(environment):
+def test_the_command_line_sets_it_before_torch(environment):
     """Seen where it counts: libgomp's own report of what it was started with."""
     code = (
         "import sys; from dpost_lite.cli import main\n"

@@ -137,6 +137,9 @@ def test_a_run_keeps_how_it_was_cut_whatever_is_free_later(started, monkeypatch)
     assert "kept as the run began" not in first
     (line,) = (line for line in again.splitlines() if line.startswith("kept as the run began: "))
     assert f"sampling.memory_gib={before.sampling.memory_gib}" in line
+    assert "sampling.max_rows" not in line  # the command says it
+    given(*words, "--out", "one", "sft.batch_size=7")  # which the kept micro-batch need not divide
+    assert started[-1][0].sft.batch_size == 7
 
 
 # Several methods and seeds

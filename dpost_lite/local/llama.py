@@ -79,7 +79,7 @@ def open_gguf(path: Path, *, extra_buffers: bool, **options: Any) -> Any:
             bindings.llama_model_default_params = defaults
 
 
-def bears_extra_buffers(path: Path) -> bool:
+def uses_extra_buffers(path: Path) -> bool:
     """Return whether `path` is to be opened with extra buffers; a type of file that is new to this machine is tried.
 
     Raises ExportError if the file cannot be read, or crashes llama.cpp either way.
@@ -91,8 +91,8 @@ def bears_extra_buffers(path: Path) -> bool:
 def try_file(path: Path, text: str = PROBE) -> tuple[bool, list[int]]:
     """Have llama.cpp read `text` in a child process, without extra buffers if it crashes with them.
 
-    Returns whether it bears extra buffers, and the token ids of `text`. Raises ExportError if it crashes either way,
-    fails, or computes NaN.
+    Returns whether to open it with extra buffers, and the token ids of `text`. Raises ExportError if it crashes either
+    way, fails, or computes NaN.
     """
     kind = file_type(path)
     known = trials().get(kind)

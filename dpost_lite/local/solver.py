@@ -15,7 +15,7 @@ from typing import Any, Literal
 from dpost_lite.errors import DataError, ExportError
 from dpost_lite.local.chat import render_chat
 from dpost_lite.local.header import read_header
-from dpost_lite.local.llama import bears_extra_buffers, open_gguf
+from dpost_lite.local.llama import open_gguf, uses_extra_buffers
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import Forcer, RowForcer
 from dpost_lite.problems.grading import flexible_answer, strict_answer
@@ -63,7 +63,7 @@ class Solver:
             raise ExportError(f"{gguf_path} carries no chat template; export from a model that has one")
         self._llm = open_gguf(
             gguf_path,
-            extra_buffers=bears_extra_buffers(gguf_path) if extra_buffers is None else extra_buffers,
+            extra_buffers=uses_extra_buffers(gguf_path) if extra_buffers is None else extra_buffers,
             n_ctx=min(num_context, MAX_CONTEXT),
             n_threads=num_threads,  # None: llama-cpp-python takes half the logical cores, which are the real ones
             n_threads_batch=num_threads,

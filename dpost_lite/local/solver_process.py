@@ -32,7 +32,7 @@ class SolverProcess:
 
     def __init__(self, gguf_path: Path, *, calculator: Calculator | None, max_new_tokens: int = 300) -> None:
         self._path = gguf_path
-        self._extra_buffers = llama.bears_extra_buffers(gguf_path)
+        self._extra_buffers = llama.uses_extra_buffers(gguf_path)
         settings = {
             "calculator": asdict(calculator) if calculator else None,
             "max_new_tokens": max_new_tokens,
