@@ -37,13 +37,15 @@ import psutil
 from publish import publish, result_of
 from random_model import save_random
 
-from dpost_lite import child, interrupt, rundir, work
 from dpost_lite.models import checkpoint
 from dpost_lite.models.shapes import ModelShape
+from dpost_lite.pipeline import tasks, worker
 from dpost_lite.problems.records import Rationale, as_line, read_jsonl
 from dpost_lite.recipe import Recipe, load_recipe
-from dpost_lite.rundir import UNFINISHED, Run, read_json
+from dpost_lite.runs import folder
+from dpost_lite.runs.folder import UNFINISHED, Run, read_json
 from dpost_lite.selftrain import self_train
+from dpost_lite.system import interrupt
 
 KINDS = ("run-killed", "stage-killed", "killed-writing", "interrupted", "disk-full")
 SMALL = [
@@ -170,7 +172,7 @@ def one_run(
 
 def attempt(recipe: Recipe, folder: Path, fault: Fault | None) -> tuple[str, float]:
     """Start the run in a process of its own, with at most one fault; return how it ended, and bookkeeping's seconds."""
-    context = child._context()
+    context = worker._context()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(recipe, folder, fault, sender))
     process.start()
@@ -204,7 +206,7 @@ def strike(process: Any, fault: Fault) -> None:
 
 def _run(recipe: Recipe, folder: Path, fault: Fault | None, sender: Any) -> None:
     """The command, in its own process: stages are forked from it, so that they have its traps."""
-    child._context = lambda: multiprocessing.get_context("fork")
+    worker._context = lambda: multiprocessing.get_context("fork")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder.mkdir(parents=True, exist_ok=True)
     spent = folder.with_name(f"{folder.name}.spent")
@@ -287,13 +289,13 @@ def set_traps(done: Path, spent: Path, fault: Fault | None) -> None:
     import peft.peft_model
     import safetensors.torch
 
-    real_append = timed(work.append_jsonl)
-    work.append_jsonl = append
+    real_append = timed(tasks.append_jsonl)
+    tasks.append_jsonl = append
     os.fsync, os.replace, os.rename = before(os.fsync), before(os.replace), before(os.rename)
     safetensors.torch.save_file = weights(safetensors.torch.save_file)
     peft.peft_model.safe_save_file = weights(peft.peft_model.safe_save_file)
-    rundir.write_json = timed(rundir.write_json)
-    rundir.Run.emit = timed(rundir.Run.emit)
+    folder.write_json = timed(folder.write_json)
+    folder.Run.emit = timed(folder.Run.emit)
     checkpoint.Checkpoints.save = timed(checkpoint.Checkpoints.save)
 
 
@@ -366,7 +368,7 @@ def _close(a: Path, b: Path) -> bool:
 def seconds_again(recipe: Recipe, folder: Path) -> float:
     """How long `dpost-lite run`, given again, takes on a finished run, the start of Python included."""
     values = recipe.model_dump(mode="json", exclude_none=True)
-    settings = [f"{key}={json.dumps(value)}" for key, value in rundir.flatten(values)]
+    settings = [f"{key}={json.dumps(value)}" for key, value in folder.flatten(values)]
     command = [sys.executable, "-m", "dpost_lite", "run", "--out", str(folder), *settings]
     subprocess.run(command, check=True, capture_output=True)  # the first one writes the manifest
     started = time.monotonic()

@@ -19,7 +19,7 @@ from typing import Any
 
 from publish import publish, result_of
 
-from dpost_lite.evaluate import file_name, kept_answers
+from dpost_lite.evaluation.evaluate import file_name, kept_answers
 from dpost_lite.problems.comparing import compare, mean_difference
 from dpost_lite.report import health, results
 from dpost_lite.report.summary import method_difference

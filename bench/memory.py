@@ -21,7 +21,7 @@ from random_model import add_model_options, model_folder
 
 from dpost_lite.models import backends
 from dpost_lite.planner.device import CONTEXT_BYTES, GIB
-from dpost_lite.rundir import read_json
+from dpost_lite.runs.folder import read_json
 
 
 def main() -> None:

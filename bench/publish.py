@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.machine import describe, let_threads_sleep
+from dpost_lite.system.machine import describe, let_threads_sleep
 
 let_threads_sleep()  # as the command line does
 

@@ -27,14 +27,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages, as the stages of a run have them (child.py)
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages, as the stages of a run have them (pipeline/worker.py)
 from publish import publish, result_of, save  # before torch: it sets how OpenMP's threads wait
 
 # isort: split
 import torch
 
 from dpost_lite.models import adapters, backends
-from dpost_lite.models.packing import pack
+from dpost_lite.models.onednn_layout import pack
 from dpost_lite.problems import datasets, synthetic
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import Forcer

@@ -15,7 +15,7 @@ from statistics import median
 
 from publish import publish, result_of
 
-from dpost_lite.machine import WAITING
+from dpost_lite.system.machine import WAITING
 
 SETTINGS: dict[str, dict[str, str]] = {
     "libgomp's default": {"GOMP_SPINCOUNT": "300000"},  # what libgomp takes where threads are no more than cores

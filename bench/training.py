@@ -22,11 +22,11 @@ from typing import Any
 from publish import publish, result_of
 from random_model import add_model_options, model_folder
 
-from dpost_lite.child import run_in_child
 from dpost_lite.errors import DpostError
 from dpost_lite.models import adapters, backends
 from dpost_lite.models.dpo import train_dpo
 from dpost_lite.models.sft import train_sft
+from dpost_lite.pipeline.worker import run_in_child
 from dpost_lite.planner.device import GIB, Device, find_device
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair

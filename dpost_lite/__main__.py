@@ -1,5 +1,5 @@
 """`python -m dpost_lite`: the command line."""
 
-from dpost_lite.cli import main
+from dpost_lite.cli.app import main
 
 main()

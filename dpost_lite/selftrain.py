@@ -3,21 +3,21 @@
     L = labelled problems, U = the same training problems with answers only, f = the base model
 
 Departs from the paper in what a single consumer GPU needs: adapters on a 4-bit base instead of full fine-tuning. What
-each line does stands in `stages.py`; each line is a stage of the run folder, so running again continues.
+each line does stands in `pipeline/stages.py`; each line is a stage of the run folder, so running again continues.
 
 With `method: st` lines 4 to 6 fall away, which is plain self-training (Algorithm 1); with `method: sft` the loop does.
 """
 
 from dataclasses import dataclass
 
-from dpost_lite.clock import Clock
 from dpost_lite.errors import DpostError, OtherSettings, of_disk
+from dpost_lite.pipeline.stages import Stages
+from dpost_lite.planner.eta import Clock
 from dpost_lite.planner.plan import Plan
 from dpost_lite.problems.records import Score
 from dpost_lite.recipe import Recipe
 from dpost_lite.report import alarms
-from dpost_lite.rundir import Artifact, Run
-from dpost_lite.stages import Stages
+from dpost_lite.runs.folder import Artifact, Run
 
 
 @dataclass(frozen=True, slots=True)

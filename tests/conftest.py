@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dpost_lite.machine import let_threads_sleep
+from dpost_lite.system.machine import let_threads_sleep
 
 let_threads_sleep()  # before a test imports torch, as the command line does
 
@@ -244,7 +244,7 @@ def two_methods(base_dir, tmp_path_factory) -> TwoMethods:
     from easy import SETTINGS, write_problems  # beside the tests that ask for it
     from typer.testing import CliRunner
 
-    from dpost_lite.cli import app
+    from dpost_lite.cli.app import app
 
     folder = tmp_path_factory.mktemp("methods")
     data = write_problems(folder / "mine.jsonl")

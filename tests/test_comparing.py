@@ -129,7 +129,7 @@ def test_models_without_a_common_problem_cannot_be_compared():
 
 
 def test_every_published_row_is_on_a_set_of_ours_and_in_percent():
-    from dpost_lite.report.papers import PUBLISHED, SETS, published
+    from dpost_lite.evaluation.papers import PUBLISHED, SETS, published
 
     for row in PUBLISHED:
         assert set(row.accuracies) <= set(SETS)

@@ -5,9 +5,9 @@ import importlib.metadata
 import pytest
 from typer.testing import CliRunner
 
-from dpost_lite import doctor
-from dpost_lite.cli import app
-from dpost_lite.doctor import Finding
+from dpost_lite.cli import diagnosis
+from dpost_lite.cli.app import app
+from dpost_lite.cli.diagnosis import Finding
 
 
 def packages(monkeypatch: pytest.MonkeyPatch, *, requires: list[str], installed: dict[str, str]) -> dict[str, Finding]:
@@ -20,7 +20,7 @@ def packages(monkeypatch: pytest.MonkeyPatch, *, requires: list[str], installed:
 
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: requires)
     monkeypatch.setattr(importlib.metadata, "version", version)
-    return {finding.topic: finding for finding in doctor._packages()}
+    return {finding.topic: finding for finding in diagnosis._packages()}
 
 
 def test_versions_are_compared_with_our_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_an_extra_that_lacks_something_names_its_feature(monkeypatch: pytest.Mon
     ]
     found = packages(monkeypatch, requires=requires, installed={"unsloth": "2026.10.4", "pytest": "8.1"})
     assert found["demo"].state == "note"
-    assert doctor.FEATURES["demo"] in found["demo"].value
+    assert diagnosis.FEATURES["demo"] in found["demo"].value
     assert "pip install 'dpost-lite[demo]'" in found["demo"].value
     assert found["unsloth"] == Finding("unsloth", "2026.10.4", "ok")
     assert found["pytest"].state == "ok"
@@ -62,20 +62,20 @@ def test_a_source_tree_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyP
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "requires", requires)
-    assert [finding.state for finding in doctor._packages()] == ["note"]
+    assert [finding.state for finding in diagnosis._packages()] == ["note"]
 
 
 def test_the_features_are_the_extras_of_our_metadata() -> None:
     try:
-        extras = importlib.metadata.metadata(doctor.PACKAGE).get_all("Provides-Extra")
+        extras = importlib.metadata.metadata(diagnosis.PACKAGE).get_all("Provides-Extra")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("dpost-lite is not installed as a package")
-    assert set(extras or []) == set(doctor.FEATURES)
+    assert set(extras or []) == set(diagnosis.FEATURES)
 
 
 def test_a_compiled_package_that_cannot_be_imported_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "COMPILED", ("json", "no_such_package"))
-    (finding,) = doctor._broken()
+    monkeypatch.setattr(diagnosis, "COMPILED", ("json", "no_such_package"))
+    (finding,) = diagnosis._broken()
     assert (finding.topic, finding.state) == ("no_such_package", "missing")
     assert "No module named" in finding.value
 
@@ -84,34 +84,34 @@ def test_the_demo_model_is_looked_for_in_cache_then_package(monkeypatch: pytest.
     monkeypatch.setenv("DPOST_LITE_CACHE", str(tmp_path))
 
     def demo() -> Finding:
-        return next(finding for finding in doctor._files() if finding.topic == "demo model")
+        return next(finding for finding in diagnosis._files() if finding.topic == "demo model")
 
-    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    monkeypatch.setattr(diagnosis, "_version", lambda name: None)
     assert demo().state == "note"
     assert "pip install 'dpost-lite[demo]'" in demo().value
-    monkeypatch.setattr(doctor, "_version", lambda name: "0.1.2")
+    monkeypatch.setattr(diagnosis, "_version", lambda name: "0.1.2")
     assert "installed" in demo().value
-    (tmp_path / doctor.backends.DEMO_MODEL).mkdir()
-    (tmp_path / doctor.backends.DEMO_MODEL / "config.json").touch()
+    (tmp_path / diagnosis.backends.DEMO_MODEL).mkdir()
+    (tmp_path / diagnosis.backends.DEMO_MODEL / "config.json").touch()
     assert "ready" in demo().value
 
 
 def test_disks_of_folders_that_do_not_exist_yet(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("DPOST_LITE_CACHE", str(tmp_path / "not" / "yet"))
-    found = {finding.topic: finding.value for finding in doctor._disks()}
+    found = {finding.topic: finding.value for finding in diagnosis._disks()}
     assert "GiB free" in found["disk of the cache"]
     assert "GiB" in found["memory"]
 
 
 @pytest.mark.parametrize(("state", "exit_code"), [("ok", 0), ("note", 0), ("missing", 1)])
 def test_exit_code_is_1_if_something_required_is_missing(monkeypatch: pytest.MonkeyPatch, state, exit_code) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: [Finding("python", "3.11"), Finding("torch", "[b]x", state)])
+    monkeypatch.setattr(diagnosis, "examine", lambda: [Finding("python", "3.11"), Finding("torch", "[b]x", state)])
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == exit_code
     assert "[b]x" in result.stdout
 
 
 def test_the_real_report_covers_every_topic() -> None:
-    found = {finding.topic: finding for finding in doctor.examine()}
+    found = {finding.topic: finding for finding in diagnosis.examine()}
     assert {"python", "cpu", "gpu", "compute type", "memory", "disk here", "recipes", "demo model"} <= set(found)
     assert "rehearsal" in found["recipes"].value

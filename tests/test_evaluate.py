@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dpost_lite.cli import app
+from dpost_lite.cli.app import app
 from dpost_lite.errors import ModelError, RunError
-from dpost_lite.evaluate import Sampling, evaluate, file_name, find_target, kept_answers, new_folder
-from dpost_lite.policies import export_gguf
+from dpost_lite.evaluation.evaluate import Sampling, evaluate, file_name, kept_answers, new_folder
+from dpost_lite.evaluation.targets import find_target
+from dpost_lite.pipeline.export import export_gguf
 from dpost_lite.problems.records import Answered, Problem, Score
 from dpost_lite.recipe import load_recipe
 

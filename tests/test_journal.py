@@ -4,7 +4,7 @@ from typing import Any
 
 from run_folder import RunFolder
 
-from dpost_lite.report.journal import Span, read_events, spans, steps_by_stage
+from dpost_lite.runs.journal import Span, read_events, spans, steps_by_stage
 
 
 def test_steps_and_times(tmp_path) -> None:

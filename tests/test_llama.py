@@ -12,8 +12,8 @@ import pytest
 from test_gguf import save_model
 from typer.testing import CliRunner
 
-from dpost_lite import doctor
-from dpost_lite.cli import app
+from dpost_lite.cli import diagnosis
+from dpost_lite.cli.app import app
 from dpost_lite.errors import DataError, ExportError
 from dpost_lite.local import gguf, llama
 from dpost_lite.local.llama import Trial
@@ -259,7 +259,7 @@ def test_what_the_solver_refuses_is_an_error_here(tmp_path):
 
 
 def told(monkeypatch) -> str:
-    return "\n".join(f"{finding.topic}: {finding.value}" for finding in doctor._llama())
+    return "\n".join(f"{finding.topic}: {finding.value}" for finding in diagnosis._llama())
 
 
 def test_doctor_says_what_was_found_and_what_is_done(monkeypatch):

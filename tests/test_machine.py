@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from dpost_lite import machine
 from dpost_lite.models import backends
 from dpost_lite.sampling.sampler import share_gib
+from dpost_lite.system import machine
 
 # Threads that wait
 
@@ -41,7 +41,7 @@ def test_a_users_setting_wins(environment, name):
 def test_the_command_line_sets_it_before_torch(environment):
     """Seen where it counts: libgomp's own report of what it was started with."""
     code = (
-        "import sys; from dpost_lite.cli import main\n"
+        "import sys; from dpost_lite.cli.app import main\n"
         "assert 'torch' not in sys.modules\n"
         "sys.argv = ['dpost-lite', '--version']\n"
         "try: main()\n"
@@ -61,7 +61,7 @@ def test_the_command_line_sets_it_before_torch(environment):
 
 PRINTS = """
 import os, subprocess, sys
-from dpost_lite.quiet import stderr_to
+from dpost_lite.system.quiet import stderr_to
 with stderr_to(sys.argv[1]):
     print("from Python", file=sys.stderr)
     os.write(2, b"from below\\n")
@@ -85,7 +85,7 @@ def test_stderr_goes_to_the_file_from_python_from_below_it_and_from_children(tmp
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell that closes stderr")
 def test_a_process_without_stderr_goes_on(tmp_path):
-    code = "from dpost_lite.quiet import stderr_to\nwith stderr_to('log'): print('done')"
+    code = "from dpost_lite.system.quiet import stderr_to\nwith stderr_to('log'): print('done')"
     command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == "done\n"

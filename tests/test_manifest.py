@@ -6,12 +6,12 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from dpost_lite.cli import app
+from dpost_lite.cli.app import app
 from dpost_lite.errors import RunError
-from dpost_lite.manifest import verify, write_manifest
 from dpost_lite.problems.corpus import digests
 from dpost_lite.recipe import load_recipe
-from dpost_lite.rundir import Run, read_json
+from dpost_lite.runs.folder import Run, read_json
+from dpost_lite.runs.manifest import verify, write_manifest
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import re
 import pytest
 import yaml
 
-from dpost_lite.child import run_in_child
 from dpost_lite.errors import ModelError, OutOfMemory, RecipeError
 from dpost_lite.models.shapes import BASES
+from dpost_lite.pipeline.worker import run_in_child
 from dpost_lite.planner import device as device_module
 from dpost_lite.planner import footprint
 from dpost_lite.planner.device import GIB, card, find_device, parse_memory

@@ -202,7 +202,7 @@ def test_unsloth_is_taken_where_it_can_run(monkeypatch):
     assert backends.first_import(ModelRecipe()) is None  # no GPU, or no unsloth
     monkeypatch.setattr(backends, "device", lambda: "cuda")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    assert backends.first_import(ModelRecipe()) == "dpost_lite.models.fast"
+    assert backends.first_import(ModelRecipe()) == "dpost_lite.models.unsloth_backend"
     assert backends.first_import(ModelRecipe(backend="plain")) is None
     assert backends.first_import(ModelRecipe(precision="full")) is None
     monkeypatch.setattr(backends, "device", lambda: "cpu")

@@ -1,6 +1,7 @@
 """The same words mean the same to `plan` and to `run`, and several methods and seeds are planned together."""
 
 import contextlib
+import importlib
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +11,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dpost_lite import cli
-from dpost_lite.cli import app
-from dpost_lite.command import Asked
+from dpost_lite.cli.app import app
+from dpost_lite.cli.resolve import Asked
 from dpost_lite.errors import ModelError
 from dpost_lite.planner.device import HERE, Device
 from dpost_lite.planner.pace import planned_stages
 from dpost_lite.planner.plan import Plan, plan_for
 from dpost_lite.problems.records import Score
 from dpost_lite.recipe import ModelRecipe, Recipe, load_recipe
-from dpost_lite.rundir import Run
+from dpost_lite.runs.folder import Run
 
 PAPER = None  # the defaults
 TABLE = [
@@ -67,10 +67,10 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Plan]]:
         return SimpleNamespace(best="sft-0", failure=None, scores=[Score("sft-0", 1, 1, 1, 0, 1, 0, 0, 0)])
 
     monkeypatch.setattr("dpost_lite.selftrain.self_train", self_train)
-    monkeypatch.setattr("dpost_lite.stages.preflight", lambda *_: None)
-    monkeypatch.setattr("dpost_lite.manifest.write_manifest", lambda *_: None)
-    monkeypatch.setattr("dpost_lite.cli_run._tell", lambda *_: None)
-    monkeypatch.setattr("dpost_lite.baselines.differences", lambda _: [])
+    monkeypatch.setattr("dpost_lite.pipeline.stages.preflight", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.runs.manifest.write_manifest", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.cli.run._tell", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.evaluation.baselines.differences", lambda _: [])
     return runs
 
 
@@ -78,14 +78,15 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Plan]]:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     """Collect what `plan` shows."""
     asked: list[Asked] = []
-    real = cli.resolve
+    module = importlib.import_module("dpost_lite.cli.plan")  # hidden by its function of the same name
+    real = module.resolve
 
     def resolve(*arguments: Any, **options: Any) -> tuple[Path, list[Asked]]:
         folder, runs = real(*arguments, **options)
         asked.extend(runs)
         return folder, runs
 
-    monkeypatch.setattr(cli, "resolve", resolve)
+    monkeypatch.setattr(module, "resolve", resolve)
     return asked
 
 

@@ -11,7 +11,7 @@ from tiny_training import run_sft
 
 from dpost_lite.errors import ModelError
 from dpost_lite.models import adapters, backends
-from dpost_lite.rundir import UNFINISHED
+from dpost_lite.runs.folder import UNFINISHED
 
 
 class Malicious:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from dpost_lite import stages
 from dpost_lite.errors import OutOfMemory, RunError
 from dpost_lite.models import backends
+from dpost_lite.pipeline import stages
+from dpost_lite.pipeline.stages import Stages
 from dpost_lite.problems.records import Score
 from dpost_lite.recipe import load_recipe
-from dpost_lite.rundir import UNFINISHED, Artifact, Run
-from dpost_lite.stages import Stages
+from dpost_lite.runs.folder import UNFINISHED, Artifact, Run
 
 DATA = Artifact("data", Path("data"), "1", {"dev": 0, "test": 1})
 POLICY = Artifact("sft-0", Path("sft-0"), "2")

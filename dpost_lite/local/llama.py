@@ -21,8 +21,8 @@ from filelock import FileLock
 
 from dpost_lite.errors import ExportError, RunError
 from dpost_lite.local.header import read_header
-from dpost_lite.machine import cache_dir, cpu_name, version
-from dpost_lite.rundir import read_json, write_json
+from dpost_lite.runs.folder import read_json, write_json
+from dpost_lite.system.machine import cache_dir, cpu_name, version
 
 PACKAGE = "llama-cpp-python"
 PROBE = "Ann's 12 boxes hold 3.5 kg each; 15% is left.  How much?\n12*3.5=<<12*3.5=42>>42 kg — naïve.\n#### 1,042"

@@ -12,9 +12,9 @@ from typing import Any
 
 from dpost_lite.errors import ModelError, is_out_of_memory
 from dpost_lite.models.backends import UNSLOTH, count_as_plain, load, quiet_transformers
-from dpost_lite.models.packing import pack
+from dpost_lite.models.onednn_layout import pack
 from dpost_lite.recipe import LoraRecipe, ModelRecipe, Recipe
-from dpost_lite.rundir import read_json
+from dpost_lite.runs.folder import read_json
 
 
 def create(model: Any, recipe: LoraRecipe, *, seed: int) -> Any:
@@ -83,10 +83,10 @@ def save(policy: Any, tokenizer: Any, out: Path) -> None:
 def load_for_sft(model_dir: Path, recipe: Recipe) -> Any:
     """Return the base with a fresh adapter to train, or the base itself where all weights are trained."""
     if UNSLOTH in sys.modules:
-        from dpost_lite.models import fast
+        from dpost_lite.models import unsloth_backend
 
-        base = fast.load(model_dir, recipe.model, max_length=recipe.sft.max_length)
-        return fast.create(base, recipe.lora, seed=recipe.seed)
+        base = unsloth_backend.load(model_dir, recipe.model, max_length=recipe.sft.max_length)
+        return unsloth_backend.create(base, recipe.lora, seed=recipe.seed)
     model = load(model_dir, recipe.model.precision, compute=recipe.model.compute_dtype)
     return model if recipe.model.precision == "full" else create(model, recipe.lora, seed=recipe.seed)
 
@@ -96,10 +96,10 @@ def load_for_dpo(model_dir: Path, policy_dir: Path, recipe: Recipe) -> Any:
     if not is_adapter(policy_dir):
         return load(policy_dir, "full")
     if UNSLOTH in sys.modules:
-        from dpost_lite.models import fast
+        from dpost_lite.models import unsloth_backend
 
-        base = fast.load(model_dir, recipe.model, max_length=recipe.dpo.max_length)
-        return fast.attach(base, policy_dir, recipe.lora, seed=recipe.seed)
+        base = unsloth_backend.load(model_dir, recipe.model, max_length=recipe.dpo.max_length)
+        return unsloth_backend.attach(base, policy_dir, recipe.lora, seed=recipe.seed)
     base = load(model_dir, recipe.model.precision, compute=recipe.model.compute_dtype)
     return attach(base, policy_dir, trainable=True)
 

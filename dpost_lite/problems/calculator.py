@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
+from dpost_lite.recipe import CalculatorRecipe
+
 MAX_CHARS = 100  # of an expression; the longest in GSM8K has 36
 MAX_SIZE = 10**20  # no numerator or denominator, given or on the way, reaches this; GSM8K stays below 3 * 10**9
 
@@ -40,6 +42,11 @@ class Calculator:
 
     max_decimals: int = 6
     rounded_decimals: int = 2
+
+    @classmethod
+    def from_recipe(cls, recipe: CalculatorRecipe) -> "Calculator | None":
+        """Return the calculator that a recipe asks for, or None where it is off."""
+        return cls(recipe.max_decimals, recipe.rounded_decimals) if recipe.enabled else None
 
     def __call__(self, expression: str) -> str | None:
         """Return the result as text, or None where the expression is not the calculator's (see `evaluate`)."""

@@ -12,8 +12,8 @@ from typing import Any
 from dpost_lite.problems.comparing import compare
 from dpost_lite.report import health, results
 from dpost_lite.report.health import DpoStats, DrawnStats, PairStats
-from dpost_lite.report.journal import read_events, steps_by_stage
-from dpost_lite.rundir import read_json
+from dpost_lite.runs.folder import read_json
+from dpost_lite.runs.journal import read_events, steps_by_stage
 
 MAX_UNFINISHED = 0.01  # share of rationales that ran into the token limit
 MAX_REPETITIVE = 0.02  # share of rationales that say the same again and again

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpost_lite.problems.records import Score
 from dpost_lite.report.health import Round
-from dpost_lite.report.journal import Span
+from dpost_lite.runs.journal import Span
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -10,8 +10,8 @@ from statistics import mean
 from typing import Any
 
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Rationale, read_jsonl
-from dpost_lite.report.journal import read_events, steps_by_stage
-from dpost_lite.rundir import stages_done
+from dpost_lite.runs.folder import stages_done
+from dpost_lite.runs.journal import read_events, steps_by_stage
 
 NGRAM = 4
 MIN_DISTINCT = 0.5  # share of a rationale's 4-grams that differ, below which it repeats itself

@@ -13,7 +13,7 @@ from dpost_lite.problems.comparing import compare
 from dpost_lite.problems.records import Problem, Score
 from dpost_lite.report import results, summary
 from dpost_lite.report.terminal import as_time, plain
-from dpost_lite.rundir import stages_begun, stages_done
+from dpost_lite.runs.folder import stages_begun, stages_done
 
 MAX_DEPTH = 3  # OUT/seed-N/METHOD below the folder of all runs
 

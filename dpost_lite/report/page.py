@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from dpost_lite.errors import RunError
 from dpost_lite.problems.comparing import compare
-from dpost_lite.report import alarms, examples, figures, health, journal, results, summary, tables
+from dpost_lite.report import alarms, examples, figures, health, results, summary, tables
 from dpost_lite.report.terminal import as_time, printable
-from dpost_lite.rundir import stages_begun, stages_done
+from dpost_lite.runs import journal
+from dpost_lite.runs.folder import stages_begun, stages_done
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

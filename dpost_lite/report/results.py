@@ -8,7 +8,7 @@ from typing import Any, Literal
 from dpost_lite.errors import DpostError
 from dpost_lite.problems.comparing import Comparison, compare
 from dpost_lite.problems.records import Answered, Problem, Score, from_dict, read_jsonl
-from dpost_lite.rundir import Run, read_json
+from dpost_lite.runs.folder import Run, read_json
 
 Part = Literal["test", "dev"]
 DAMAGED = (DpostError, OSError, ValueError, KeyError, TypeError)  # what reading a folder that is no whole run may raise

@@ -96,7 +96,7 @@ class TerminalView:
             self._live.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show one event of a run's journal (see rundir.py); kinds that are not known here are passed over."""
+        """Show one event of a run's journal (see runs/folder.py); kinds that are not known here are passed over."""
         show = getattr(self, f"_on_{event['kind']}", None)
         if show is not None:
             show(event)

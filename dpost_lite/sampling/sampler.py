@@ -9,13 +9,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from dpost_lite.machine import ram_share_gib
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import Forcer
 from dpost_lite.problems.grading import is_right, strict_answer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import Problem, Rationale
+from dpost_lite.recipe import Recipe
 from dpost_lite.sampling.engine import Engine, Request, Sample
+from dpost_lite.system.machine import ram_share_gib
 
 
 def sample(
@@ -69,6 +70,36 @@ def sample(
     )
     for finished in engine.run(requests):
         yield _grade(finished, prompter)
+
+
+def sample_by_recipe(
+    model: Any,
+    prompter: Prompter,
+    problems: Sequence[Problem],
+    recipe: Recipe,
+    *,
+    purpose: str,
+    num_samples: int = 1,
+    temperature: float = 0.0,
+    done: Iterable[Rationale] = (),
+) -> Iterator[Rationale]:
+    """Call `sample` with what the recipe says; greedy unless a temperature is given."""
+    sampling = recipe.sampling
+    return sample(
+        model,
+        prompter,
+        problems,
+        calculator=Calculator.from_recipe(recipe.calculator),
+        purpose=purpose,
+        num_samples=num_samples,
+        temperature=temperature,
+        top_p=sampling.top_p if temperature else 1.0,
+        max_new_tokens=sampling.max_new_tokens,
+        max_rows=sampling.max_rows,
+        memory_gib=sampling.memory_gib,
+        seed=recipe.seed,
+        done=done,
+    )
 
 
 def share_gib(device: Any) -> float:

@@ -6,12 +6,12 @@ import os
 import pytest
 from typer.testing import CliRunner
 
-from dpost_lite.baselines import SHARED, Trained, adopt, differences, methods_of, variants
-from dpost_lite.cli import app
+from dpost_lite.cli.app import app
 from dpost_lite.errors import RecipeError
+from dpost_lite.evaluation.baselines import SHARED, Trained, adopt, differences, methods_of, variants
 from dpost_lite.problems.records import Score
 from dpost_lite.recipe import load_recipe
-from dpost_lite.rundir import read_json
+from dpost_lite.runs.folder import read_json
 
 
 def test_two_methods_in_one_command(two_methods):
@@ -96,7 +96,7 @@ def test_a_restart_is_not_to_be_given_again(tmp_path, monkeypatch, restarts):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dpost_lite.cli_run._train", interrupted)
+    monkeypatch.setattr("dpost_lite.cli.run._train", interrupted)
     option = ["--restart-from", "sft-0"] if restarts else []
     result = CliRunner().invoke(app, ["run", "--out", str(tmp_path / "run"), *option])
     assert result.exit_code == 130

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dpost_lite.cli import app
+from dpost_lite.cli.app import app
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.report import results
 from dpost_lite.report.examples import different, marked
-from dpost_lite.report.journal import read_events
 from dpost_lite.report.page import write_report
 from dpost_lite.report.tables import stages_of
-from dpost_lite.rundir import read_json, stages_done
+from dpost_lite.runs.folder import read_json, stages_done
+from dpost_lite.runs.journal import read_events
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 QUIET = (

@@ -17,21 +17,21 @@ import pytest
 from easy import SETTINGS, write_problems
 from typer.testing import CliRunner
 
-from dpost_lite.baselines import adopt
-from dpost_lite.child import _context
-from dpost_lite.cli import app
+from dpost_lite.cli.app import app
 from dpost_lite.errors import DataError, ExportError, ModelError, OutOfMemory, RecipeError, RunError
-from dpost_lite.evaluate import policies_of
+from dpost_lite.evaluation.baselines import adopt
+from dpost_lite.evaluation.targets import policies_of
 from dpost_lite.local.solver import Solver
-from dpost_lite.manifest import CHANGING
 from dpost_lite.models import backends
-from dpost_lite.policies import calculator_of
+from dpost_lite.pipeline.stages import Stages
+from dpost_lite.pipeline.worker import _context
+from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem, Rationale, read_jsonl
 from dpost_lite.recipe import Recipe, load_recipe
-from dpost_lite.rundir import UNFINISHED, Run, read_json
+from dpost_lite.runs.folder import UNFINISHED, Run, read_json
+from dpost_lite.runs.manifest import CHANGING
 from dpost_lite.selftrain import Outcome, self_train
-from dpost_lite.stages import Stages
 
 ROUND = {
     "dpo-st": ["samples-pairs", "pairs", "dpo", "samples-labels", "labels", "sft"],
@@ -147,7 +147,9 @@ def test_the_exported_file_answers(finished, base_dir):
     path = export.path / export.metrics["file"]
     assert path.stat().st_size == export.metrics["bytes"] > 50_000
     assert sorted(p.name for p in export.path.iterdir()) == ["done.json", path.name]  # no merged weights left behind
-    solver = Solver(path, calculator=calculator_of(finished.recipe), max_new_tokens=24, num_threads=1)
+    solver = Solver(
+        path, calculator=Calculator.from_recipe(finished.recipe.calculator), max_new_tokens=24, num_threads=1
+    )
     tests = finished.records("data/test.jsonl", Problem)
     solved = read_json(finished.outcome.solved.path / "solved.json")
     assert [entry["id"] for entry in solved] == [problem.id for problem in tests[:3]]
@@ -387,7 +389,7 @@ def test_another_type_of_file_is_the_way_out_when_solving_crashes(sft, tmp_path,
 
 
 def test_micro_batches_shrink_until_they_fit_and_the_result_stays(sft, start, tmp_path, monkeypatch):
-    from dpost_lite import stages
+    from dpost_lite.pipeline import stages
 
     real, micro_batches = stages.run_in_child, []
 
@@ -413,7 +415,7 @@ def test_micro_batches_shrink_until_they_fit_and_the_result_stays(sft, start, tm
 
 
 def test_when_one_row_does_not_fit_the_way_out_is_named(start, tmp_path, monkeypatch):
-    from dpost_lite import stages
+    from dpost_lite.pipeline import stages
 
     real = stages.run_in_child
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dpost_lite.child import run_in_child
 from dpost_lite.errors import DataError, OutOfMemory, RunError
-from dpost_lite.interrupt import graceful
+from dpost_lite.pipeline.worker import run_in_child
+from dpost_lite.system.interrupt import graceful
 
 
 def double(number: int, progress) -> dict:
@@ -179,7 +179,7 @@ def test_peak_memory_is_measured_and_returns(run):
 
 def test_a_module_can_come_before_the_libraries(run, tmp_path, monkeypatch):
     """As on a GPU, where children start from nothing."""
-    monkeypatch.setattr("dpost_lite.child._context", lambda: multiprocessing.get_context("spawn"))
+    monkeypatch.setattr("dpost_lite.pipeline.worker._context", lambda: multiprocessing.get_context("spawn"))
     names = ("transformers", "peft", "trl")
     (tmp_path / "comes_first.py").write_text(f"import sys\nbefore = [n for n in {names} if n in sys.modules]\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -274,7 +274,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_child import waits
-from dpost_lite.child import run_in_child
+from dpost_lite.pipeline.worker import run_in_child
 if __name__ == "__main__":
     run_in_child(waits, log=Path({folder!r}) / "a.log", progress=print, file=Path({folder!r}) / "pid")
 """

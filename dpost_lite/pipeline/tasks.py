@@ -1,6 +1,6 @@
 """What the stages that need a model do: read the inputs' folders, work, write the stage's own.
 
-Each runs in a process of its own (child.py), which ends with it: what stays are files.
+Each runs in a process of its own (pipeline/worker.py), which ends with it: what stays are files.
 `out` is the stage's folder, `progress` as in `Run.progress`; what is returned are the stage's metrics.
 """
 
@@ -10,8 +10,9 @@ from typing import Any
 
 from dpost_lite.errors import DataError
 from dpost_lite.models import adapters
+from dpost_lite.models.backends import load_prompter
 from dpost_lite.models.training import Progress
-from dpost_lite.policies import answers, export_gguf, prompter_of
+from dpost_lite.pipeline.export import export_gguf
 from dpost_lite.problems.corpus import Corpus, load_corpus
 from dpost_lite.problems.records import (
     LabelledRationale,
@@ -25,7 +26,8 @@ from dpost_lite.problems.records import (
 )
 from dpost_lite.problems.scoring import score
 from dpost_lite.recipe import Recipe
-from dpost_lite.rundir import UNFINISHED
+from dpost_lite.runs.folder import UNFINISHED
+from dpost_lite.sampling.sampler import sample_by_recipe
 
 
 def prepare_data(out: Path, *, recipe: Recipe, model_dir: Path, progress: Progress) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def train_sft(
 
     return sft.train_sft(
         adapters.load_for_sft(model_dir, recipe),
-        prompter_of(recipe, model_dir),
+        load_prompter(model_dir, recipe.model),
         list(read_jsonl(labels_dir / "labels.jsonl", LabelledRationale)),
         out,
         recipe=recipe.sft.model_copy(update={"micro_batch_size": micro_batch_size}),
@@ -78,7 +80,7 @@ def train_dpo(
 
     return dpo.train_dpo(
         adapters.load_for_dpo(model_dir, policy_dir, recipe),
-        prompter_of(recipe, model_dir),
+        load_prompter(model_dir, recipe.model),
         list(read_jsonl(pairs_dir / "pairs.jsonl", PreferencePair)),
         out,
         recipe=recipe.dpo.model_copy(update={"micro_batch_size": micro_batch_size}),
@@ -184,9 +186,9 @@ def _drawn(
     done = resume_jsonl(shard, Rationale)
     num_right = sum(rationale.correct for rationale in done)
     with shard.open("a", encoding="utf-8", newline="\n") as appended:
-        for rationale in answers(
+        for rationale in sample_by_recipe(
             model,
-            prompter_of(recipe, model_dir),
+            load_prompter(model_dir, recipe.model),
             problems,
             recipe,
             purpose=purpose,
@@ -205,7 +207,7 @@ def _drawn(
 
 
 def _gold(corpus: Corpus, recipe: Recipe, model_dir: Path) -> list[LabelledRationale]:
-    prompter = prompter_of(recipe, model_dir)
+    prompter = load_prompter(model_dir, recipe.model)
     gold = [
         LabelledRationale(p.id, p.question, p.rationale, prompter.answer_ids(p.rationale), is_gold=True)
         for p in corpus.train

@@ -21,11 +21,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from dpost_lite import interrupt
 from dpost_lite.errors import DpostError, OutOfMemory, RunError, is_out_of_memory, of_disk
-from dpost_lite.machine import cache_dir, let_threads_sleep
 from dpost_lite.models.backends import device
-from dpost_lite.quiet import stderr_to
+from dpost_lite.system import interrupt
+from dpost_lite.system.machine import cache_dir, let_threads_sleep
+from dpost_lite.system.quiet import stderr_to
 
 SECONDS_TO_END = 10
 SECONDS_TO_NOTICE = 0.5  # that the user asked to stop
@@ -119,7 +119,7 @@ def _context() -> Any:
     if device() == "cuda" or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dpost_lite.preload"])
+    context.set_forkserver_preload(["dpost_lite.pipeline.preload"])
     return context
 
 

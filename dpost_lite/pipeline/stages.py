@@ -1,6 +1,6 @@
 """The stages of a run: which work each line of Algorithm 2 asks for, on which inputs, under which settings.
 
-`selftrain.py` says in which order; `work.py` what is done. Text is worked on here; what needs a model runs in a child
+`selftrain.py` says in which order; `tasks.py` what is done. Text is worked on here; what needs a model runs in a child
 process.
 """
 
@@ -9,16 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from dpost_lite import work
-from dpost_lite.child import run_in_child
 from dpost_lite.errors import OutOfMemory
 from dpost_lite.local import gguf
 from dpost_lite.local.config import read_config
-from dpost_lite.machine import minor_version, ram_share_gib
 from dpost_lite.models import backends
 from dpost_lite.models.dpo import check_loss
 from dpost_lite.models.tracking import check_trackers
-from dpost_lite.policies import calculator_of
+from dpost_lite.pipeline import tasks
+from dpost_lite.pipeline.worker import run_in_child
+from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.corpus import digests
 from dpost_lite.problems.pairs import make_labels, make_pairs
 from dpost_lite.problems.records import (
@@ -31,7 +30,8 @@ from dpost_lite.problems.records import (
     write_jsonl,
 )
 from dpost_lite.recipe import Recipe
-from dpost_lite.rundir import Artifact, Run, write_json
+from dpost_lite.runs.folder import Artifact, Run, write_json
+from dpost_lite.system.machine import minor_version, ram_share_gib
 
 MODEL_PARTS = ("model", "calculator")
 # whose minor version may change results
@@ -92,12 +92,12 @@ class Stages:
     def data(self) -> Artifact:
         """Load, split and check problems; tokenise gold rationales. Files: train, dev, test, labels (gold)."""
         settings = {**self._settings("data", "synthetic", "model"), "files": digests(self._recipe.data)}
-        return self._in_child("data", work.prepare_data, settings=settings)
+        return self._in_child("data", tasks.prepare_data, settings=settings)
 
     def sft(self, name: str, labels: Artifact) -> Artifact:
         """Train on the labelled rationales of `labels`, from the base."""
         settings = self._settings("model", "lora", "sft")
-        return self._train(name, "sft", work.train_sft, labels, settings=settings, labels_dir=labels.path)
+        return self._train(name, "sft", tasks.train_sft, labels, settings=settings, labels_dir=labels.path)
 
     def sample_for_pairs(self, name: str, policy: Artifact, data: Artifact) -> Artifact:
         """Draw rationales for every training problem from an SFT policy."""
@@ -139,7 +139,7 @@ class Stages:
         return self._train(
             name,
             "dpo",
-            work.train_dpo,
+            tasks.train_dpo,
             policy,
             pairs,
             settings=self._settings("model", "dpo"),
@@ -173,7 +173,7 @@ class Stages:
             settings["sampling"].pop(key)
         stage = self._answered(
             f"score/{name}",
-            work.grade,
+            tasks.grade,
             *((data,) if policy is None else (data, policy)),
             settings=settings,
             data_dir=data.path,
@@ -202,7 +202,7 @@ class Stages:
         """Merge the adapter in 16 bit and write the GGUF file."""
         settings = self._settings("model", "export")
         return self._in_child(
-            "export", work.export, policy, settings=settings, renew=True, policy_dir=policy.path, policy=policy.name
+            "export", tasks.export, policy, settings=settings, renew=True, policy_dir=policy.path, policy=policy.name
         )
 
     def solve(self, export: Artifact, data: Artifact, num_problems: int = 3) -> Artifact:
@@ -212,7 +212,7 @@ class Stages:
         def answer(out: Path) -> dict[str, Any]:
             with SolverProcess(
                 export.path / export.metrics["file"],
-                calculator=calculator_of(self._recipe),
+                calculator=Calculator.from_recipe(self._recipe.calculator),
                 max_new_tokens=self._recipe.sampling.max_new_tokens,
             ) as solver:
                 solved = [
@@ -227,7 +227,7 @@ class Stages:
     def _sample(self, name: str, policy: Artifact, data: Artifact, num_samples: int) -> Artifact:
         return self._answered(
             name,
-            work.draw,
+            tasks.draw,
             policy,
             data,
             settings={**self._settings(*MODEL_PARTS, "sampling"), "num_samples": num_samples},
@@ -302,7 +302,7 @@ class Stages:
         first_import: str | None = None,
         **arguments: Any,
     ) -> Artifact:
-        """A stage whose work `do`, of work.py, is done in a process of its own."""
+        """A stage whose work `do`, of tasks.py, is done in a process of its own."""
 
         def in_child(out: Path) -> dict[str, Any]:
             return run_in_child(

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from dpost_lite.models.packing import PackedLinear, pack
+from dpost_lite.models.onednn_layout import PackedLinear, pack
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dpost_lite.command import Debug
+from dpost_lite.cli.options import Debug
 
 
 def report(
@@ -23,23 +23,7 @@ def report(
 ) -> None:
     """Write a run as one HTML file, and its pictures as PNG files."""
     from dpost_lite.report.page import write_report
-    from dpost_lite.rundir import Run
+    from dpost_lite.runs.folder import Run
 
     files = write_report(Run.open(run).path, out or run / "report", baseline or None)
     typer.echo(f"written: {files[0]}, and {len(files) - 1} pictures beside it")
-
-
-def runs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs.")] = Path("runs"),
-    debug: Debug = False,
-) -> None:
-    """List the runs in a folder, and compare those that were tested on the same problems."""
-    from rich.console import Console
-
-    from dpost_lite.report.listing import comparisons, find_runs, runs_table
-
-    console = Console()
-    found = find_runs(folder)
-    console.print("", runs_table(found), "")
-    for text in comparisons(found):
-        console.print(text, soft_wrap=True)

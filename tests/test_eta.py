@@ -2,8 +2,8 @@
 
 import pytest
 
-from dpost_lite.clock import CALIBRATION_S, Clock
 from dpost_lite.planner.device import Device
+from dpost_lite.planner.eta import CALIBRATION_S, Clock
 from dpost_lite.planner.pace import Estimate
 from dpost_lite.planner.plan import Plan, find_shape
 

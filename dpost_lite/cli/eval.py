@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dpost_lite.command import Data, DataDir, Debug, Limit, Offline, Policy, choice
+from dpost_lite.cli.options import Data, DataDir, Debug, Limit, Offline, Policy, choice
 from dpost_lite.errors import RecipeError, RunError
 
 
@@ -47,9 +47,9 @@ def eval_(
     """
     from rich.console import Console
 
-    from dpost_lite import evaluate
+    from dpost_lite.evaluation import evaluate, papers, targets
     from dpost_lite.problems.records import Score
-    from dpost_lite.report import papers, summary
+    from dpost_lite.report import summary
     from dpost_lite.report.terminal import TerminalView, plain
 
     if compare is not None:
@@ -62,8 +62,8 @@ def eval_(
         choice("--against", against, {"paper": None})
         if data not in papers.SETS:
             raise RecipeError(f"--against paper: the paper has figures on {', '.join(papers.SETS)}; give one as --data")
-    scored = evaluate.find_target(target, policy, base=model)
-    problems = evaluate.problems_for(scored, data, data_dir=data_dir, limit=limit)
+    scored = targets.find_target(target, policy, base=model)
+    problems = targets.problems_for(scored, data, data_dir=data_dir, limit=limit)
     if out is not None and any(out.glob("*/answers.jsonl")):
         raise RunError(f"--out: {out} holds answers already; name another folder")
     folder = out or evaluate.new_folder(target, data)
@@ -78,7 +78,7 @@ def eval_(
         console.print("", summary.samples_table([s for s in scores if not isinstance(s, Score)]))
     if against is not None and data is not None:
         console.print("", papers.against_paper(data, greedy))
-        console.print(plain(f"\n{papers.DIFFERS.format(ours=evaluate.describe(scored))}"), soft_wrap=True)
+        console.print(plain(f"\n{papers.DIFFERS.format(ours=targets.describe(scored))}"), soft_wrap=True)
     kept = ", ".join(str(path.parent) for path in sorted(folder.glob("*/answers.jsonl")))
     console.print(plain(f"\nevery answer is kept in {kept}"), soft_wrap=True)
 
@@ -87,7 +87,7 @@ def _compare(a: Path, b: Path) -> None:
     """Print how two sets of kept answers differ."""
     from rich.console import Console
 
-    from dpost_lite.evaluate import kept_answers
+    from dpost_lite.evaluation.evaluate import kept_answers
     from dpost_lite.problems.comparing import compare
     from dpost_lite.report import summary
 

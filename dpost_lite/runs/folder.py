@@ -6,7 +6,7 @@ folder and skips the work. The record holds a fingerprint over the stage's setti
 weights, versions of packages) and the fingerprints of its inputs: if they differ, that is an error, never silent reuse.
 
     RUN/run.json           recipe and version, and the --gpu-mem that it was planned for
-    RUN/events.jsonl       one JSON object per event, append-only (see report/journal.py)
+    RUN/events.jsonl       one JSON object per event, append-only (see journal.py)
     RUN/STAGE/done.json    fingerprint, settings, seconds, peak memory, metrics
     RUN/STAGE.partial/     an unfinished stage; what it needs to go on lies in unfinished/
     RUN/STAGE-before-…/    one that was put aside, for another export or by --restart-from
@@ -28,7 +28,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dpost_lite import __version__, interrupt
+from dpost_lite import __version__
+from dpost_lite.system import interrupt
 from dpost_lite.errors import OtherSettings, RunError, nearest
 from dpost_lite.recipe import Recipe, validate
 

@@ -11,7 +11,7 @@ import pytest
 
 from dpost_lite.errors import RunError, of_disk
 from dpost_lite.recipe import Recipe, load_recipe
-from dpost_lite.rundir import UNFINISHED, Artifact, Run, flatten, read_json, stages_done, write_json
+from dpost_lite.runs.folder import UNFINISHED, Artifact, Run, flatten, read_json, stages_done, write_json
 
 SETTINGS = {"seed": 1, "sft": {"epochs": 2, "learning_rate": 1e-4}}
 
@@ -46,7 +46,7 @@ def events(run: Run) -> list[dict]:
 def test_two_processes_do_not_run_in_one_folder(run):
     code = f"""
 from pathlib import Path
-from dpost_lite.rundir import Run
+from dpost_lite.runs.folder import Run
 with Run(Path({str(run.path)!r})).locked():
     pass
 """
@@ -62,7 +62,7 @@ def test_the_lock_of_a_killed_process_is_free(run):
     code = f"""
 import os, signal
 from pathlib import Path
-from dpost_lite.rundir import Run
+from dpost_lite.runs.folder import Run
 with Run(Path({str(run.path)!r})).locked():
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -119,7 +119,7 @@ def test_a_stage_that_was_killed_before_it_got_its_name(run):
 def test_work_does_not_begin_when_the_user_asked_to_stop(run, monkeypatch):
     work = Work()
     run.stage("data", work, settings=SETTINGS)
-    monkeypatch.setattr("dpost_lite.interrupt.asked", lambda: True)
+    monkeypatch.setattr("dpost_lite.system.interrupt.asked", lambda: True)
     run.stage("data", work, settings=SETTINGS)
     with pytest.raises(KeyboardInterrupt):
         run.stage("sft", work, settings=SETTINGS)
@@ -202,7 +202,7 @@ def test_a_damaged_record_is_named(run, name):
 
 def test_a_clock_that_is_set_back_changes_nothing(run, monkeypatch):
     run.emit("notice", text="before")
-    monkeypatch.setattr("dpost_lite.rundir.time.time", lambda: 0.0)
+    monkeypatch.setattr("dpost_lite.runs.folder.time.time", lambda: 0.0)
     made = run.stage("data", Work(), settings={})
     assert read_json(made.path / "done.json")["seconds"] < 60
     times = [event["time"] for event in events(run)]
@@ -212,7 +212,7 @@ def test_a_clock_that_is_set_back_changes_nothing(run, monkeypatch):
 
 def test_the_time_before_a_stop_counts(run, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("dpost_lite.rundir.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dpost_lite.runs.folder.time.monotonic", lambda: now[0])
 
     def stopped(out: Path) -> dict:
         now[0] += 30

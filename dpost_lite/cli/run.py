@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpost_lite.command import (
+from dpost_lite.cli.options import (
     GPU_MEM,
-    Asked,
     Data,
     DataDir,
     Debug,
@@ -19,8 +18,8 @@ from dpost_lite.command import (
     Precision,
     RecipeName,
     remember_restart,
-    resolve,
 )
+from dpost_lite.cli.resolve import Asked, resolve
 from dpost_lite.errors import DeliveryError, DpostError, RecipeError, of_disk
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def run(
     The same command given again goes on where it stopped: a finished stage is never run twice. Ctrl-C stops after the
     step at hand; a second one at once.
     """
-    from dpost_lite.baselines import methods_of
+    from dpost_lite.evaluation.baselines import methods_of
     from dpost_lite.planner.device import hide_gpu
 
     methods = methods_of(method) if method else []
@@ -100,14 +99,14 @@ def _train(asked: Asked, restart_from: list[str] | None = None) -> "Outcome":
     """Run a recipe in its folder under the live view, and leave a manifest."""
     from rich.console import Console
 
-    from dpost_lite.interrupt import graceful
-    from dpost_lite.manifest import NAME, write_manifest
+    from dpost_lite.pipeline.stages import preflight
     from dpost_lite.planner.pace import planned_stages
     from dpost_lite.planner.plan import estimate
     from dpost_lite.report.terminal import TerminalView
-    from dpost_lite.rundir import Run
+    from dpost_lite.runs.folder import Run
+    from dpost_lite.runs.manifest import NAME, write_manifest
     from dpost_lite.selftrain import self_train
-    from dpost_lite.stages import preflight
+    from dpost_lite.system.interrupt import graceful
 
     folder, recipe = asked.path, asked.recipe
     if asked.plan is not None:
@@ -137,7 +136,7 @@ def _tell(folder: Path, outcome: "Outcome") -> None:
 
     from dpost_lite.report import results, summary
     from dpost_lite.report.terminal import plain
-    from dpost_lite.rundir import read_json
+    from dpost_lite.runs.folder import read_json
 
     console = Console()
     console.print("", summary.score_table(outcome.scores), "")
@@ -160,7 +159,7 @@ def _train_several(runs: list[Asked]) -> None:
     """Run each in its own folder, and print the methods side by side."""
     from rich.console import Console
 
-    from dpost_lite.baselines import differences, train_all
+    from dpost_lite.evaluation.baselines import differences, train_all
     from dpost_lite.report import summary
     from dpost_lite.report.terminal import plain
 

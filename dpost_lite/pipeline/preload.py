@@ -1,4 +1,4 @@
-"""What a CPU's stages import, for the server that they are forked from (child.py); nothing else imports this.
+"""What a CPU's stages import, for the server that they are forked from (pipeline/worker.py); nothing else imports this.
 
 What cannot be imported is told by the stage that needs it.
 """

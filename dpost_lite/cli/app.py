@@ -1,0 +1,66 @@
+"""The commands: arguments -> one call.
+
+Only typer is imported up here: `--help` answers at once, and torch comes when a command needs it.
+"""
+
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from dpost_lite.cli.data import data
+from dpost_lite.cli.doctor import doctor
+from dpost_lite.cli.eval import eval_
+from dpost_lite.cli.export import export
+from dpost_lite.cli.options import Debug, OneLineErrors, print_version
+from dpost_lite.cli.plan import plan
+from dpost_lite.cli.report import report
+from dpost_lite.cli.run import run
+from dpost_lite.cli.runs import runs
+from dpost_lite.cli.solve import solve
+from dpost_lite.cli.verify import verify
+from dpost_lite.system.machine import let_threads_sleep
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    help="A small language model teaches itself maths word problems, and goes home as a GGUF file.",
+    epilog="Begin with `dpost-lite run`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the package."""
+    let_threads_sleep()
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without ✓ shows ?, a broken byte is no reason to stop
+    app(prog_name="dpost-lite")
+
+
+@app.callback()
+def _app(
+    debug: Debug = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Show the version.", show_default=False),
+    ] = False,
+) -> None:
+    if not debug:
+        warnings.simplefilter("ignore", FutureWarning)  # what libraries tell developers would break into the live view
+
+
+app.command()(run)
+app.command("eval")(eval_)
+app.command()(report)
+app.command()(runs)
+app.command()(solve)
+app.command()(export)
+app.command()(data)
+app.command()(plan)
+app.command()(verify)
+app.command()(doctor)

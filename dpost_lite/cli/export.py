@@ -1,0 +1,44 @@
+"""The command `export`: write a run's policy as a GGUF file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpost_lite.cli.options import Debug, Offline, Policy, file_size
+from dpost_lite.errors import ExportError
+
+
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
+    quant: Annotated[str, typer.Option(metavar="q4_k_m|q5_k_m|q8_0|f16", help="How the weights are stored.")],
+    policy: Policy = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file to write. [default: RUN/export/model-QUANT.gguf]")
+    ] = None,
+    offline: Offline = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run's best policy, or the one named, as a GGUF file."""
+    from dpost_lite.evaluation.targets import finished_export, policy_dir
+    from dpost_lite.models import backends
+    from dpost_lite.pipeline.export import export_gguf
+    from dpost_lite.recipe import validate
+    from dpost_lite.runs.folder import Run
+
+    opened = Run.open(source)
+    recipe = validate({**opened.recipe.model_dump(), "export": {"quant": quant.lower()}}, where="--quant")
+    finished = {} if policy and out else finished_export(opened)
+    adapter_dir = policy_dir(opened, policy or finished["policy"])
+    name = "-".join(["model", *(policy.split("/") if policy else []), recipe.export.quant])
+    file = out or source / "export" / f"{name}.gguf"
+    if file.exists():
+        typer.echo(f"{file} is there already ({file_size(file)}); remove it to have it written again")
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"--out: {file.parent} cannot be made ({error.strerror}); name another place") from error
+    typer.echo(f"writing {file} …")
+    export_gguf(recipe, backends.find(recipe.model.name), adapter_dir, file)
+    typer.echo(f'{file_size(file)} written; next: dpost-lite solve {file} "…"')

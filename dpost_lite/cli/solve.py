@@ -1,0 +1,45 @@
+"""The command `solve`: answer word problems with an exported model."""
+
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpost_lite.cli.options import Debug, choice, lines_of_stdin
+
+
+def solve(
+    source: Annotated[str, typer.Argument(metavar="RUN|FILE.gguf", help="A finished run's folder, or a GGUF file.")],
+    question: Annotated[
+        str | None,
+        typer.Argument(metavar="QUESTION", help="Without it, problems are read from standard input, one a line."),
+    ] = None,
+    calculator: Annotated[str, typer.Option(metavar="on|off", help="Let the calculator fill in <<3*4=.")] = "on",
+    temperature: Annotated[float, typer.Option(metavar="T", min=0, help="Above 0, answers vary.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="With it, the same answers come again.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Solve word problems with an exported model, on this machine alone."""
+    from dpost_lite.evaluation.targets import finished_export
+    from dpost_lite.local.solver_process import SolverProcess
+    from dpost_lite.problems.calculator import Calculator
+    from dpost_lite.recipe import Recipe
+    from dpost_lite.report.terminal import printable
+    from dpost_lite.runs.folder import Run
+
+    with_calculator = choice("--calculator", calculator, {"on": True, "off": False})
+    file, recipe = Path(source), Recipe()
+    if file.suffix != ".gguf":
+        opened = Run.open(file)
+        file, recipe = file / "export" / finished_export(opened)["file"], opened.recipe
+    with SolverProcess(
+        file,
+        calculator=Calculator.from_recipe(recipe.calculator) if with_calculator else None,
+        max_new_tokens=recipe.sampling.max_new_tokens,
+    ) as solver:
+        for index, text in enumerate([question] if question is not None else lines_of_stdin()):
+            drawn = secrets.randbits(32) if seed is None else seed + index
+            for piece in solver.stream(text, temperature=temperature, seed=drawn):
+                typer.echo(printable(piece), nl=False)
+            typer.echo("\n" if question is None else "")

@@ -1,0 +1,1 @@
+"""Score, compare, and set methods beside each other."""

@@ -1,0 +1,20 @@
+"""Export a policy, an adapter on its base or weights of its own, to GGUF."""
+
+import tempfile
+from pathlib import Path
+
+from dpost_lite.local import gguf
+from dpost_lite.models import adapters
+from dpost_lite.models.backends import load_tokenizer
+from dpost_lite.recipe import Recipe
+
+
+def export_gguf(recipe: Recipe, model_dir: Path, policy_dir: Path | None, out: Path) -> Path:
+    """Merge a policy in 16 bit and write `out` as GGUF, quantised as `recipe.export.quant` says."""
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix="merged-") as folder:
+        # on the CPU if the GPU had no room for merged weights to sample from
+        where = None if recipe.sampling.weights == "merged" else "cpu"
+        model = adapters.load_merged(model_dir, policy_dir, recipe.model, on=where)
+        adapters.save_merged(model, load_tokenizer(model_dir), Path(folder))
+        del model
+        return gguf.export(Path(folder), out, quant=recipe.export.quant)

@@ -1,0 +1,1 @@
+"""This computer: hardware, threads, signals, and what libraries print."""
