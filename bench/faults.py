@@ -40,11 +40,11 @@ from random_model import save_random
 from dpost_lite.models import checkpoint
 from dpost_lite.models.shapes import ModelShape
 from dpost_lite.pipeline import tasks, worker
+from dpost_lite.pipeline.run import execute
 from dpost_lite.problems.records import Rationale, as_line, read_jsonl
 from dpost_lite.recipe import Recipe, load_recipe
 from dpost_lite.runs import folder
 from dpost_lite.runs.folder import UNFINISHED, Run, read_json
-from dpost_lite.selftrain import self_train
 from dpost_lite.system import interrupt
 
 KINDS = ("run-killed", "stage-killed", "killed-writing", "interrupted", "disk-full")
@@ -214,7 +214,7 @@ def _run(recipe: Recipe, folder: Path, fault: Fault | None, sender: Any) -> None
     try:
         run = Run.create(folder, recipe, listeners=(_count_steps(folder.with_name(f"{folder.name}.done")),))
         with run.locked(), interrupt.graceful(lambda: None):
-            self_train(recipe, run)
+            execute(recipe, run)
         ended = "finished"
     except BaseException as error:
         ended = type(error).__name__

@@ -15,6 +15,7 @@ import argparse
 import random
 import tempfile
 import time
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -83,46 +84,52 @@ def measured(
     out = scratch / f"{name}-{kind}"
     try:
         value = run_in_child(
-            train,
+            Training(kind, recipe, folder, scratch / f"{name}-sft", arguments.length, micro * steps),
+            out,
             log=scratch / f"{name}-{kind}.log",
             progress=lambda *_, **__: times.append(time.perf_counter()),
             memory_share=device.memory_share,
             first_import=backends.first_import(recipe.model),
-            kind=kind,
-            recipe=recipe,
-            folder=folder,
-            out=out,
-            start=scratch / f"{name}-sft",
-            length=arguments.length,
-            num_rows=micro * steps,
         )
     except DpostError as error:
         return {"error": str(error)}
     seconds = (times[-1] - times[0]) / (len(times) - 1)
     tokens = micro * arguments.length * (2 if kind == "dpo" else 1)
-    peak = value["used"].get("gpu_bytes", value["used"]["ram_bytes"])
-    return {"seconds": seconds, "tokens_per_s": tokens / seconds, "peak_gib": peak / GIB, "loss": value["first_loss"]}
+    peak = value.gpu_bytes or value.ram_bytes
+    return {
+        "seconds": seconds,
+        "tokens_per_s": tokens / seconds,
+        "peak_gib": peak / GIB,
+        "loss": value.metrics["first_loss"],
+    }
 
 
-def train(
-    kind: str, recipe: Recipe, folder: Path, out: Path, start: Path, length: int, num_rows: int, progress: Any
-) -> dict[str, Any]:
-    """In the child: train on random ids of one length. DPO goes on from what SFT left in `start`."""
-    prompter = FixedPrompt(Prompter(backends.load_tokenizer(folder), "plain"), length // 4)
-    dice = random.Random(0)
+@dataclass(frozen=True)
+class Training:
+    """The task for the child: train on random ids of one length. DPO starts from what SFT left in `start`."""
 
-    def answer() -> tuple[int, ...]:
-        return tuple(dice.choice(IDS) for _ in range(length - length // 4))
+    kind: str
+    recipe: Recipe
+    folder: Path
+    start: Path
+    length: int
+    num_rows: int
 
-    if kind == "sft":
-        labelled = [LabelledRationale(str(i), "", "", answer(), is_gold=True) for i in range(num_rows)]
-        policy = adapters.load_for_sft(folder, recipe)
-        return train_sft(
-            policy, prompter, labelled, out, recipe=recipe.sft, seed=0, progress=progress, checkpoint_s=inf
-        )
-    pairs = [PreferencePair(str(i), "", "", "", answer(), answer()) for i in range(num_rows)]
-    policy = adapters.load_for_dpo(folder, start, recipe)
-    return train_dpo(policy, prompter, pairs, out, recipe=recipe.dpo, seed=0, progress=progress, checkpoint_s=inf)
+    def run(self, out: Path, progress: Any) -> dict[str, Any]:
+        prompter: Any = FixedPrompt(Prompter(backends.load_tokenizer(self.folder), "plain"), self.length // 4)
+        dice = random.Random(0)
+        options: dict[str, Any] = {"seed": 0, "progress": progress, "checkpoint_s": inf}
+
+        def answer() -> tuple[int, ...]:
+            return tuple(dice.choice(IDS) for _ in range(self.length - self.length // 4))
+
+        if self.kind == "sft":
+            labels = [LabelledRationale(str(i), "", "", answer(), is_gold=True) for i in range(self.num_rows)]
+            policy = adapters.load_for_sft(self.folder, self.recipe)
+            return train_sft(policy, prompter, labels, out, recipe=self.recipe.sft, **options)
+        pairs = [PreferencePair(str(i), "", "", "", answer(), answer()) for i in range(self.num_rows)]
+        policy = adapters.load_for_dpo(self.folder, self.start, self.recipe)
+        return train_dpo(policy, prompter, pairs, out, recipe=self.recipe.dpo, **options)
 
 
 class FixedPrompt:

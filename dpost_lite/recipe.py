@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dpost_lite.errors import RecipeError, nearest
+from dpost_lite.methods import MethodName
 
-Method = Literal["dpo-st", "st", "sft"]
 ComputeType = Literal["auto", "bfloat16", "float32"]
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
@@ -188,7 +188,7 @@ class ExportRecipe(_Section):
 class Recipe(_Section):
     """All settings of a run."""
 
-    method: Method = "dpo-st"
+    method: MethodName = "dpo-st"
     """dpo-st (Algorithm 2), st (Algorithm 1: plain self-training), or sft (the warm-up alone)."""
     rounds: int = Field(3, ge=1)
     """Most rounds of self-training."""

@@ -1,80 +1,83 @@
 """DPO-augmented self-training (Wang, Li, Lu; ACL 2024), Algorithm 2 on one page.
 
-    L = labelled problems, U = the same training problems with answers only, f = the base model
+    f = the base model; L = labelled problems; U = the same training problems with their answers only
 
-Departs from the paper in what a single consumer GPU needs: adapters on a 4-bit base instead of full fine-tuning. What
-each line does stands in `pipeline/stages.py`; each line is a stage of the run folder, so running again continues.
-
-With `method: st` lines 4 to 6 fall away, which is plain self-training (Algorithm 1); with `method: sft` the loop does.
+What each line does is in `pipeline/stages.py`. A line is one or more stages of the run's folder (`runs/folder.py`), so
+running it again continues. It departs from the paper in what one consumer GPU needs: adapters on a 4-bit base in
+place of full fine-tuning. Methods without DPO leave out lines 3 and 4 (then it is the paper's Algorithm 1).
 """
 
-from dataclasses import dataclass
+from typing import Protocol
 
-from dpost_lite.errors import DpostError, OtherSettings, of_disk
-from dpost_lite.pipeline.stages import Stages
-from dpost_lite.planner.eta import Clock
-from dpost_lite.planner.plan import Plan
-from dpost_lite.problems.records import Score
-from dpost_lite.recipe import Recipe
-from dpost_lite.report import alarms
-from dpost_lite.runs.folder import Artifact, Run
+from dpost_lite.methods import Method
+from dpost_lite.runs.folder import Artifact
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run leaves behind: scores of the base and of every policy on test, and of the policies on dev, the best
-    policy, its exported file, and problems solved with it. `failure` says why the last two are missing, if they are.
-    """
-
-    scores: list[Score]
-    dev_scores: list[Score]
-    best: str
-    export: Artifact | None = None
-    solved: Artifact | None = None
-    failure: DpostError | None = None
-
-
-def self_train(recipe: Recipe, run: Run, plan: Plan | None = None) -> Outcome:
-    """Run the recipe in the run folder, or continue it, and return what came out.
-
-    What needs a model runs in child processes, so a script that calls this needs `if __name__ == "__main__"`. `plan`
-    gives the limit of the GPU's memory, and the estimates that are kept beside the truth.
-    """
-    run.listen(alarms.watch(run.path, run.emit))
-    if plan is not None:
-        run.listen(Clock(plan, run.emit))
-    stages = Stages(recipe, run, memory_share=plan.device.memory_share if plan else None)
-    data = stages.data()
-    stages.score("base", None, data)
-    policies = [stages.sft("sft-0", data)]  # 1: f_0 <- SFT(f, L)
-    stages.score("sft-0", policies[0], data)
-    sampled: list[Artifact] = []
-    drawn: list[Artifact] = []
-    for i in range(1, stages.num_rounds + 1):  # 2: repeat
+def self_train(stages: "Stages", labelled: Artifact, method: Method, max_rounds: int) -> list[Artifact]:
+    """Return the SFT policies f_0 ... f_n, in order. `labelled` holds L as gold labels."""
+    for_pairs: list[Artifact] = []  # samples of every round so far, since pairs and labels may pool them
+    for_labels: list[Artifact] = []
+    policies = [stages.sft(0, labelled)]  # 1: fine-tune f on L to get f_0
+    for i in range(1, (max_rounds if method.has_rounds else 0) + 1):  # 2: repeat
         teacher = policies[-1]
-        if recipe.method == "dpo-st":
-            sampled.append(stages.sample_for_pairs(f"round-{i}/samples-pairs", teacher, data))  # 3: sample from f_i-1
-            pairs = stages.pairs(f"round-{i}/pairs", sampled, data)  # 4: right ones win, wrong ones lose
-            teacher = stages.dpo(f"round-{i}/dpo", teacher, pairs)  # 5: f_d <- DPO(f_i-1), reference f_i-1
-        drawn.append(stages.sample_for_labels(f"round-{i}/samples-labels", teacher, data))  # 6: sample from f_d
-        labels = stages.labels(f"round-{i}/labels", drawn, data)  # 7: keep right ones, deduplicate; 8: L <- L + S
-        policies.append(stages.sft(f"round-{i}/sft", labels))  # 9: f_i <- SFT(f, L), from the base again
-        stages.score(f"round-{i}", policies[-1], data)
-        if stages.has_converged():  # 10: until dev accuracy stops rising
+        if method.has_dpo:
+            for_pairs.append(stages.sample_for_pairs(i, teacher))  # 3: sample from f_i-1 on U ...
+            pairs = stages.pairs(i, for_pairs)  # ... and pair right rationales (chosen) with wrong ones (rejected)
+            teacher = stages.dpo(i, teacher, pairs)  # 4: tune f_i-1 on the pairs to get f_d, with f_i-1 as reference
+        for_labels.append(stages.sample_for_labels(i, teacher))  # 5: sample from f_d on U
+        labels = stages.labels(i, for_labels)  # 6: select the right rationales; 7: add them to L
+        policies.append(stages.sft(i, labels))  # 8: fine-tune f, the base again, on L to get f_i
+        if stages.has_converged():  # 9: until convergence or the last round
             break
-    return _deliver(stages, stages.best_policy(policies), data)
+    return policies
 
 
-def _deliver(stages: Stages, best: Artifact, data: Artifact) -> Outcome:
-    """Export the best policy and solve problems with the file. A failure here takes nothing from what was trained."""
-    export = solved = failure = None
-    try:
-        export = stages.export(best)
-        solved = stages.solve(export, data)
-    except OtherSettings:  # nothing failed: the command asks for something else
-        raise
-    except (DpostError, OSError) as error:
-        failure = error if isinstance(error, DpostError) else of_disk(error)
-        if failure is None:
-            raise
-    return Outcome(stages.test_scores, stages.dev_scores, best.name, export, solved, failure)
+def whole_run(stages: "Stages", method: Method, max_rounds: int) -> None:
+    """Algorithm 2 and what a run adds to it: data, the base's score, and the best policy as a file that was tried."""
+    labelled = stages.data()
+    stages.score_base()
+    best = stages.best_policy(self_train(stages, labelled, method, max_rounds))
+    stages.solve(stages.export(best))
+
+
+class Stages(Protocol):
+    """What the lines above ask for. `pipeline.stages.RunStages` does it; `planner.recorder.Recorder` notes its name.
+
+    The first argument of most is the round; 0 is the warm-up. Each returns the stage's artifact.
+    """
+
+    def data(self) -> Artifact:
+        """Load, split and check the problems; U and L are their training part."""
+
+    def score_base(self) -> None:
+        """Score the base on the test problems, to compare with."""
+
+    def sft(self, number: int, labels: Artifact) -> Artifact:
+        """Fine-tune the base on labels; score the policy on dev and test."""
+
+    def sample_for_pairs(self, number: int, policy: Artifact) -> Artifact:
+        """Sample rationales for every training problem from an SFT policy, and grade them."""
+
+    def pairs(self, number: int, samples: list[Artifact]) -> Artifact:
+        """Make preference pairs of graded rationales."""
+
+    def dpo(self, number: int, policy: Artifact, pairs: Artifact) -> Artifact:
+        """Train a policy on preference pairs, with itself as the reference."""
+
+    def sample_for_labels(self, number: int, policy: Artifact) -> Artifact:
+        """Sample K rationales for every training problem, and grade them."""
+
+    def labels(self, number: int, samples: list[Artifact]) -> Artifact:
+        """Select right rationales, deduplicate, cap, and join them with the gold ones."""
+
+    def has_converged(self) -> bool:
+        """Whether dev accuracy stopped rising."""
+
+    def best_policy(self, policies: list[Artifact]) -> Artifact:
+        """The policy with the best dev accuracy."""
+
+    def export(self, policy: Artifact) -> Artifact:
+        """Write a policy as a GGUF file."""
+
+    def solve(self, export: Artifact) -> Artifact:
+        """Solve a few test problems with the exported file."""

@@ -8,20 +8,20 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 from conftest import trained_tokenizer
 from typer.testing import CliRunner, Result
 
-from dpost_lite import __version__, selftrain
+from dpost_lite import __version__
 from dpost_lite.cli.app import app
 from dpost_lite.errors import DataError, RecipeError, RunError
 from dpost_lite.evaluation.evaluate import kept_answers
 from dpost_lite.evaluation.targets import find_target, policies_of, policy_dir, problems_for
-from dpost_lite.pipeline import stages
-from dpost_lite.planner.pace import planned_stages
+from dpost_lite.pipeline import preflight
+from dpost_lite.pipeline import run as pipeline_run
+from dpost_lite.pipeline.run import Outcome
 from dpost_lite.planner.plan import Plan, settings_of
 from dpost_lite.problems.records import Answered, Problem, Score, write_jsonl
 from dpost_lite.recipe import DataRecipe, ModelRecipe, Recipe, SamplingRecipe, load_recipe
@@ -188,7 +188,7 @@ def test_debug_shows_the_traceback(arguments: list[str]) -> None:
 
 
 def test_a_bug_stays_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftrain, "self_train", lambda recipe, run, plan: 1 / 0)
+    monkeypatch.setattr(pipeline_run, "execute", lambda recipe, run, plan: 1 / 0)
     assert isinstance(dpost_lite("run").exception, ZeroDivisionError)
 
 
@@ -217,10 +217,10 @@ def test_an_error_cannot_command_the_terminal() -> None:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
-    """Collect what `run` asks `self_train` for; nothing is trained."""
+    """Collect what `run` asks `execute` for; nothing is trained."""
     calls = []
 
-    def self_train(recipe: Recipe, run: Run, plan: Plan) -> selftrain.Outcome:
+    def execute(recipe: Recipe, run: Run, plan: Plan) -> Outcome:
         calls.append((recipe, run.path))
         scores = [Score("sft-0", 100, 0.2, 0.2, 0.1, 0.3, 0, 0, 0), Score("round-1", 100, 0.25, 0.3, 0.2, 0.4, 7, 0, 0)]
         solution = {"text": "[i]2[/i]\n#### 2", "strict": "2", "end": "stop"}
@@ -233,10 +233,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
             write_jsonl(run.path / "score" / name / "test.jsonl", answers)
         write_json(run.path / "solved.json", [{"question": "1+1?", "answer": "2", "solution": solution}])
         exported = Artifact("export", run.path / "export", "", {"file": "m.gguf"})
-        return selftrain.Outcome(scores, [], "round-1/sft", exported, Artifact("solved", run.path, ""))
+        return Outcome(scores, [], "round-1/sft", exported, Artifact("solved", run.path, ""))
 
-    monkeypatch.setattr(selftrain, "self_train", self_train)
-    monkeypatch.setattr(stages, "preflight", lambda recipe, folder: folder)
+    monkeypatch.setattr(pipeline_run, "execute", execute)
+    monkeypatch.setattr(preflight, "preflight", lambda recipe, folder: folder)
     monkeypatch.setattr("dpost_lite.planner.plan.estimate", lambda recipe: None)
     monkeypatch.setattr("dpost_lite.runs.manifest.write_manifest", lambda *_: None)
     return calls
@@ -316,36 +316,6 @@ def test_a_disk_that_fills_at_the_very_end_hides_nothing(trained, monkeypatch: p
     assert "round-1 is at 25.0%" in result.stdout
     (line,) = result.stderr.splitlines()
     assert "the disk is full" in line
-
-
-class RecordedStages:
-    """Stands in for Stages: does nothing, and writes down the name of each stage."""
-
-    def __init__(self, recipe: Recipe, run: Any, *, memory_share: float | None) -> None:
-        self.num_rounds = 0 if recipe.method == "sft" else recipe.rounds
-        self.names: list[str] = run.names
-        self.test_scores: list[Score] = []
-
-    def __getattr__(self, verb: str) -> Any:
-        def work(*arguments: Any) -> Any:
-            if verb == "has_converged":
-                return False
-            if verb == "best_policy":
-                return arguments[0][-1]
-            name = {"data": "data", "export": "export", "solve": "solved"}.get(verb, arguments[0] if arguments else "")
-            self.names.append(f"score/{name}" if verb == "score" else name)
-            return Artifact(self.names[-1], Path(), "")
-
-        return work
-
-
-@pytest.mark.parametrize("method", ["dpo-st", "st", "sft"])
-def test_planned_stages_are_those_that_self_train_goes_through(monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
-    recipe = Recipe(method=method, rounds=2)
-    monkeypatch.setattr(selftrain, "Stages", RecordedStages)
-    run: Any = SimpleNamespace(path=Path(), emit=None, listen=lambda _: None, names=[])
-    selftrain.self_train(recipe, run)
-    assert planned_stages(recipe) == run.names
 
 
 # plan
@@ -435,14 +405,14 @@ def test_run_fits_itself_into_the_size_and_holds_to_it(monkeypatch: pytest.Monke
     """With a GPU that is only said to be there: the plan's settings reach the run, and what the user gave wins."""
     monkeypatch.setattr("dpost_lite.models.backends.device", lambda: "cuda")
     monkeypatch.setattr("dpost_lite.planner.device.this_gpu", lambda: (40e9, 48e9, 1e14, 1e12))
-    monkeypatch.setattr("dpost_lite.pipeline.stages.preflight", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.pipeline.preflight.preflight", lambda *_: None)
     seen: list[tuple[Recipe, Plan]] = []
 
     def stop(recipe: Recipe, _: Run, plan: Plan) -> None:
         seen.append((recipe, plan))
         raise RecipeError("far enough")
 
-    monkeypatch.setattr(selftrain, "self_train", stop)
+    monkeypatch.setattr(pipeline_run, "execute", stop)
     result = dpost_lite("run", "--gpu-mem", "24GB", "sft.micro_batch_size=4")
     assert "far enough" in result.stderr, result.output
     assert "sampling: weights merged, rows" in result.stdout

@@ -10,7 +10,7 @@ from dpost_lite.cli.app import app
 from dpost_lite.errors import RunError
 from dpost_lite.problems.corpus import digests
 from dpost_lite.recipe import load_recipe
-from dpost_lite.runs.folder import Run, read_json
+from dpost_lite.runs.folder import Run, WorkResult, read_json
 from dpost_lite.runs.manifest import verify, write_manifest
 
 
@@ -32,7 +32,7 @@ def run(tmp_path, base):
 
     def work(out):
         (out / "adapter.safetensors").write_bytes(b"adapter")
-        return {"steps": 3, "used": {"ram_bytes": 123}}
+        return WorkResult({"steps": 3}, ram_bytes=123)
 
     run.stage("round-1/sft", work, settings={})
     write_manifest(run, recipe, base, ["dpost-lite", "run", "--seed", "7"])

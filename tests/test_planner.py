@@ -2,6 +2,8 @@
 
 import os
 import re
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import yaml
@@ -17,10 +19,17 @@ from dpost_lite.planner.pace import Pace
 from dpost_lite.planner.plan import MIN_ROWS, find_shape, make_plans, pick_base, plan_for, settings_of
 from dpost_lite.planner.workload import GSM8K, workload_of
 from dpost_lite.recipe import Recipe, load_recipe, recipes_dir
+from dpost_lite.runs.stage_names import StageName
 from dpost_lite.sampling.request import max_prompts
 
 SIZES = ("6GB", "8GB", "12GB", "16GB", "24GB", "32GB", "48GB", "80GB")
 GPU_RECIPES = sorted(path.stem for path in recipes_dir().glob("*gb.yaml"))
+
+
+def stage(name: str) -> StageName:
+    found = StageName.parse(name)
+    assert found is not None
+    return found
 
 
 def planned(recipe, name, size):
@@ -220,6 +229,12 @@ def test_the_model_is_the_recipes_then_the_begun_runs_then_the_largest(no_gpu):
     assert planned_for(named, "24GB", base="Qwen/Qwen3-4B-Base").shape.name == "Qwen/Qwen2.5-0.5B"
 
 
+@dataclass(frozen=True)
+class Take7GiB:
+    def run(self, out: Any, progress: Any) -> dict[str, Any]:
+        return _take_7_gib(progress)
+
+
 def _take_7_gib(progress):
     import torch
 
@@ -234,7 +249,7 @@ def test_a_gpu_is_held_to_the_size(tmp_path):
         pytest.skip("no CUDA device")
     share = planned_for(Recipe(), "6GB", to_run=True).device.memory_share
     with pytest.raises(OutOfMemory):
-        run_in_child(_take_7_gib, log=tmp_path / "log", progress=print, memory_share=share)
+        run_in_child(Take7GiB(), tmp_path, log=tmp_path / "log", progress=print, memory_share=share)
 
 
 def test_a_local_folder_is_planned_from_its_config(model_of, tmp_path):
@@ -366,26 +381,26 @@ def test_every_stage_is_estimated_and_the_stages_add_up():
     assert sum(stage.total.tokens for stage in plan.stages) == pytest.approx(
         sum(estimate.tokens for estimate in plan.estimates.values())
     )
-    assert {name for name, e in plan.estimates.items() if not e.seconds} == {
+    assert {str(name) for name, e in plan.estimates.items() if not e.seconds} == {
         "data", "solved", *(f"round-{i}/{name}" for i in (1, 2, 3) for name in ("pairs", "labels"))
     }  # fmt: skip
 
 
 def test_work_grows_with_what_there_is_to_do(pace):
-    pairs, labels = pace.of("round-1/samples-pairs"), pace.of("round-1/samples-labels")
+    pairs, labels = pace.of(stage("round-1/samples-pairs")), pace.of(stage("round-1/samples-labels"))
     assert pairs.tokens - labels.tokens == pytest.approx(2 * 6705 * 126)  # five samples and three
-    assert pace.of("round-2/sft").tokens > pace.of("round-1/sft").tokens > pace.of("sft-0").tokens
-    assert pace.of("sft-0").tokens == 6705 * 2 * (62 + 126)
-    assert pace.of("round-1/dpo").tokens == 2 * 6705 * 1.2 * 188  # fewer pairs than 100 steps of 128 take
-    assert pace.of("round-2/dpo").tokens == 2 * 12_800 * 188
+    assert pace.of(stage("round-2/sft")).tokens > pace.of(stage("round-1/sft")).tokens > pace.of(stage("sft-0")).tokens
+    assert pace.of(stage("sft-0")).tokens == 6705 * 2 * (62 + 126)
+    assert pace.of(stage("round-1/dpo")).tokens == 2 * 6705 * 1.2 * 188  # fewer pairs than 100 steps of 128 take
+    assert pace.of(stage("round-2/dpo")).tokens == 2 * 12_800 * 188
 
 
 def test_a_decode_step_is_bound_by_reading_or_by_arithmetic(pace):
     """Reading the 16.4 GB of weights takes 16 ms at 1008 GB/s, whatever the rows; arithmetic grows with them."""
     from dataclasses import replace
 
-    few, many = (replace(pace, num_rows=n).of("round-1/samples-pairs").seconds for n in (8, 64))
+    few, many = (replace(pace, num_rows=n).of(stage("round-1/samples-pairs")).seconds for n in (8, 64))
     assert many < few / 4
     slow = replace(pace, device=replace(pace.device, flops=1e12))
-    few, many = (replace(slow, num_rows=n).of("round-1/samples-pairs").seconds for n in (32, 64))
+    few, many = (replace(slow, num_rows=n).of(stage("round-1/samples-pairs")).seconds for n in (32, 64))
     assert many > 0.9 * few

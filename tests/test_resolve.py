@@ -15,11 +15,12 @@ from dpost_lite.cli.app import app
 from dpost_lite.cli.resolve import Asked
 from dpost_lite.errors import ModelError
 from dpost_lite.planner.device import HERE, Device
-from dpost_lite.planner.pace import planned_stages
 from dpost_lite.planner.plan import Plan, plan_for
+from dpost_lite.planner.recorder import planned_stages
 from dpost_lite.problems.records import Score
 from dpost_lite.recipe import ModelRecipe, Recipe, load_recipe
 from dpost_lite.runs.folder import Run
+from dpost_lite.runs.stage_names import StageName
 
 PAPER = None  # the defaults
 TABLE = [
@@ -62,12 +63,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Plan]]:
     """Collect what `run` begins; nothing is trained."""
     runs: list[tuple[Recipe, Plan]] = []
 
-    def self_train(recipe: Recipe, _: Run, plan: Plan) -> Any:
+    def execute(recipe: Recipe, _: Run, plan: Plan) -> Any:
         runs.append((recipe, plan))
         return SimpleNamespace(best="sft-0", failure=None, scores=[Score("sft-0", 1, 1, 1, 0, 1, 0, 0, 0)])
 
-    monkeypatch.setattr("dpost_lite.selftrain.self_train", self_train)
-    monkeypatch.setattr("dpost_lite.pipeline.stages.preflight", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.pipeline.run.execute", execute)
+    monkeypatch.setattr("dpost_lite.pipeline.preflight.preflight", lambda *_: None)
     monkeypatch.setattr("dpost_lite.runs.manifest.write_manifest", lambda *_: None)
     monkeypatch.setattr("dpost_lite.cli.run._tell", lambda *_: None)
     monkeypatch.setattr("dpost_lite.evaluation.baselines.differences", lambda _: [])
@@ -161,7 +162,7 @@ def test_each_method_and_seed_has_its_own_estimates_and_the_same_settings(starte
         assert plan.fits
         assert str(plan) in told
     _, st, dpo_st = (plan.estimates for _, plan in started[:3])
-    drawn = [estimates["round-1/samples-labels"].tokens for estimates in (st, dpo_st)]
+    drawn = [estimates[StageName("samples-labels", 1)].tokens for estimates in (st, dpo_st)]
     assert drawn[0] - drawn[1] == pytest.approx(5 * 6705 * 126)  # st draws the five for pairs too
 
     def but_method(recipe: Recipe) -> Recipe:

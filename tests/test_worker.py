@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -108,17 +111,30 @@ def waits(file: Path, progress) -> dict:
     return {}
 
 
+@dataclass(frozen=True)
+class Call:
+    """A task that calls one of the functions above."""
+
+    function: Callable[..., dict[str, Any]]
+    arguments: dict[str, Any]
+
+    def run(self, out: Path, progress: Callable[..., None]) -> dict[str, Any]:
+        return self.function(progress=progress, **self.arguments)
+
+
 @pytest.fixture
 def run(tmp_path):
     """A function: work and its arguments -> what comes back; `run.progress` holds what was reported."""
 
-    def call(work, **arguments):
-        return run_in_child(
-            work,
+    def call(work, *, first_import=None, **arguments):
+        call.result = run_in_child(
+            Call(work, arguments),
+            tmp_path,
             log=tmp_path / "logs" / "stage.log",
             progress=lambda *a, **k: call.progress.append((a, k)),
-            **arguments,
+            first_import=first_import,
         )
+        return call.result.metrics
 
     call.progress = []
     return call
@@ -172,9 +188,13 @@ def test_a_child_that_ends_by_itself_is_told_with_its_last_words(run):
 
 
 def test_peak_memory_is_measured_and_returns(run):
-    small, large = (run(takes, num_bytes=n)["used"]["ram_bytes"] for n in (1, 300 * 2**20))
+    def peak(num_bytes: int) -> int:
+        run(takes, num_bytes=num_bytes)
+        return run.result.ram_bytes
+
+    small, large = peak(1), peak(300 * 2**20)
     assert large - small > 300 * 2**20  # bytes and their bytearray
-    assert run(takes, num_bytes=1)["used"]["ram_bytes"] == pytest.approx(small, rel=0.1)
+    assert peak(1) == pytest.approx(small, rel=0.1)
 
 
 def test_a_module_can_come_before_the_libraries(run, tmp_path, monkeypatch):
@@ -196,7 +216,9 @@ def test_progress_that_fails_ends_the_child(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        run_in_child(reports_and_waits, log=tmp_path / "a.log", progress=full, file=tmp_path / "pid")
+        run_in_child(
+            Call(reports_and_waits, {"file": tmp_path / "pid"}), tmp_path, log=tmp_path / "a.log", progress=full
+        )
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
@@ -217,7 +239,7 @@ def test_asked_to_stop_the_child_ends_after_its_step(tmp_path, listens):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt), graceful(lambda: told.append(1)):
-        run_in_child(steps, log=tmp_path / "a.log", progress=interrupt, num=1000)
+        run_in_child(Call(steps, {"num": 1000}), tmp_path, log=tmp_path / "a.log", progress=interrupt)
     assert told == [1]
     assert (tmp_path / "a.log").read_text() == "saved\n"
 
@@ -227,8 +249,9 @@ def test_the_second_time_it_stops_at_once(tmp_path, listens):
         os.kill(os.getpid(), signal.SIGINT)
 
     started = time.monotonic()
+    task = Call(reports_and_waits, {"file": tmp_path / "pid"})
     with pytest.raises(KeyboardInterrupt), graceful(interrupt):
-        run_in_child(reports_and_waits, log=tmp_path / "a.log", progress=interrupt, file=tmp_path / "pid")
+        run_in_child(task, tmp_path, log=tmp_path / "a.log", progress=interrupt)
     assert time.monotonic() - started < 60
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
@@ -238,7 +261,8 @@ def asked_to_stop(run, work) -> None:
     used = {}
     with graceful(lambda: None):
         os.kill(os.getpid(), signal.SIGINT)
-        used.update(run(work)["used"])
+        run(work)
+        used.update(run.result.used)
     raise AssertionError(used)
 
 
@@ -273,10 +297,11 @@ PARENT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_child import waits
+from test_worker import Call, waits
 from dpost_lite.pipeline.worker import run_in_child
 if __name__ == "__main__":
-    run_in_child(waits, log=Path({folder!r}) / "a.log", progress=print, file=Path({folder!r}) / "pid")
+    folder = Path({folder!r})
+    run_in_child(Call(waits, dict(file=folder / "pid")), folder, log=folder / "a.log", progress=print)
 """
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpost_lite.methods import Method
     from dpost_lite.planner.plan import Plan
-    from dpost_lite.recipe import Method, Recipe
+    from dpost_lite.recipe import Recipe
     from dpost_lite.runs.folder import Run
 
 
@@ -63,16 +64,17 @@ def resolve(
     whatever memory is free today.
     """
     from dpost_lite.evaluation.baselines import variants
+    from dpost_lite.methods import METHODS
     from dpost_lite.planner.plan import plan_for, settings_of
     from dpost_lite.recipe import load_recipe
 
-    given = [*overrides(method=methods[0] if methods else None, **options), *(settings or [])]
+    given = [*overrides(method=methods[0].name if methods else None, **options), *(settings or [])]
     source = recipe or default_recipe(_train_data(given), gpu_mem)
     loaded = load_recipe(source, given)
     folder = out or Path("runs") / Path(source or loaded.data.train).stem
     changes: dict[Path, list[str]] = {Path(): []}
     if len(methods) > 1 or num_seeds > 1:
-        changes = dict(variants(loaded, methods or [loaded.method], num_seeds))
+        changes = dict(variants(loaded, methods or [METHODS[loaded.method]], num_seeds))
     plans: list[Plan] = []
     kept: tuple[str, ...] = ()
     if gpu_mem is not None:

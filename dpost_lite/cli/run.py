@@ -21,10 +21,11 @@ from dpost_lite.cli.options import (
 )
 from dpost_lite.cli.resolve import Asked, resolve
 from dpost_lite.errors import DeliveryError, DpostError, RecipeError, of_disk
+from dpost_lite.methods import METHODS
 
 if TYPE_CHECKING:
+    from dpost_lite.pipeline.run import Outcome
     from dpost_lite.problems.records import Score
-    from dpost_lite.selftrain import Outcome
 
 STOPPING = "stopping after the step at hand, which is kept; Ctrl-C again stops at once"
 
@@ -46,9 +47,9 @@ def run(
     method: Annotated[
         str | None,
         typer.Option(
-            metavar="dpo-st|st|sft",
-            help="The paper's method, self-training without DPO, or the warm-up alone; several, as dpo-st,st, are "
-            "compared, on equal sampling.",
+            metavar="|".join(METHODS),
+            help="; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
+            + "; several, as dpo-st,st, are compared with equal sampling.",
         ),
     ] = None,
     seeds: Annotated[
@@ -99,13 +100,13 @@ def _train(asked: Asked, restart_from: list[str] | None = None) -> "Outcome":
     """Run a recipe in its folder under the live view, and leave a manifest."""
     from rich.console import Console
 
-    from dpost_lite.pipeline.stages import preflight
-    from dpost_lite.planner.pace import planned_stages
+    from dpost_lite.pipeline.preflight import preflight
+    from dpost_lite.pipeline.run import execute
     from dpost_lite.planner.plan import estimate
+    from dpost_lite.planner.recorder import planned_stages
     from dpost_lite.report.terminal import TerminalView
     from dpost_lite.runs.folder import Run
     from dpost_lite.runs.manifest import NAME, write_manifest
-    from dpost_lite.selftrain import self_train
     from dpost_lite.system.interrupt import graceful
 
     folder, recipe = asked.path, asked.recipe
@@ -114,12 +115,12 @@ def _train(asked: Asked, restart_from: list[str] | None = None) -> "Outcome":
         typer.echo(f"{asked.plan}\n{kept}")
     model_dir = preflight(recipe, folder)  # a mistake shall not leave a folder behind
     made = asked.plan or estimate(recipe)
-    with TerminalView(Console(), stages=planned_stages(recipe)) as view:
+    with TerminalView(Console(), stages=[str(name) for name in planned_stages(recipe)]) as view:
         opened = Run.create(folder, recipe, listeners=(view,), planned_for=asked.gpu_mem)
         with opened.locked(), graceful(lambda: opened.emit("notice", text=STOPPING)):
             if restart_from:
                 opened.emit("notice", text=f"put aside: {', '.join(opened.restart_from(restart_from))}")
-            outcome = self_train(recipe, opened, made)
+            outcome = execute(recipe, opened, made)
     if outcome.failure is None and not (folder / NAME).is_file():
         try:
             write_manifest(opened, recipe, model_dir, sys.argv)
@@ -137,10 +138,11 @@ def _tell(folder: Path, outcome: "Outcome") -> None:
     from dpost_lite.report import results, summary
     from dpost_lite.report.terminal import plain
     from dpost_lite.runs.folder import read_json
+    from dpost_lite.runs.stage_names import policy_of
 
     console = Console()
     console.print("", summary.score_table(outcome.scores), "")
-    gained = results.gain(folder, outcome.best.removesuffix("/sft"))
+    gained = results.gain(folder, policy_of(outcome.best))
     for text in (summary.verdict(*gained) if gained else "", summary.fallen(outcome.dev_scores)):
         if text:
             console.print(plain(text), soft_wrap=True)
@@ -162,6 +164,7 @@ def _train_several(runs: list[Asked]) -> None:
     from dpost_lite.evaluation.baselines import differences, train_all
     from dpost_lite.report import summary
     from dpost_lite.report.terminal import plain
+    from dpost_lite.runs.stage_names import policy_of
 
     console, by_path = Console(), {asked.path: asked for asked in runs}
     failures: dict[Path, DpostError] = {}
@@ -172,7 +175,7 @@ def _train_several(runs: list[Asked]) -> None:
         outcome = _train(by_path[path])
         if outcome.failure is not None:
             failures[path] = outcome.failure
-        name = outcome.best.removesuffix("/sft")
+        name = policy_of(outcome.best)
         return next(score for score in outcome.scores if score.name == name)
 
     trained = list(train_all([(asked.path, asked.recipe) for asked in runs], train))

@@ -1,8 +1,7 @@
-"""Several methods, or seeds, in one command: the paper's claim, DPO-ST over plain self-training, on one's own data.
+"""Compare several methods or seeds in one command: is DPO-ST better than plain self-training on one's own data?
 
-Each method has a run folder of its own below the given one, OUT/seed-N/METHOD. What they have in common, data and
-warm-up, is made once and linked into the others: `Run.stage` finds it, with the same fingerprint. Plain self-training
-draws for its labels what DPO-ST draws for pairs and labels together, so that neither wins by drawing more.
+Each run has its own folder, OUT/seed-N/METHOD. What the methods of a seed have in common (data and warm-up) is made
+once and linked into the other folders, where `Run.stage` finds it by its fingerprint.
 """
 
 import os
@@ -10,21 +9,20 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from dpost_lite.errors import RecipeError, nearest
+from dpost_lite.methods import METHODS, Method
+from dpost_lite.planner.recorder import planned_stages
 from dpost_lite.problems.comparing import Comparison, compare
 from dpost_lite.problems.records import Score
-from dpost_lite.recipe import Method, Recipe
+from dpost_lite.recipe import Recipe
 from dpost_lite.report import results
-
-METHODS: tuple[Method, ...] = get_args(Method)
-SHARED = ("data", "score/base", "sft-0", "score/sft-0")
+from dpost_lite.runs.stage_names import StageName
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """One run that came to its end: its method, seed and folder, and the test score of its best policy."""
+class FinishedRun:
+    """A finished run: its method, seed and folder, and the test score of its best policy."""
 
     method: str
     seed: int
@@ -32,50 +30,63 @@ class Trained:
     score: Score
 
     def right(self) -> dict[str, bool]:
-        """Whether the best policy solved each test problem, by its id."""
+        """Return whether the best policy solved each test problem, by its id."""
         return results.right(self.path, self.score.name)
 
 
 def methods_of(text: str) -> list[Method]:
-    """Read `dpo-st,st,sft`. Raises RecipeError for a method that is none."""
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in METHODS:
-            raise RecipeError(f"--method: {name}{nearest(name, METHODS)}; give one or more of {','.join(METHODS)}")
-    return [method for name in dict.fromkeys(names) for method in METHODS if method == name]
+    """Read `dpo-st,st,sft`. Raises RecipeError for an unknown method."""
+    methods = dict[str, Method]()
+    for name in (name.strip() for name in text.split(",")):
+        found = next((method for method in METHODS.values() if method.name == name), None)
+        if found is None:
+            known: list[str] = list(METHODS)
+            raise RecipeError(f"--method: {name}{nearest(name, known)}; give one or more of {','.join(known)}")
+        methods[name] = found
+    return list(methods.values())
 
 
 def variants(recipe: Recipe, methods: Sequence[Method], num_seeds: int) -> Iterator[tuple[Path, list[str]]]:
-    """Yield each run's folder, relative to the given one, and what it changes in the recipe, as `key=value`; equal
-    sampling for all methods.
-    """
+    """Yield each run's folder, relative to the given one, and its changes to the recipe as `key=value`."""
     sampling = recipe.sampling
     for seed in range(recipe.seed, recipe.seed + num_seeds):
         for method in methods:
-            changes = [f"method={method}", f"seed={seed}"]
-            if method == "st" and "dpo-st" in methods:
-                changes.append(
-                    f"sampling.samples_for_labels={sampling.samples_for_labels + sampling.samples_for_pairs}"
-                )
-            yield Path(f"seed-{seed}") / method, changes
+            number = method.num_samples_for_labels(
+                sampling.samples_for_labels, sampling.samples_for_pairs, beside=methods
+            )
+            changes = [f"method={method.name}", f"seed={seed}"]
+            if number != sampling.samples_for_labels:
+                changes.append(f"sampling.samples_for_labels={number}")
+            yield Path(f"seed-{seed}") / method.name, changes
 
 
-def train_all(runs: Sequence[tuple[Path, Recipe]], train: Callable[[Path], Score]) -> Iterator[Trained]:
-    """Do `train(folder)`, which returns the best policy's test score, for each run's folder; share what is the same."""
-    finished: dict[int, Path] = {}
+def train_all(runs: Sequence[tuple[Path, Recipe]], train: Callable[[Path], Score]) -> Iterator[FinishedRun]:
+    """Call `train(folder)`, which returns the best policy's test score, for each run; share the stages in common."""
+    finished: dict[int, tuple[Path, Recipe]] = {}
     for path, recipe in runs:
         if recipe.seed in finished:
-            adopt(finished[recipe.seed], path)
-        yield Trained(recipe.method, recipe.seed, path, train(path))
-        finished.setdefault(recipe.seed, path)
+            source, other = finished[recipe.seed]
+            adopt(source, path, shared_stages(other, recipe))
+        yield FinishedRun(recipe.method, recipe.seed, path, train(path))
+        finished.setdefault(recipe.seed, (path, recipe))
 
 
-def adopt(source: Path, target: Path) -> None:
-    """Link the shared stages of a finished run into another's folder, where they are not there yet."""
+def shared_stages(a: Recipe, b: Recipe) -> list[StageName]:
+    """Return the stages that two methods have in common: those before their ways part."""
+    shared = []
+    for first, second in zip(planned_stages(a), planned_stages(b), strict=False):
+        if first != second:
+            break
+        shared.append(first)
+    return shared
+
+
+def adopt(source: Path, target: Path, stages: Sequence[StageName]) -> None:
+    """Link finished stages of one run into another's folder, unless it has them already."""
     if not (target / "run.json").exists():
         target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source / "run.json", target / "run.json")  # Run.create keeps to folders of runs; rewritten there
-    for stage in SHARED:
+        shutil.copy(source / "run.json", target / "run.json")  # marks a run's folder; Run.create rewrites it
+    for stage in map(str, stages):
         if (source / stage / "done.json").exists() and not (target / stage).exists():
             partial = target / f"{stage}.linked"
             shutil.rmtree(partial, ignore_errors=True)
@@ -83,10 +94,10 @@ def adopt(source: Path, target: Path) -> None:
             partial.rename(target / stage)
 
 
-def differences(trained: Sequence[Trained]) -> Iterator[tuple[str, str, list[Comparison]]]:
+def differences(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, str, list[Comparison]]]:
     """Yield (a, b, the comparison of each seed) for the first method against every other."""
-    by_method: dict[str, dict[int, Trained]] = {}
-    for run in trained:
+    by_method: dict[str, dict[int, FinishedRun]] = {}
+    for run in runs:
         by_method.setdefault(run.method, {})[run.seed] = run
     first, *others = by_method
     for other in others:

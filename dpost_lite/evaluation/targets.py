@@ -1,6 +1,5 @@
 """What can be scored (a run's policies, a model, an adapter, a GGUF file), and on which problems."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
 from dpost_lite.problems.records import Problem, read_jsonl
 from dpost_lite.recipe import DataRecipe, Recipe
 from dpost_lite.runs.folder import Run, read_json
+from dpost_lite.runs.stage_names import BASE, StageName, policy_name, rounds_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +65,8 @@ def describe(target: Target) -> str:
 
 def policies_of(run: Run) -> dict[str, Path | None]:
     """Return the base and the finished SFT policies of a run by name, in order: base, sft-0, round-1, round-2 …"""
-    rounds = sorted(
-        (int(number[1]), folder)
-        for folder in run.path.glob("round-*")
-        if (number := re.fullmatch(r"round-(\d+)", folder.name)) and _is_policy(folder / "sft")
-    )
-    first = {"sft-0": run.path / "sft-0"} if _is_policy(run.path / "sft-0") else {}
-    return {"base": None, **first, **{folder.name: folder / "sft" for _, folder in rounds}}
+    trained = {policy_name(i): run.path / str(StageName("sft", i)) for i in (0, *rounds_in(run.path))}
+    return {BASE: None, **{name: folder for name, folder in trained.items() if _is_policy(folder)}}
 
 
 def policy_dir(run: Run, name: str) -> Path | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dpost_lite.local import gguf
 from dpost_lite.models import adapters
-from dpost_lite.models.backends import load_tokenizer
+from dpost_lite.models.backends import load_prompter
 from dpost_lite.recipe import Recipe
 
 
@@ -15,6 +15,7 @@ def export_gguf(recipe: Recipe, model_dir: Path, policy_dir: Path | None, out: P
         # on the CPU if the GPU had no room for merged weights to sample from
         where = None if recipe.sampling.weights == "merged" else "cpu"
         model = adapters.load_merged(model_dir, policy_dir, recipe.model, on=where)
-        adapters.save_merged(model, load_tokenizer(model_dir), Path(folder))
+        tokenizer = load_prompter(model_dir, recipe.model).tokenizer  # carries the prompt as its chat template
+        adapters.save_merged(model, tokenizer, Path(folder))
         del model
         return gguf.export(Path(folder), out, quant=recipe.export.quant)

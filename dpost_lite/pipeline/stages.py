@@ -1,22 +1,27 @@
-"""The stages of a run: which work each line of Algorithm 2 asks for, on which inputs, under which settings.
+"""The stages of a run: what each line of Algorithm 2 asks for, on which inputs, under which settings.
 
-`selftrain.py` says in which order; `tasks.py` what is done. Text is worked on here; what needs a model runs in a child
-process.
+`selftrain.py` has their order, `tasks.py` the tasks that need a model, which run in a child process. Work on text alone
+is done here.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from dpost_lite.errors import OutOfMemory
-from dpost_lite.local import gguf
-from dpost_lite.local.config import read_config
 from dpost_lite.models import backends
-from dpost_lite.models.dpo import check_loss
-from dpost_lite.models.tracking import check_trackers
-from dpost_lite.pipeline import tasks
-from dpost_lite.pipeline.worker import run_in_child
+from dpost_lite.pipeline.preflight import preflight
+from dpost_lite.pipeline.tasks import (
+    Export,
+    GradeAnswers,
+    PrepareData,
+    SampleRationales,
+    SamplingTask,
+    TrainDpo,
+    TrainSft,
+)
+from dpost_lite.pipeline.worker import Task, run_in_child
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.corpus import digests
 from dpost_lite.problems.pairs import make_labels, make_pairs
@@ -30,14 +35,17 @@ from dpost_lite.problems.records import (
     write_jsonl,
 )
 from dpost_lite.recipe import Recipe
-from dpost_lite.runs.folder import Artifact, Run, write_json
+from dpost_lite.runs.folder import Artifact, Run, WorkResult, write_json
+from dpost_lite.runs.stage_names import BASE, StageName, policy_name
 from dpost_lite.system.machine import minor_version, ram_share_gib
 
 MODEL_PARTS = ("model", "calculator")
 # whose minor version may change results
 PACKAGES = ("dpost-lite", "torch", "transformers", "trl", "peft", "bitsandbytes")
 LEAST_GIB = 0.1  # for the cache and logits of a sampling stage
-UNITS = {"sft": "rationale", "dpo": "pair"}
+NUM_SOLVED = 3  # problems to try the exported file on
+Section = Literal["sft", "dpo"]
+UNITS: dict[Section, str] = {"sft": "rationale", "dpo": "pair"}
 MACHINE_KEYS = (
     ("model", "backend"),
     ("sft", "micro_batch_size"),
@@ -48,27 +56,8 @@ MACHINE_KEYS = (
 )
 
 
-def preflight(recipe: Recipe, folder: Path) -> Path:
-    """Check, before hours are spent, that a run in `folder` can be finished; return the base model's folder.
-
-    Raises RecipeError, ModelError or ExportError.
-    """
-    check_loss(recipe.dpo.loss)
-    check_trackers(recipe.report_to)
-    backends.first_import(recipe.model)
-    model_dir = backends.find(recipe.model.name)
-    read_config(model_dir)
-    weights = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
-    trains_all = recipe.model.precision == "full"
-    num_policies = 1 + 2 * recipe.rounds if trains_all else 0  # each in float32
-    num_states = 2 * 3 if trains_all else 0  # weights and two moments of a checkpoint, and of the one before it
-    # merged 16-bit weights, f16 GGUF, quantised
-    gguf.check_disk(folder / "export", (3 + 2 * num_policies + 2 * num_states) * weights)
-    return model_dir
-
-
-class Stages:
-    """The stages of one run. Scores gather as stages finish; everything else passes through files.
+class RunStages:
+    """`selftrain.Stages` in a run's folder. Scores are collected as stages finish; all else passes through files.
 
     `memory_share` is the share of the GPU's memory that a stage may take; None sets no limit.
     """
@@ -81,42 +70,51 @@ class Stages:
         self._base = backends.fingerprint(self._model_dir)
         self._compute_dtype = str(backends.compute_dtype(recipe.model.compute_dtype)).removeprefix("torch.")
         self._packages = {name: minor_version(name) for name in PACKAGES}
+        self._data: Artifact
         self.test_scores: list[Score] = []
         self.dev_scores: list[Score] = []  # without the base's
-
-    @property
-    def num_rounds(self) -> int:
-        """Rounds of self-training that the method asks for."""
-        return 0 if self._recipe.method == "sft" else self._recipe.rounds
+        self.best: Artifact | None = None
+        self.exported: Artifact | None = None
+        self.solved: Artifact | None = None
 
     def data(self) -> Artifact:
         """Load, split and check problems; tokenise gold rationales. Files: train, dev, test, labels (gold)."""
         settings = {**self._settings("data", "synthetic", "model"), "files": digests(self._recipe.data)}
-        return self._in_child("data", tasks.prepare_data, settings=settings)
+        self._data = self._in_child(StageName("data"), PrepareData(self._recipe, self._model_dir), settings=settings)
+        return self._data
 
-    def sft(self, name: str, labels: Artifact) -> Artifact:
-        """Train on the labelled rationales of `labels`, from the base."""
+    def score_base(self) -> None:
+        """Grade greedy answers of the base on dev and test."""
+        self._score(BASE, None)
+
+    def sft(self, number: int, labels: Artifact) -> Artifact:
+        """Train the base on the labelled rationales of `labels`, and score the policy."""
+        task = TrainSft(self._recipe, self._model_dir, labels.path, self._micro_batch_size("sft"))
         settings = self._settings("model", "lora", "sft")
-        return self._train(name, "sft", tasks.train_sft, labels, settings=settings, labels_dir=labels.path)
+        policy = self._train(StageName("sft", number), "sft", task, labels, settings=settings)
+        self._score(policy_name(number), policy)
+        return policy
 
-    def sample_for_pairs(self, name: str, policy: Artifact, data: Artifact) -> Artifact:
-        """Draw rationales for every training problem from an SFT policy."""
-        return self._sample(name, policy, data, self._recipe.sampling.samples_for_pairs)
+    def sample_for_pairs(self, number: int, policy: Artifact) -> Artifact:
+        """Sample rationales for every training problem from an SFT policy."""
+        name = StageName("samples-pairs", number)
+        return self._sample(name, policy, self._recipe.sampling.samples_for_pairs)
 
-    def sample_for_labels(self, name: str, policy: Artifact, data: Artifact) -> Artifact:
-        """Draw K rationales for every training problem from the DPO policy (plain self-training: the SFT policy)."""
-        return self._sample(name, policy, data, self._recipe.sampling.samples_for_labels)
+    def sample_for_labels(self, number: int, policy: Artifact) -> Artifact:
+        """Sample K rationales for every training problem from the DPO policy (plain self-training: the SFT policy)."""
+        name = StageName("samples-labels", number)
+        return self._sample(name, policy, self._recipe.sampling.samples_for_labels)
 
-    def pairs(self, name: str, sampled: list[Artifact], data: Artifact) -> Artifact:
+    def pairs(self, number: int, samples: list[Artifact]) -> Artifact:
         """Make preference pairs from graded rationales, of earlier rounds too if the recipe pools."""
         recipe = self._recipe.pairs
-        sources = sampled if recipe.pool_rounds else sampled[-1:]
+        sources = samples if recipe.pool_rounds else samples[-1:]
 
         def pair(out: Path) -> dict[str, Any]:
             pairs = make_pairs(
-                _problems(data, "train"),
+                _problems(self._data, "train"),
                 _rationales(sources),
-                _gold_by_problem(data),
+                _gold_by_problem(self._data),
                 threshold=recipe.jaccard_threshold,
                 max_pairs=recipe.max_per_problem,
                 gold_first=recipe.gold_first,
@@ -125,38 +123,31 @@ class Stages:
             write_jsonl(out / "pairs.jsonl", pairs)
             return {"pairs": len(pairs), "problems": len({pair.problem_id for pair in pairs})}
 
-        return self._run.stage(name, pair, data, *sources, settings=self._settings("pairs"))
+        settings = self._settings("pairs")
+        return self._run.stage(str(StageName("pairs", number)), pair, self._data, *sources, settings=settings)
 
-    def dpo(self, name: str, policy: Artifact, pairs: Artifact) -> Artifact:
-        """Train the policy on preference pairs. Without any pair the policy itself goes on, with a notice."""
+    def dpo(self, number: int, policy: Artifact, pairs: Artifact) -> Artifact:
+        """Train the policy on preference pairs. Without any pair the policy itself is returned, with a notice."""
+        name = StageName("dpo", number)
         if not pairs.metrics["pairs"]:
             self._run.emit(
                 "notice",
                 text=f"{name}: no preference pairs, so DPO is skipped; more sampling.samples_for_pairs may find some",
             )
             return policy
+        task = TrainDpo(self._recipe, self._model_dir, pairs.path, policy.path, self._micro_batch_size("dpo"))
+        return self._train(name, "dpo", task, policy, pairs, settings=self._settings("model", "dpo"))
 
-        return self._train(
-            name,
-            "dpo",
-            tasks.train_dpo,
-            policy,
-            pairs,
-            settings=self._settings("model", "dpo"),
-            pairs_dir=pairs.path,
-            policy_dir=policy.path,
-        )
-
-    def labels(self, name: str, drawn: list[Artifact], data: Artifact) -> Artifact:
+    def labels(self, number: int, samples: list[Artifact]) -> Artifact:
         """Keep right rationales, deduplicate, cap, and join them with the gold ones."""
         recipe = self._recipe.labels
-        sources = drawn if recipe.pool_rounds else drawn[-1:]
+        sources = samples if recipe.pool_rounds else samples[-1:]
 
         def label(out: Path) -> dict[str, Any]:
             labels = make_labels(
-                _problems(data, "train"),
+                _problems(self._data, "train"),
                 _rationales(sources),
-                _gold_by_problem(data),
+                _gold_by_problem(self._data),
                 threshold=recipe.jaccard_threshold,
                 cap_percentile=recipe.cap_percentile,
                 max_per_problem=recipe.max_per_problem,
@@ -164,26 +155,8 @@ class Stages:
             write_jsonl(out / "labels.jsonl", labels)
             return {"labels": len(labels), "gold": sum(label.is_gold for label in labels)}
 
-        return self._run.stage(name, label, data, *sources, settings=self._settings("labels"))
-
-    def score(self, name: str, policy: Artifact | None, data: Artifact) -> None:
-        """Grade greedy answers on dev and test; None scores the base model."""
-        settings = self._settings(*MODEL_PARTS, "sampling")
-        for key in ("temperature", "top_p"):  # a greedy answer depends on neither
-            settings["sampling"].pop(key)
-        stage = self._answered(
-            f"score/{name}",
-            tasks.grade,
-            *((data,) if policy is None else (data, policy)),
-            settings=settings,
-            data_dir=data.path,
-            policy_dir=policy.path if policy else None,
-            policy_name=name,
-            parts=[part for part in ("dev", "test") if data.metrics[part]],
-        )
-        self.test_scores.append(from_dict(Score, stage.metrics["test"]))
-        if "dev" in stage.metrics and policy is not None:
-            self.dev_scores.append(from_dict(Score, stage.metrics["dev"]))
+        settings = self._settings("labels")
+        return self._run.stage(str(StageName("labels", number)), label, self._data, *sources, settings=settings)
 
     def has_converged(self) -> bool:
         """True when dev accuracy has not risen above its best for `patience` rounds."""
@@ -196,16 +169,17 @@ class Stages:
     def best_policy(self, policies: list[Artifact]) -> Artifact:
         """The policy with the best dev accuracy, the earlier one of equals; without dev problems, the last."""
         accuracies = [score.strict for score in self.dev_scores]
-        return policies[accuracies.index(max(accuracies))] if accuracies else policies[-1]
+        self.best = policies[accuracies.index(max(accuracies))] if accuracies else policies[-1]
+        return self.best
 
     def export(self, policy: Artifact) -> Artifact:
         """Merge the adapter in 16 bit and write the GGUF file."""
+        task = Export(self._recipe, self._model_dir, policy.path, policy.name)
         settings = self._settings("model", "export")
-        return self._in_child(
-            "export", tasks.export, policy, settings=settings, renew=True, policy_dir=policy.path, policy=policy.name
-        )
+        self.exported = self._in_child(StageName("export"), task, policy, settings=settings, renew=True)
+        return self.exported
 
-    def solve(self, export: Artifact, data: Artifact, num_problems: int = 3) -> Artifact:
+    def solve(self, export: Artifact) -> Artifact:
         """Solve a few unseen problems with the exported file, through the calculator."""
         from dpost_lite.local.solver_process import SolverProcess
 
@@ -217,107 +191,116 @@ class Stages:
             ) as solver:
                 solved = [
                     {**asdict(problem), "solution": asdict(solver.solve(problem.question))}
-                    for problem in _problems(data, "test")[:num_problems]
+                    for problem in _problems(self._data, "test")[:NUM_SOLVED]
                 ]
             write_json(out / "solved.json", solved)
             return {"solved": len(solved)}
 
-        return self._run.stage("solved", answer, export, data, settings=self._settings(*MODEL_PARTS), renew=True)
+        name, settings = str(StageName("solved")), self._settings(*MODEL_PARTS)
+        self.solved = self._run.stage(name, answer, export, self._data, settings=settings, renew=True)
+        return self.solved
 
-    def _sample(self, name: str, policy: Artifact, data: Artifact, num_samples: int) -> Artifact:
-        return self._answered(
-            name,
-            tasks.draw,
-            policy,
-            data,
-            settings={**self._settings(*MODEL_PARTS, "sampling"), "num_samples": num_samples},
-            data_dir=data.path,
-            policy_dir=policy.path,
-            purpose=name,
-            num_samples=num_samples,
-        )
+    def _score(self, name: str, policy: Artifact | None) -> None:
+        """Grade greedy answers on dev and test; None scores the base model."""
+        settings = self._settings(*MODEL_PARTS, "sampling")
+        for key in ("temperature", "top_p"):  # a greedy answer depends on neither
+            settings["sampling"].pop(key)
+        parts = tuple(part for part in ("dev", "test") if self._data.metrics[part])
+        task = GradeAnswers(**self._to_sample(policy), policy_name=name, parts=parts)
+        inputs = (self._data,) if policy is None else (self._data, policy)
+        stage = self._sampled(StageName.score(name), task, *inputs, settings=settings)
+        self.test_scores.append(from_dict(Score, stage.metrics["test"]))
+        if "dev" in stage.metrics and policy is not None:
+            self.dev_scores.append(from_dict(Score, stage.metrics["dev"]))
 
-    def _answered(self, name: str, do: Callable[..., Any], *inputs: Artifact, **arguments: Any) -> Artifact:
-        """A stage that samples. When the system kills it for want of memory, cache and logits get half of it."""
-        memory_gib = self._recipe.sampling.memory_gib
+    def _sample(self, name: StageName, policy: Artifact, num_samples: int) -> Artifact:
+        task = SampleRationales(**self._to_sample(policy), purpose=str(name), num_samples=num_samples)
+        settings = {**self._settings(*MODEL_PARTS, "sampling"), "num_samples": num_samples}
+        return self._sampled(name, task, policy, self._data, settings=settings)
+
+    def _sampled(self, name: StageName, task: SamplingTask, *inputs: Artifact, settings: dict[str, Any]) -> Artifact:
+        """Run a stage that samples. If it runs out of memory, try again with half the memory for cache and logits."""
         while True:
             try:
-                return self._in_child(name, do, *inputs, resumes=True, memory_gib=memory_gib, **arguments)
+                return self._in_child(name, task, *inputs, settings=settings, resumes=True)
             except OutOfMemory as error:
-                memory_gib = (memory_gib or ram_share_gib()) / 2
-                if memory_gib < LEAST_GIB:
+                task = replace(task, memory_gib=(task.memory_gib or ram_share_gib()) / 2)
+                assert task.memory_gib is not None
+                if task.memory_gib < LEAST_GIB:
                     raise
                 self._run.emit(
                     "notice",
-                    text=f"{name}: memory ran out ({error}); going on with sampling.memory_gib={memory_gib:.2f}",
+                    text=f"{name}: out of memory ({error}); continuing with sampling.memory_gib={task.memory_gib:.2f}",
                 )
 
     def _train(
         self,
-        name: str,
-        kind: Literal["sft", "dpo"],
-        train: Callable[..., Any],
+        name: StageName,
+        section: Section,
+        task: TrainSft | TrainDpo,
         *inputs: Artifact,
         settings: dict[str, Any],
-        **arguments: Any,
     ) -> Artifact:
-        """A training stage. When memory runs out it goes on from its last checkpoint with micro-batches of half the
-        size; the effective batch stays.
+        """Run a training stage. If it runs out of memory, continue from its last checkpoint with micro-batches of half
+        the size; the effective batch stays.
         """
-        section = getattr(self._recipe, kind)
-        micro = min(section.micro_batch_size, section.batch_size)
+        batch_size = getattr(self._recipe, section).batch_size
+        first_import = backends.first_import(self._recipe.model)
         while True:
             try:
-                return self._in_child(
-                    name,
-                    train,
-                    *inputs,
-                    settings=settings,
-                    resumes=True,
-                    first_import=backends.first_import(self._recipe.model),
-                    micro_batch_size=micro,
-                    **arguments,
-                )
+                return self._in_child(name, task, *inputs, settings=settings, resumes=True, first_import=first_import)
             except OutOfMemory as error:
-                if micro == 1:
+                if task.micro_batch_size == 1:
                     raise OutOfMemory(
-                        f"{name} ran out of memory with one {UNITS[kind]} at a time ({error}); "
-                        f"lower {kind}.max_length, or take a smaller model"
+                        f"{name} ran out of memory with one {UNITS[section]} at a time ({error}); "
+                        f"lower {section}.max_length, or take a smaller model"
                     ) from error
-                micro = max(n for n in range(1, micro // 2 + 1) if section.batch_size % n == 0)
+                half = task.micro_batch_size // 2
+                micro = max(n for n in range(1, half + 1) if batch_size % n == 0)
+                task = replace(task, micro_batch_size=micro)
                 self._run.emit(
                     "notice",
-                    text=f"{name}: memory ran out ({error}); going on with {kind}.micro_batch_size={micro}, "
-                    f"{section.batch_size // micro} of them to a step",
+                    text=f"{name}: out of memory ({error}); continuing with {section}.micro_batch_size={micro}, "
+                    f"{batch_size // micro} micro-batches per step",
                 )
 
     def _in_child(
         self,
-        name: str,
-        do: Callable[..., Any],
+        name: StageName,
+        task: Task,
         *inputs: Artifact,
         settings: dict[str, Any],
         renew: bool = False,
         resumes: bool = False,
         first_import: str | None = None,
-        **arguments: Any,
     ) -> Artifact:
-        """A stage whose work `do`, of tasks.py, is done in a process of its own."""
+        """Run a stage whose task needs a process of its own."""
 
-        def in_child(out: Path) -> dict[str, Any]:
+        def in_child(out: Path) -> WorkResult:
             return run_in_child(
-                do,
-                log=self._run.path / "logs" / f"{name.replace('/', '-')}.log",
+                task,
+                out,
+                log=self._run.path / "logs" / f"{str(name).replace('/', '-')}.log",
                 progress=self._run.progress,
                 memory_share=self._memory_share,
                 first_import=first_import,
-                recipe=self._recipe,
-                model_dir=self._model_dir,
-                out=out,
-                **arguments,
             )
 
-        return self._run.stage(name, in_child, *inputs, settings=settings, renew=renew, resumes=resumes)
+        return self._run.stage(str(name), in_child, *inputs, settings=settings, renew=renew, resumes=resumes)
+
+    def _to_sample(self, policy: Artifact | None) -> dict[str, Any]:
+        """The fields of a `SamplingTask`."""
+        return {
+            "recipe": self._recipe,
+            "model_dir": self._model_dir,
+            "data_dir": self._data.path,
+            "policy_dir": policy.path if policy else None,
+            "memory_gib": self._recipe.sampling.memory_gib,
+        }
+
+    def _micro_batch_size(self, section: Section) -> int:
+        settings = getattr(self._recipe, section)
+        return min(settings.micro_batch_size, settings.batch_size)
 
     def _settings(self, *parts: str) -> dict[str, Any]:
         """The parts of the recipe that a stage depends on; how work is cut to fit the machine changes no result."""

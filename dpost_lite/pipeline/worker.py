@@ -1,8 +1,8 @@
-"""Work in a process of its own: its memory returns for certain, and whatever kills it leaves the run alive.
+"""Run a task in a process of its own: its memory is freed for certain, and whatever kills it leaves the run alive.
 
 The child reports through a pipe; what it and its libraries print goes to a log file. With a GPU a child starts from
 nothing, since CUDA cannot be forked; without one it is forked from a server that has imported the libraries once,
-which saves seconds a stage.
+which saves seconds per stage.
 """
 
 import contextlib
@@ -17,12 +17,14 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dpost_lite.errors import DpostError, OutOfMemory, RunError, is_out_of_memory, of_disk
 from dpost_lite.models.backends import device
+from dpost_lite.runs.folder import WorkResult
 from dpost_lite.system import interrupt
 from dpost_lite.system.machine import cache_dir, let_threads_sleep
 from dpost_lite.system.quiet import stderr_to
@@ -32,43 +34,47 @@ SECONDS_TO_NOTICE = 0.5  # that the user asked to stop
 KILLED = 9  # the signal with which Linux ends a process when memory runs out
 
 
+class Task(Protocol):
+    """Work for a child process. It is pickled, so it holds settings and paths, never a model."""
+
+    def run(self, out: Path, progress: Callable[..., None]) -> dict[str, Any]:
+        """Write files into `out` and return metrics. `progress` may raise KeyboardInterrupt."""
+
+
 def run_in_child(
-    work: Callable[..., dict[str, Any]],
-    /,
+    task: Task,
+    out: Path,
     *,
     log: Path,
     progress: Callable[..., None],
     memory_share: float | None = None,
     first_import: str | None = None,
-    **arguments: Any,
-) -> dict[str, Any]:
-    """Return `work(progress=…, **arguments)`, a dictionary, from a child process; work and arguments are pickled.
+) -> WorkResult:
+    """Return what `task.run(out, progress)` returned in a child process, with the child's peak memory.
 
-    Under "used" it holds the child's peak memory in bytes: `ram_bytes` and, of a GPU, `gpu_bytes`.
-
-    `memory_share` caps the child's share of the GPU's memory; `first_import` names a module that must come before
-    transformers, peft and trl. Raises what the child raised if it is one of errors.py; OutOfMemory if an allocation
-    failed or the system killed the child; and RunError, with the end of its log, for anything else. When the user
-    asks to stop, `progress` raises KeyboardInterrupt in the child, and what it does not catch is raised here. The log
-    is kept where there is an error or something was printed.
+    `memory_share` caps the child's share of the GPU's memory; `first_import` names a module that must be imported
+    before transformers, peft and trl. Raises what the child raised if it is one of errors.py; OutOfMemory if an
+    allocation failed or the system killed the child; and RunError, with the end of its log, for anything else. When the
+    user asks to stop, `progress` raises KeyboardInterrupt in the child; if the task does not catch it, it is raised
+    here. The log is kept if there was an error or something was printed.
     """
     with tempfile.TemporaryDirectory(prefix="dpost-lite-") as scratch:  # the child may not live to remove its own
-        return _run(work, arguments, log, progress, (Path(scratch), memory_share, first_import))
+        return _run(task, out, log, progress, (Path(scratch), memory_share, first_import))
 
 
 def _run(
-    work: Callable[..., dict[str, Any]],
-    arguments: dict[str, Any],
+    task: Task,
+    out: Path,
     log: Path,
     progress: Callable[..., None],
     settings: tuple[Path, float | None, str | None],
-) -> dict[str, Any]:
+) -> WorkResult:
     context = _context()
     receiver, sender = context.Pipe()
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
-    process = context.Process(target=_main, args=(sender, log, *settings, work, arguments))
-    with stderr_to(log):  # which a fork server keeps, and a child until it has opened its log itself
+    process = context.Process(target=_main, args=(sender, log, *settings, task, out))
+    with stderr_to(log):  # for a spawned child, until it has opened its log itself
         process.start()
     sender.close()
     is_told = False
@@ -120,6 +126,8 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dpost_lite.pipeline.preload"])
+    with stderr_to():  # which the server keeps; a child opens its own log
+        forkserver.ensure_running()
     return context
 
 
@@ -152,8 +160,8 @@ def _main(
     scratch: Path,
     memory_share: float | None,
     first_import: str | None,
-    work: Callable[..., Any],
-    arguments: dict[str, Any],
+    task: Task,
+    out: Path,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -172,8 +180,8 @@ def _main(
             import torch
 
             torch.cuda.set_per_process_memory_fraction(memory_share)
-        value = work(progress=functools.partial(_report, sender), **arguments)
-        answer = ("value", {**value, "used": _peak_memory()})
+        metrics = task.run(out, functools.partial(_report, sender))
+        answer = ("value", WorkResult(metrics, *_peak_memory()))
     except KeyboardInterrupt:  # raised by _report: the signal itself is ignored
         answer = "interrupted", None
     except BaseException as error:
@@ -205,16 +213,15 @@ def _as_answer(error: BaseException) -> tuple[str, Any]:
     return "bug", None
 
 
-def _peak_memory() -> dict[str, int]:
-    """Peak bytes of this process: resident, and what PyTorch reserved of the GPU."""
+def _peak_memory() -> tuple[int, int | None]:
+    """Peak bytes of this process: resident, and what PyTorch reserved of the GPU, if there is one."""
     import psutil
 
     memory = psutil.Process().memory_info()
-    peak = {"ram_bytes": getattr(memory, "peak_wset", 0) or _peak_resident() or memory.rss}
+    resident = getattr(memory, "peak_wset", 0) or _peak_resident() or memory.rss
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        peak["gpu_bytes"] = torch.cuda.max_memory_reserved()
-    return peak
+    has_gpu = torch is not None and torch.cuda.is_available()
+    return resident, torch.cuda.max_memory_reserved() if torch is not None and has_gpu else None
 
 
 def _peak_resident() -> int:

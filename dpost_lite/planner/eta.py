@@ -1,7 +1,7 @@
-"""How long the run still takes: the plan's estimate at first, then what was measured.
+"""Estimated time to go: at first from the plan, then corrected by what was measured.
 
-Listens to the events of a run and adds its own: `planned` when its first stage begins, and `time_left` after two
-minutes of real steps in a stage and at each stage's start. Estimate and truth so stand side by side in the journal.
+Listens to the events of a run and adds its own: `planned` when the first stage starts, and `time_left` at each stage's
+start and after two minutes of steps in a stage. So estimates and measurements stand side by side in the journal.
 """
 
 import itertools
@@ -9,18 +9,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from dpost_lite.planner.pace import kind_of
 from dpost_lite.planner.plan import Plan
+from dpost_lite.runs.stage_names import StageName
 
 CALIBRATION_S = 120
 MIN_PLANNED_S = 1  # shorter stages say nothing about the others
 
 
-class Clock:
+class Eta:
     """A listener of `Run`; `emit` is the run's."""
 
     def __init__(self, plan: Plan, emit: Callable[..., None]) -> None:
-        self._planned = {name: estimate.seconds for name, estimate in plan.estimates.items()}
+        self._planned = {str(name): estimate.seconds for name, estimate in plan.estimates.items()}
         self._to_come = dict.fromkeys(self._planned)
         self._ratios: dict[str, float] = {}  # measured / planned, by kind of stage
         self._emit = emit
@@ -56,7 +56,7 @@ class Clock:
                 "planned",
                 seconds=round(plan.seconds),
                 rates=plan.device.rates_of,
-                stages={name: asdict(estimate) for name, estimate in plan.estimates.items()},
+                stages={str(name): asdict(estimate) for name, estimate in plan.estimates.items()},
                 peak_bytes={name: round(size) for name, size in plan.peaks.items()},
             )
 
@@ -76,12 +76,17 @@ class Clock:
     def _learn(self, stage: str, seconds: float) -> None:
         planned = self._planned.get(stage, 0)
         if planned >= MIN_PLANNED_S:
-            self._ratios[kind_of(stage)] = seconds / planned
+            self._ratios[_kind(stage)] = seconds / planned
 
     def _tell(self, left: float, *, stage: str | None = None, expected: float | None = None) -> None:
         """Emit what is left: of the running stage, and of those to come, each at the pace of its kind."""
         usual = sum(self._ratios.values()) / len(self._ratios) if self._ratios else 1.0
         later = [name for name in self._to_come if name != stage]
-        left += sum(self._planned[name] * self._ratios.get(kind_of(name), usual) for name in later)
+        left += sum(self._planned[name] * self._ratios.get(_kind(name), usual) for name in later)
         calibrated = {"stage": stage, "planned": self._planned.get(stage), "expected": expected} if stage else {}
         self._emit("time_left", seconds=round(left), **calibrated)
+
+
+def _kind(stage: str) -> str:
+    name = StageName.parse(stage)
+    return name.kind if name else stage

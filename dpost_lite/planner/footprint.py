@@ -5,6 +5,7 @@ What cannot be counted is reserved: the CUDA context or the process itself, and 
 
 from importlib.metadata import version
 
+from dpost_lite.methods import METHODS
 from dpost_lite.models.shapes import ModelShape
 from dpost_lite.models.training import OPTIMISER_BYTES, optimiser
 from dpost_lite.planner.device import CONTEXT_BYTES, GIB, Device
@@ -40,7 +41,7 @@ def longest_row(name: str, recipe: Recipe, work: Workload) -> int:
     """Tokens of the longest row that a training stage may see."""
     section = recipe.sft if name == "sft" else recipe.dpo
     sampled = work.longest_prompt + recipe.sampling.max_new_tokens
-    longest = max(work.longest, sampled) if recipe.method != "sft" or name == "dpo" else work.longest
+    longest = max(work.longest, sampled) if METHODS[recipe.method].has_rounds or name == "dpo" else work.longest
     return min(section.max_length, int(longest * LENGTH_MARGIN))
 
 

@@ -4,7 +4,6 @@ Efficiencies are those that were measured on a CPU (bench/memory.py keeps them h
 How much is right, and so the size of later training sets, is not known beforehand: workload.py says what is assumed.
 """
 
-import re
 from dataclasses import dataclass
 
 from dpost_lite.models.shapes import ModelShape
@@ -12,6 +11,7 @@ from dpost_lite.planner.device import Device
 from dpost_lite.planner.footprint import weight_bytes
 from dpost_lite.planner.workload import KEPT_SHARE, PAIRS_PER_PROBLEM, RIGHT_SHARE, Workload
 from dpost_lite.recipe import Recipe
+from dpost_lite.runs.stage_names import BASE, StageName
 
 TRAINING_EFFICIENCY = {"cpu": 0.40, "cuda": 0.35}  # of the peak rate of products
 SAMPLING_EFFICIENCY = {"cpu": 0.43, "cuda": 0.40}
@@ -31,7 +31,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Estimates the stages of one run by their names. `num_rows` decode side by side, from `is_merged` weights."""
+    """Estimates the stages of one run. `num_rows` decode side by side, from `is_merged` weights."""
 
     recipe: Recipe
     shape: ModelShape
@@ -40,10 +40,9 @@ class Pace:
     num_rows: int
     is_merged: bool
 
-    def of(self, stage: str) -> Estimate:
-        """Estimate a stage named as in a run's folder: sft-0, round-2/dpo, score/base … Text work takes no time."""
-        kind, match = kind_of(stage), re.match(r"round-(\d+)/", stage)
-        round_number = int(match[1]) if match else 0
+    def of(self, stage: StageName) -> Estimate:
+        """Estimate one stage. Work on text takes no time."""
+        kind, round_number = stage.kind, stage.round
         recipe, work = self.recipe, self.work
         sampling = recipe.sampling
         if kind == "sft":
@@ -57,7 +56,7 @@ class Pace:
         if kind == "samples-labels":
             return self._sampling(work.num_train, sampling.samples_for_labels, work.rationale)
         if kind == "score":
-            length = sampling.max_new_tokens * LIMIT_SHARE if stage == "score/base" else work.rationale
+            length = sampling.max_new_tokens * LIMIT_SHARE if stage.policy == BASE else work.rationale
             return self._sampling(work.num_test + work.num_dev, 1, length)
         if kind == "export":
             return Estimate(0, LOADING_SECONDS[self.device.kind] + 20 * self.shape.num_parameters / 1e9)
@@ -96,18 +95,3 @@ class Pace:
         step = max(rows * computing, reading) + STEP_SECONDS[kind]
         seconds = written / rows * step + read * computing
         return Estimate(written + read, LOADING_SECONDS[kind] + seconds)
-
-
-def kind_of(stage: str) -> str:
-    """`round-2/sft` and `sft-0` -> `sft`; `score/round-1` -> `score`; `round-1/samples-pairs` -> `samples-pairs`."""
-    return re.sub(r"^round-\d+/|-\d+$|/.*$", "", stage)
-
-
-def planned_stages(recipe: Recipe) -> list[str]:
-    """Return the names of the stages that `self_train` goes through if every round is run, in order."""
-    names = ["data", "score/base", "sft-0", "score/sft-0"]
-    for i in range(1, 1 + (0 if recipe.method == "sft" else recipe.rounds)):
-        if recipe.method == "dpo-st":
-            names += [f"round-{i}/samples-pairs", f"round-{i}/pairs", f"round-{i}/dpo"]
-        names += [f"round-{i}/samples-labels", f"round-{i}/labels", f"round-{i}/sft", f"score/round-{i}"]
-    return [*names, "export", "solved"]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dpost_lite.errors import ModelError, RecipeError
+from dpost_lite.methods import METHODS
 from dpost_lite.models import backends
 from dpost_lite.models.shapes import BASES, ModelShape, read_shape
 from dpost_lite.planner.device import GIB, HERE, Device, find_device
@@ -21,9 +22,11 @@ from dpost_lite.planner.footprint import (
     training_parts,
     with_reserve,
 )
-from dpost_lite.planner.pace import Estimate, Pace, kind_of, planned_stages
+from dpost_lite.planner.pace import Estimate, Pace
+from dpost_lite.planner.recorder import planned_stages
 from dpost_lite.planner.workload import Workload, workload_of
 from dpost_lite.recipe import Recipe
+from dpost_lite.runs.stage_names import StageName
 
 MICRO_BATCHES = (16, 8, 4, 2, 1)
 ROWS = (512, 384, 256, 192, 128, 96, 64, 48, 32, 24, 16)
@@ -34,11 +37,11 @@ PARENT_BYTES = 2 * GIB  # the command and one stage's process, in RAM beside a G
 EXPORT_SHARE = 2.3  # of the 16-bit weights on disk: they themselves, the f16 file, and the quantised one (0.3)
 
 
-PLANNED_KINDS = {
+PLANNED_KINDS: dict[str, str] = {
     "sft": "sft", "dpo": "dpo", "samples-pairs": "sampling", "samples-labels": "sampling", "score": "sampling",
     "export": "merge, export",
 }  # fmt: skip
-"""Which plan holds for a kind of stage (`pace.kind_of`); the others need no model."""
+"""Which plan holds for a kind of stage (`runs.stage_names`); the others need no model."""
 
 NOTHING = Estimate(0, 0)
 
@@ -78,7 +81,7 @@ class Plan:
     shape: ModelShape
     device: Device
     stages: tuple[StagePlan, ...]
-    estimates: dict[str, Estimate]
+    estimates: dict[StageName, Estimate]
 
     @property
     def largest(self) -> StagePlan:
@@ -89,7 +92,7 @@ class Plan:
     def peaks(self) -> dict[str, float]:
         """Bytes at the peak of each stage of a run that needs a model, by the stage's name."""
         sizes = {stage.name: stage.peak_bytes for stage in self.stages}
-        kinds = {name: PLANNED_KINDS.get(kind_of(name)) for name in self.estimates}
+        kinds = {str(name): PLANNED_KINDS.get(name.kind) for name in self.estimates}
         return {name: sizes[kind] for name, kind in kinds.items() if kind in sizes}
 
     @property
@@ -218,12 +221,12 @@ def _plan(case: Case, shape: ModelShape, device: Device, sft: StagePlan, samplin
     merge = _merge(recipe, shape, device, on_device=is_merged or device.is_cpu)
     pace = Pace(recipe, shape, work, device, num_rows=int(sampling.choices["rows"]), is_merged=is_merged)
     estimates = {name: pace.of(name) for name in planned_stages(recipe)}
-    stages = [sft, sampling, *([dpo] if recipe.method == "dpo-st" else []), merge]
+    stages = [sft, sampling, *([dpo] if METHODS[recipe.method].has_dpo else []), merge]
     return Plan(shape, device, tuple(_with_total(stage, estimates) for stage in stages), estimates)
 
 
-def _with_total(stage: StagePlan, estimates: dict[str, Estimate]) -> StagePlan:
-    own = [estimate for name, estimate in estimates.items() if PLANNED_KINDS.get(kind_of(name)) == stage.name]
+def _with_total(stage: StagePlan, estimates: dict[StageName, Estimate]) -> StagePlan:
+    own = [estimate for name, estimate in estimates.items() if PLANNED_KINDS.get(name.kind) == stage.name]
     return replace(stage, total=Estimate(sum(e.tokens for e in own), sum(e.seconds for e in own)))
 
 

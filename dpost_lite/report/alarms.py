@@ -3,8 +3,8 @@
 The limits are ours; neither paper gives any.
 """
 
-import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from dpost_lite.report import health, results
 from dpost_lite.report.health import DpoStats, DrawnStats, PairStats
 from dpost_lite.runs.folder import read_json
 from dpost_lite.runs.journal import read_events, steps_by_stage
+from dpost_lite.runs.stage_names import StageName
 
 MAX_UNFINISHED = 0.01  # share of rationales that ran into the token limit
 MAX_REPETITIVE = 0.02  # share of rationales that say the same again and again
@@ -50,21 +51,22 @@ def watch(run: Path, emit: Callable[..., None]) -> Callable[[dict[str, Any]], No
 
 def alarms(run: Path, stage: str) -> list[str]:
     """Return what is alarming about a finished stage of a run."""
-    match = re.fullmatch(r"(?:round-(\d+)|score)/(.+)", stage)
-    if match is None:
+    name = StageName.parse(stage)
+    if name is None:
         return []
-    recipe, number, part = results.recipe_of(run), int(match[1] or 0), match[2]
-    if not number:
-        return of_dev(run, part, recipe)
-    if part in ("samples-pairs", "samples-labels"):
-        dpo = f"round-{number}/dpo"
+    recipe = results.recipe_of(run)
+    if name.kind == "score":
+        return of_dev(run, name.policy, recipe)
+    if name.kind in ("samples-pairs", "samples-labels"):
+        dpo = str(name.beside("dpo"))
         by_dpo = dpo in read_json(run / stage / "done.json")["inputs"] and not is_idle(_dpo_stats(run, dpo))
-        before = run / (f"round-{number}/samples-pairs" if by_dpo else f"round-{number - 1}/{part}")
-        earlier = health.drawn(before) if (before / "done.json").is_file() else None
+        before = name.beside("samples-pairs") if by_dpo else replace(name, round=name.round - 1)
+        folder = run / str(before)
+        earlier = health.drawn(folder) if (folder / "done.json").is_file() else None
         return of_drawn(health.drawn(run / stage), earlier, recipe, by_dpo=by_dpo)
-    if part == "pairs":
+    if name.kind == "pairs":
         return of_pairs(health.paired(run / stage), recipe["dpo"])
-    if part == "dpo":
+    if name.kind == "dpo":
         return of_dpo(_dpo_stats(run, stage), recipe["dpo"])
     return []
 

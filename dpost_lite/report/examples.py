@@ -11,6 +11,7 @@ from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.grading import same_number
 from dpost_lite.problems.records import Answered, PreferencePair, read_jsonl
 from dpost_lite.report import results
+from dpost_lite.runs.stage_names import StageName
 
 NUM_RATIONALES = 10
 NUM_PAIRS = 4
@@ -88,7 +89,7 @@ def marked(text: str, calculator: Calculator) -> Pieces:
 def pairs(run: Path, number: int) -> list[PairShown]:
     """Return a few preference pairs of a round, of different problems."""
     shown: dict[str, PairShown] = {}
-    for pair in read_jsonl(run / f"round-{number}" / "pairs" / "pairs.jsonl", PreferencePair):
+    for pair in read_jsonl(run / str(StageName("pairs", number)) / "pairs.jsonl", PreferencePair):
         if pair.problem_id not in shown:
             shown[pair.problem_id] = PairShown(pair.question, *different(pair.chosen.strip(), pair.rejected.strip()))
         if len(shown) == NUM_PAIRS:

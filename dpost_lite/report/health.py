@@ -1,6 +1,5 @@
 """The health of a round of self-training, counted from the files that it leaves anyway. What is alarming: alarms.py."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Rationale, read_jsonl
 from dpost_lite.runs.folder import stages_done
 from dpost_lite.runs.journal import read_events, steps_by_stage
+from dpost_lite.runs.stage_names import Kind, StageName, policy_name
 
 NGRAM = 4
 MIN_DISTINCT = 0.5  # share of a rationale's 4-grams that differ, below which it repeats itself
@@ -93,15 +93,16 @@ def rounds(run: Path) -> list[Round]:
     """Return the health of every round that a run has begun."""
     done = dict(stages_done(run))
     steps = steps_by_stage(read_events(run))
-    numbers = sorted({int(match[1]) for name in done if (match := re.match(r"round-(\d+)/", name))})
+    names = [name for stage in done if (name := StageName.parse(stage))]
+    numbers = sorted({name.round for name in names if name.round and name.kind != "score"})
     return [_round(run, number, done, steps) for number in numbers]
 
 
 def _round(
     run: Path, number: int, done: Mapping[str, Any], steps: Mapping[str, Sequence[Mapping[str, float]]]
 ) -> Round:
-    def of(part: str, count: Callable[[str], Any]) -> Any:
-        name = f"round-{number}/{part}"
+    def of(kind: Kind, count: Callable[[str], Any]) -> Any:
+        name = str(StageName(kind, number))
         return count(name) if name in done else None
 
     return Round(
@@ -111,7 +112,7 @@ def _round(
         dpo=of("dpo", lambda name: preferred(steps.get(name, ()))),
         for_labels=of("samples-labels", lambda name: drawn(run / name)),
         labels=of("labels", lambda name: labelled(run, number, done)),
-        dev=done.get(f"score/round-{number}", {}).get("metrics", {}).get("dev", {}).get("strict"),
+        dev=done.get(str(StageName.score(policy_name(number))), {}).get("metrics", {}).get("dev", {}).get("strict"),
     )
 
 
@@ -169,7 +170,8 @@ def paired(stage: Path) -> PairStats:
 
 def labelled(run: Path, number: int, done: Mapping[str, Any]) -> LabelStats:
     """Count what a round's labels are made of. `done` holds the records of a run's stages, by name."""
-    stage, before = f"round-{number}/labels", run / f"round-{number - 1}" / "labels" / "labels.jsonl"
+    stage = str(StageName("labels", number))
+    before = run / str(StageName("labels", number - 1)) / "labels.jsonl"
     labels = list(read_jsonl(run / stage / "labels.jsonl", LabelledRationale))
     known = {(r.problem_id, r.text) for r in read_jsonl(before, LabelledRationale)} if before.is_file() else set()
     own = [label for label in labels if not label.is_gold]

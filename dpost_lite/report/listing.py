@@ -14,6 +14,7 @@ from dpost_lite.problems.records import Problem, Score
 from dpost_lite.report import results, summary
 from dpost_lite.report.terminal import as_time, plain
 from dpost_lite.runs.folder import stages_begun, stages_done
+from dpost_lite.runs.stage_names import WARM_UP
 
 MAX_DEPTH = 3  # OUT/seed-N/METHOD below the folder of all runs
 
@@ -56,7 +57,7 @@ def _listed(path: Path, name: str) -> Listed:
     state = "finished" if results.is_finished(path) else f"in {begun[0]}" if begun else "not finished"
     return Listed(
         path=path, name=name, method=recipe["method"], model=Path(recipe["model"]["name"]).name, seed=recipe["seed"],
-        state=state, seconds=sum(record["seconds"] for record in done.values()), warm_up=scores.get("sft-0"),
+        state=state, seconds=sum(record["seconds"] for record in done.values()), warm_up=scores.get(WARM_UP),
         best=scores.get(best) if best else None,
     )  # fmt: skip
 

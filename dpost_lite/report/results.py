@@ -9,6 +9,7 @@ from dpost_lite.errors import DpostError
 from dpost_lite.problems.comparing import Comparison, compare
 from dpost_lite.problems.records import Answered, Problem, Score, from_dict, read_jsonl
 from dpost_lite.runs.folder import Run, read_json
+from dpost_lite.runs.stage_names import BASE, WARM_UP, StageName, is_round, policy_name, policy_of, rounds_in
 
 Part = Literal["test", "dev"]
 DAMAGED = (DpostError, OSError, ValueError, KeyError, TypeError)  # what reading a folder that is no whole run may raise
@@ -26,12 +27,12 @@ def scores(run: Path) -> list[Score]:
 
 def dev_scores(run: Path) -> list[Score]:
     """Return the same on the dev problems, of the policies: without the base, which is never exported."""
-    return [score for score in _scores(run, "dev") if score.name != "base"]
+    return [score for score in _scores(run, "dev") if score.name != BASE]
 
 
 def right(run: Path, name: str, part: Part = "test") -> dict[str, bool]:
     """Return whether one policy's greedy answer to each problem was right, by the problem's id."""
-    answers = read_jsonl(run / "score" / name / f"{part}.jsonl", Answered)
+    answers = read_jsonl(run / str(StageName.score(name)) / f"{part}.jsonl", Answered)
     return {answer.problem_id: answer.correct for answer in answers}
 
 
@@ -44,7 +45,7 @@ def problems(run: Path) -> list[Problem]:
 def exported(run: Path) -> str | None:
     """Return the name of the policy that a run exported: sft-0, round-1 …; None where it has come to no export."""
     record = run / "export" / "done.json"
-    return read_json(record)["metrics"]["policy"].removesuffix("/sft") if record.is_file() else None
+    return policy_of(read_json(record)["metrics"]["policy"]) if record.is_file() else None
 
 
 def is_finished(run: Path) -> bool:
@@ -57,9 +58,9 @@ def gain(run: Path, name: str | None = None) -> tuple[str, Comparison] | None:
     no round.
     """
     name = name or exported(run)
-    if name is None or not name.startswith("round-"):
+    if name is None or not is_round(name):
         return None
-    return name, compare(right(run, "sft-0"), right(run, name))
+    return name, compare(right(run, WARM_UP), right(run, name))
 
 
 def siblings(run: Path) -> Iterator[Path]:
@@ -85,13 +86,8 @@ def _but_method(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _scores(run: Path, part: Part) -> Iterator[Score]:
     """Scores of policies in their order, of which not all need be there."""
-    numbers = sorted(
-        int(number)
-        for folder in (run / "score").glob("round-*")
-        if (number := folder.name.removeprefix("round-")).isdigit()
-    )
-    for name in ["base", "sft-0", *(f"round-{number}" for number in numbers)]:
-        record = run / "score" / name / "done.json"
+    for name in [BASE, WARM_UP, *map(policy_name, rounds_in(run / "score"))]:
+        record = run / str(StageName.score(name)) / "done.json"
         metrics = read_json(record)["metrics"] if record.is_file() else {}
         if part in metrics:
             yield from_dict(Score, metrics[part])

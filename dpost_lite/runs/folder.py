@@ -48,6 +48,24 @@ class Artifact:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class WorkResult:
+    """What a stage's work returned: its metrics, and the peak memory of the process that did it, in bytes."""
+
+    metrics: dict[str, Any]
+    ram_bytes: int
+    gpu_bytes: int | None = None
+
+    @property
+    def used(self) -> dict[str, int]:
+        """Peak memory as it is recorded, by name."""
+        gpu = {} if self.gpu_bytes is None else {"gpu_bytes": self.gpu_bytes}
+        return {"ram_bytes": self.ram_bytes, **gpu}
+
+
+Work = Callable[[Path], "WorkResult | dict[str, Any] | None"]
+
+
 class Run:
     """One run folder. `listeners` are called with every event as it is written to the journal."""
 
@@ -130,7 +148,7 @@ class Run:
     def stage(
         self,
         name: str,
-        work: Callable[[Path], dict[str, Any] | None],
+        work: Work,
         *inputs: Artifact,
         settings: dict[str, Any],
         renew: bool = False,
@@ -138,8 +156,7 @@ class Run:
     ) -> Artifact:
         """Do `work(folder)` once, and never again: a finished stage of the same settings and inputs is loaded.
 
-        `work` writes its files into the folder it is given and may return metrics; what it says under "used" (peak
-        memory, by name) is kept apart from them. With `renew`, a stage whose inputs or `export` settings alone changed
+        `work` writes its files into the folder it is given and may return metrics. With `renew`, a stage whose inputs or `export` settings alone changed
         (a run with more rounds exports another policy) is done again; the old folder is kept aside. With `resumes`,
         work that was stopped finds its folder as it left it. Raises OtherSettings, with the difference, if the stage is
         finished, or has something to go on with, under other settings or inputs; and KeyboardInterrupt before work
@@ -164,13 +181,15 @@ class Run:
         started = time.monotonic() - (before or 0.0)
         write_json(partial / BEGUN, {**given, "seconds": before or 0.0})
         try:
-            metrics = work(partial) or {}
+            result = work(partial)
         except BaseException:
             with contextlib.suppress(OSError):  # a full disk shall not hide what happened
                 write_json(partial / BEGUN, {**given, "seconds": time.monotonic() - started})
                 self.emit("stage_stopped", stage=name)
             raise
-        took = {"seconds": round(time.monotonic() - started, 1), **metrics.pop("used", {})}
+        metrics = (result.metrics if isinstance(result, WorkResult) else result) or {}
+        used = result.used if isinstance(result, WorkResult) else {}
+        took = {"seconds": round(time.monotonic() - started, 1), **used}
         write_json(partial / "done.json", {**given, **took, "metrics": metrics})
         partial.rename(folder)
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)

@@ -8,15 +8,17 @@ from typer.testing import CliRunner
 
 from dpost_lite.cli.app import app
 from dpost_lite.errors import RecipeError
-from dpost_lite.evaluation.baselines import SHARED, Trained, adopt, differences, methods_of, variants
+from dpost_lite.evaluation.baselines import FinishedRun, adopt, differences, methods_of, shared_stages, variants
 from dpost_lite.problems.records import Score
-from dpost_lite.recipe import load_recipe
+from dpost_lite.recipe import Recipe, load_recipe
 from dpost_lite.runs.folder import read_json
+
+WARM_UP = shared_stages(Recipe(method="dpo-st"), Recipe(method="st"))
 
 
 def test_two_methods_in_one_command(two_methods):
     folders = two_methods.folders
-    for stage in SHARED:
+    for stage in ("data", "score/base", "sft-0", "score/sft-0"):
         ours, theirs = (folders[method] / stage / "done.json" for method in ("dpo-st", "st"))
         assert ours.stat().st_ino == theirs.stat().st_ino, stage  # made once, linked
     events = [json.loads(line) for line in (folders["st"] / "events.jsonl").read_text().splitlines()]
@@ -43,7 +45,7 @@ def test_two_methods_in_one_command(two_methods):
     ("text", "methods"), [("st", ["st"]), ("dpo-st,st,sft", ["dpo-st", "st", "sft"]), ("st, sft,st", ["st", "sft"])]
 )
 def test_methods_are_read(text, methods):
-    assert methods_of(text) == methods
+    assert [method.name for method in methods_of(text)] == methods
 
 
 @pytest.mark.parametrize("text", ["dpo", "", "st,,sft"])
@@ -56,18 +58,18 @@ def test_plain_self_training_draws_as_much_as_dpo_st():
     recipe = load_recipe(None, ["seed=3"])
 
     def made(methods, num_seeds):
-        return {path: load_recipe(None, changes) for path, changes in variants(recipe, methods, num_seeds)}
+        return {path: load_recipe(None, changes) for path, changes in variants(recipe, methods_of(methods), num_seeds)}
 
-    runs = made(["dpo-st", "st", "sft"], 2)
+    runs = made("dpo-st,st,sft", 2)
     assert [str(path) for path in runs] == [
-        f"seed-{seed}/{method}" for seed in (3, 4) for method in methods_of("dpo-st,st,sft")
+        f"seed-{seed}/{method}" for seed in (3, 4) for method in ("dpo-st", "st", "sft")
     ]
     for path, run in runs.items():
         assert (path.name, path.parent.name) == (run.method, f"seed-{run.seed}")
         number = run.sampling.samples_for_labels + (run.sampling.samples_for_pairs if run.method == "dpo-st" else 0)
         if run.method != "sft":
             assert number == recipe.sampling.samples_for_labels + recipe.sampling.samples_for_pairs
-    alone = made(["st", "sft"], 1)
+    alone = made("st,sft", 1)
     assert {run.sampling.samples_for_labels for run in alone.values()} == {recipe.sampling.samples_for_labels}
 
 
@@ -77,10 +79,10 @@ def test_what_is_there_already_is_not_replaced(tmp_path):
         (tmp_path / name / "data" / "done.json").write_text(text)
         (tmp_path / name / "run.json").write_text("{}")
     (tmp_path / "a" / "sft-0").mkdir()  # not finished
-    adopt(tmp_path / "a", tmp_path / "b")
+    adopt(tmp_path / "a", tmp_path / "b", WARM_UP)
     assert (tmp_path / "b" / "data" / "done.json").read_text() == "second"
     assert not (tmp_path / "b" / "sft-0").exists()
-    adopt(tmp_path / "a", tmp_path / "c")
+    adopt(tmp_path / "a", tmp_path / "c", WARM_UP)
     assert os.listdir(tmp_path / "c" / "data") == ["done.json"]
 
 
@@ -116,6 +118,6 @@ def test_every_other_method_is_held_against_the_first_seed_by_seed(tmp_path):
             ]
             (path / "score/round-1/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             score = Score("round-1", 4, len(right) / 4, 0, 0, 1, 0, 0, 0)
-            trained.append(Trained(method, seed, path, score))
+            trained.append(FinishedRun(method, seed, path, score))
     found = [(a, b, [one.difference for one in compared]) for a, b, compared in differences(trained)]
     assert found == [("st", "dpo-st", [0.25, 0.25]), ("sft", "dpo-st", [0.5, 0.5])]

@@ -19,11 +19,13 @@ from typer.testing import CliRunner
 
 from dpost_lite.cli.app import app
 from dpost_lite.errors import DataError, ExportError, ModelError, OutOfMemory, RecipeError, RunError
-from dpost_lite.evaluation.baselines import adopt
+from dpost_lite.evaluation.baselines import adopt, shared_stages
 from dpost_lite.evaluation.targets import policies_of
 from dpost_lite.local.solver import Solver
 from dpost_lite.models import backends
-from dpost_lite.pipeline.stages import Stages
+from dpost_lite.pipeline.run import Outcome, execute
+from dpost_lite.pipeline.stages import RunStages
+from dpost_lite.pipeline.tasks import TrainSft
 from dpost_lite.pipeline.worker import _context
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.prompts import Prompter
@@ -31,8 +33,8 @@ from dpost_lite.problems.records import LabelledRationale, PreferencePair, Probl
 from dpost_lite.recipe import Recipe, load_recipe
 from dpost_lite.runs.folder import UNFINISHED, Run, read_json
 from dpost_lite.runs.manifest import CHANGING
-from dpost_lite.selftrain import Outcome, self_train
 
+WARM_UP = shared_stages(Recipe(method="dpo-st"), Recipe(method="st"))
 ROUND = {
     "dpo-st": ["samples-pairs", "pairs", "dpo", "samples-labels", "labels", "sft"],
     "st": ["samples-labels", "labels", "sft"],
@@ -67,7 +69,7 @@ def start(base_dir, problems):
     def run(path: Path, *overrides: str, listener: Any = lambda event: None) -> Finished:
         recipe = load_recipe(None, [*SETTINGS, f"model.name={base_dir}", f"data.train={problems}", *overrides])
         events: list[dict[str, Any]] = []
-        return Finished(recipe, path, self_train(recipe, Run.create(path, recipe, (events.append, listener))), events)
+        return Finished(recipe, path, execute(recipe, Run.create(path, recipe, (events.append, listener))), events)
 
     return run
 
@@ -273,12 +275,12 @@ def test_sampling_goes_on_to_the_sample(dpo_st, start, tmp_path, how):
         for stage in server.children():
             stage.kill()
 
-    adopt(dpo_st.path, tmp_path / "run")  # its warm-up, which would be the same
+    adopt(dpo_st.path, tmp_path / "run", WARM_UP)  # its warm-up, which would be the same
     if how == "killed":  # as by a system without memory: the stage goes on by itself, with less
         resumed = start(tmp_path / "run", "rounds=1", "sampling.max_rows=2", listener=stop)
         (notice,) = (event["text"] for event in resumed.events if event["kind"] == "notice")
-        assert notice.startswith(f"{name}: memory ran out (the system killed the process")
-        assert "going on with sampling.memory_gib=" in notice
+        assert notice.startswith(f"{name}: out of memory (the system killed the process")
+        assert "continuing with sampling.memory_gib=" in notice
         same_rationales(resumed, dpo_st, f"{name}/rationales.jsonl")
         assert resumed.outcome.scores == dpo_st.outcome.scores[:3]
         return
@@ -326,7 +328,7 @@ def test_the_same_seed_elsewhere_gives_the_same_files(dpo_st, start, tmp_path, c
 
 def a_run_of(sft: Finished, folder: Path, *more: str) -> list[str]:
     """The words of a command that has only to export and to solve what `sft` trained."""
-    adopt(sft.path, folder)
+    adopt(sft.path, folder, WARM_UP)
     settings = [setting for setting in SETTINGS if not setting.startswith("rounds")]
     model, data = sft.recipe.model.name, sft.recipe.data.train
     return ["run", "--out", str(folder), "--model", model, "--data", data, *settings, "rounds=2", "method=sft", *more]
@@ -347,7 +349,7 @@ def test_a_late_failure_takes_nothing_away(sft, tmp_path, monkeypatch, stage, er
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stages, stage, fail)
+        patch.setattr(RunStages, stage, fail)
         failed = CliRunner().invoke(app, command)
     assert failed.exit_code == 3, failed.output
     (line,) = failed.stderr.splitlines()
@@ -393,20 +395,19 @@ def test_micro_batches_shrink_until_they_fit_and_the_result_stays(sft, start, tm
 
     real, micro_batches = stages.run_in_child, []
 
-    def small_memory(work: Any, **arguments: Any) -> Any:
-        micro = arguments.get("micro_batch_size")
-        if micro is not None:
-            micro_batches.append(micro)
-            if micro > 2:
+    def small_memory(task: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(task, TrainSft):
+            micro_batches.append(task.micro_batch_size)
+            if task.micro_batch_size > 2:
                 raise OutOfMemory("CUDA out of memory")
-        return real(work, **arguments)
+        return real(task, *arguments, **options)
 
     monkeypatch.setattr(stages, "run_in_child", small_memory)
     finished = start(tmp_path / "run", "method=sft")
     assert micro_batches == [8, 4, 2]
     notices = [event["text"] for event in finished.events if event["kind"] == "notice"]
     assert notices[-1] == (
-        "sft-0: memory ran out (CUDA out of memory); going on with sft.micro_batch_size=2, 4 of them to a step"
+        "sft-0: out of memory (CUDA out of memory); continuing with sft.micro_batch_size=2, 4 micro-batches per step"
     )
     steps = "steps", "num_rationales"
     done, expected = (read_json(run.path / "sft-0" / "done.json")["metrics"] for run in (finished, sft))
@@ -419,10 +420,10 @@ def test_when_one_row_does_not_fit_the_way_out_is_named(start, tmp_path, monkeyp
 
     real = stages.run_in_child
 
-    def no_memory(work: Any, **arguments: Any) -> Any:
-        if "micro_batch_size" in arguments:
+    def no_memory(task: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(task, TrainSft):
             raise OutOfMemory("CUDA out of memory")
-        return real(work, **arguments)
+        return real(task, *arguments, **options)
 
     monkeypatch.setattr(stages, "run_in_child", no_memory)
     with pytest.raises(OutOfMemory, match=r"^sft-0 ran out of memory with one rationale at a time .*sft\.max_length"):

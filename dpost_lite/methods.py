@@ -1,0 +1,38 @@
+"""The methods a run can use: one object each, so that a new one is added here and nowhere else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+MethodName = Literal["dpo-st", "st", "sft"]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What `selftrain.self_train` does for one `recipe.method`."""
+
+    name: MethodName
+    summary: str
+    has_rounds: bool
+    """Whether rounds of self-training follow the warm-up (Algorithm 2, lines 2 to 9)."""
+    has_dpo: bool
+    """Whether each round trains on preference pairs before it samples for labels (lines 3 and 4)."""
+
+    def num_samples_for_labels(self, for_labels: int, for_pairs: int, *, beside: "Sequence[Method]") -> int:
+        """Return the samples per problem to draw for labels in a comparison with the methods `beside`.
+
+        Self-training without DPO draws as many as DPO-ST draws for pairs and labels together, so that no method has an
+        advantage from drawing more.
+        """
+        draws_less = self.has_rounds and not self.has_dpo and any(method.has_dpo for method in beside)
+        return for_labels + for_pairs if draws_less else for_labels
+
+
+METHODS: dict[MethodName, Method] = {
+    method.name: method
+    for method in (
+        Method("dpo-st", "the paper's method (Algorithm 2)", has_rounds=True, has_dpo=True),
+        Method("st", "self-training without DPO (Algorithm 1)", has_rounds=True, has_dpo=False),
+        Method("sft", "the warm-up alone", has_rounds=False, has_dpo=False),
+    )
+}

@@ -1,0 +1,29 @@
+"""Checks that take seconds, made before hours are spent."""
+
+from pathlib import Path
+
+from dpost_lite.local import gguf
+from dpost_lite.local.config import read_config
+from dpost_lite.models import backends
+from dpost_lite.models.dpo import check_loss
+from dpost_lite.models.tracking import check_trackers
+from dpost_lite.recipe import Recipe
+
+
+def preflight(recipe: Recipe, folder: Path) -> Path:
+    """Check, before hours are spent, that a run in `folder` can be finished; return the base model's folder.
+
+    Raises RecipeError, ModelError or ExportError.
+    """
+    check_loss(recipe.dpo.loss)
+    check_trackers(recipe.report_to)
+    backends.first_import(recipe.model)
+    model_dir = backends.find(recipe.model.name)
+    read_config(model_dir)
+    weights = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
+    trains_all = recipe.model.precision == "full"
+    num_policies = 1 + 2 * recipe.rounds if trains_all else 0  # each in float32
+    num_states = 2 * 3 if trains_all else 0  # weights and two moments of a checkpoint, and of the one before it
+    # merged 16-bit weights, f16 GGUF, quantised
+    gguf.check_disk(folder / "export", (3 + 2 * num_policies + 2 * num_states) * weights)
+    return model_dir

@@ -1,0 +1,65 @@
+"""Which stages a run goes through: `selftrain.whole_run` is followed with a recorder in place of the real stages."""
+
+from pathlib import Path
+
+from dpost_lite.methods import METHODS
+from dpost_lite.recipe import Recipe
+from dpost_lite.runs.folder import Artifact
+from dpost_lite.runs.stage_names import BASE, StageName, policy_name
+from dpost_lite.selftrain import whole_run
+
+
+def planned_stages(recipe: Recipe) -> list[StageName]:
+    """Return the stages of a run in order, assuming that no round is left out."""
+    recorder = Recorder()
+    whole_run(recorder, METHODS[recipe.method], recipe.rounds)
+    return recorder.names
+
+
+class Recorder:
+    """`selftrain.Stages` that do nothing but note their names, in `names`."""
+
+    def __init__(self) -> None:
+        self.names: list[StageName] = []
+
+    def data(self) -> Artifact:
+        return self._note(StageName("data"))
+
+    def score_base(self) -> None:
+        self._note(StageName.score(BASE))
+
+    def sft(self, number: int, labels: Artifact) -> Artifact:
+        policy = self._note(StageName("sft", number))
+        self._note(StageName.score(policy_name(number)))
+        return policy
+
+    def sample_for_pairs(self, number: int, policy: Artifact) -> Artifact:
+        return self._note(StageName("samples-pairs", number))
+
+    def pairs(self, number: int, samples: list[Artifact]) -> Artifact:
+        return self._note(StageName("pairs", number))
+
+    def dpo(self, number: int, policy: Artifact, pairs: Artifact) -> Artifact:
+        return self._note(StageName("dpo", number))
+
+    def sample_for_labels(self, number: int, policy: Artifact) -> Artifact:
+        return self._note(StageName("samples-labels", number))
+
+    def labels(self, number: int, samples: list[Artifact]) -> Artifact:
+        return self._note(StageName("labels", number))
+
+    def has_converged(self) -> bool:
+        return False
+
+    def best_policy(self, policies: list[Artifact]) -> Artifact:
+        return policies[-1]
+
+    def export(self, policy: Artifact) -> Artifact:
+        return self._note(StageName("export"))
+
+    def solve(self, export: Artifact) -> Artifact:
+        return self._note(StageName("solved"))
+
+    def _note(self, name: StageName) -> Artifact:
+        self.names.append(name)
+        return Artifact(str(name), Path(), "")

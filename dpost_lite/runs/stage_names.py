@@ -1,0 +1,86 @@
+"""Names of a run's stages, which are also its folders. No other module builds or parses them.
+
+    data                        problems, split and checked
+    sft-0                       the warm-up
+    round-N/samples-pairs       rationales to make preference pairs of
+    round-N/pairs               preference pairs
+    round-N/dpo
+    round-N/samples-labels      rationales to make pseudo-labels of
+    round-N/labels              gold rationales and pseudo-labels
+    round-N/sft
+    score/POLICY                greedy answers on dev and test, where POLICY is base, sft-0 or round-N
+    export, solved              the best policy as a GGUF file, and a few problems solved with it
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+Kind = Literal["data", "sft", "samples-pairs", "pairs", "dpo", "samples-labels", "labels", "score", "export", "solved"]
+
+BASE = "base"
+WARM_UP = "sft-0"
+_IN_ROUND = re.compile(r"round-(\d+)/(samples-pairs|pairs|dpo|samples-labels|labels|sft)")
+_SCORE = re.compile(r"score/(base|sft-0|round-\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class StageName:
+    """A stage's kind, its round (0: none; of SFT, the warm-up), and of a score the policy's name. `str` is its folder."""
+
+    kind: Kind
+    round: int = 0
+    policy: str = ""
+
+    @classmethod
+    def parse(cls, name: str) -> "StageName | None":
+        """Return the stage that a folder's name stands for, or None if it is no stage's."""
+        if match := _IN_ROUND.fullmatch(name):
+            return cls(cast(Kind, match[2]), int(match[1]))
+        if match := _SCORE.fullmatch(name):
+            return cls.score(match[1])
+        if name in ("data", "export", "solved"):
+            return cls(cast(Kind, name))
+        return cls("sft") if name == WARM_UP else None
+
+    @classmethod
+    def score(cls, policy: str) -> "StageName":
+        """Return the stage that scores a policy."""
+        return cls("score", _round_of(policy), policy)
+
+    def __str__(self) -> str:
+        if self.kind == "score":
+            return f"score/{self.policy}"
+        if self.round:
+            return f"round-{self.round}/{self.kind}"
+        return WARM_UP if self.kind == "sft" else self.kind
+
+    def beside(self, kind: Kind) -> "StageName":
+        """Return another stage of the same round."""
+        return StageName(kind, self.round)
+
+
+def policy_name(number: int) -> str:
+    """Return the name of the SFT policy of a round; round 0 is the warm-up."""
+    return f"round-{number}" if number else WARM_UP
+
+
+def policy_of(stage: str) -> str:
+    """Return the name of the policy that an SFT stage trained: `round-1/sft` -> `round-1`."""
+    return stage.removesuffix("/sft")
+
+
+def is_round(policy: str) -> bool:
+    """Whether a policy is a round's, and neither the base nor the warm-up."""
+    return _round_of(policy) > 0
+
+
+def rounds_in(folder: Path) -> list[int]:
+    """Return the numbers of the `round-N` folders in `folder`, ascending."""
+    return sorted(number for path in folder.glob("round-*") if (number := _round_of(path.name)))
+
+
+def _round_of(policy: str) -> int:
+    match = re.fullmatch(r"round-(\d+)", policy)
+    return int(match[1]) if match else 0

@@ -1,0 +1,34 @@
+"""The stages of a run: their order, learned from Algorithm 2 itself, and their names."""
+
+import pytest
+
+from dpost_lite.planner.recorder import planned_stages
+from dpost_lite.recipe import Recipe
+from dpost_lite.runs.stage_names import StageName, is_round, policy_name, policy_of, rounds_in
+
+WARM_UP = ["data", "score/base", "sft-0", "score/sft-0"]
+LABELS = ["samples-labels", "labels", "sft"]
+ROUND = {"sft": [], "st": LABELS, "dpo-st": ["samples-pairs", "pairs", "dpo", *LABELS]}
+
+
+@pytest.mark.parametrize("method", ["dpo-st", "st", "sft"])
+def test_the_stages_are_those_of_the_algorithm_in_its_order(method):
+    expected = list(WARM_UP)
+    for i in (1, 2) if ROUND[method] else ():
+        expected += [f"round-{i}/{kind}" for kind in ROUND[method]] + [f"score/round-{i}"]
+    names = planned_stages(Recipe(method=method, rounds=2))
+    assert [str(name) for name in names] == [*expected, "export", "solved"]
+    assert [StageName.parse(str(name)) for name in names] == names
+
+
+@pytest.mark.parametrize("name", ["", "sft", "sft-1", "round-1", "round-1/score", "round-x/sft", "score/else", "logs"])
+def test_other_folders_are_no_stages(name):
+    assert StageName.parse(name) is None
+
+
+def test_policies_have_the_name_of_their_round(tmp_path):
+    for name in ("round-2", "round-10", "round-x", "sft-0"):
+        (tmp_path / name).mkdir()
+    assert [policy_name(number) for number in (0, *rounds_in(tmp_path))] == ["sft-0", "round-2", "round-10"]
+    assert [policy_of(stage) for stage in ("sft-0", "round-2/sft")] == ["sft-0", "round-2"]
+    assert [is_round(name) for name in ("base", "sft-0", "round-2")] == [False, False, True]
