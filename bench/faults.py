@@ -43,7 +43,7 @@ from dpost_lite.pipeline import tasks, worker
 from dpost_lite.pipeline.run import execute
 from dpost_lite.problems.records import Rationale, as_line, read_jsonl
 from dpost_lite.recipe import Recipe, load_recipe
-from dpost_lite.runs import folder
+from dpost_lite.runs import folder as run_folder
 from dpost_lite.runs.folder import UNFINISHED, Run, read_json
 from dpost_lite.system import interrupt
 
@@ -294,8 +294,8 @@ def set_traps(done: Path, spent: Path, fault: Fault | None) -> None:
     os.fsync, os.replace, os.rename = before(os.fsync), before(os.replace), before(os.rename)
     safetensors.torch.save_file = weights(safetensors.torch.save_file)
     peft.peft_model.safe_save_file = weights(peft.peft_model.safe_save_file)
-    folder.write_json = timed(folder.write_json)
-    folder.Run.emit = timed(folder.Run.emit)
+    run_folder.write_json = timed(run_folder.write_json)
+    run_folder.Run.emit = timed(run_folder.Run.emit)
     checkpoint.Checkpoints.save = timed(checkpoint.Checkpoints.save)
 
 
@@ -368,7 +368,7 @@ def _close(a: Path, b: Path) -> bool:
 def seconds_again(recipe: Recipe, folder: Path) -> float:
     """How long `dpost-lite run`, given again, takes on a finished run, the start of Python included."""
     values = recipe.model_dump(mode="json", exclude_none=True)
-    settings = [f"{key}={json.dumps(value)}" for key, value in folder.flatten(values)]
+    settings = [f"{key}={json.dumps(value)}" for key, value in run_folder.flatten(values)]
     command = [sys.executable, "-m", "dpost_lite", "run", "--out", str(folder), *settings]
     subprocess.run(command, check=True, capture_output=True)  # the first one writes the manifest
     started = time.monotonic()

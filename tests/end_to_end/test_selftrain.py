@@ -485,6 +485,6 @@ def test_mistakes_are_told_before_anything_is_trained(start, tmp_path, override,
 def test_problems_without_any_rationale_are_refused(start, tmp_path):
     path = tmp_path / "numbers.jsonl"
     path.write_text("".join(json.dumps({"question": f"{i} and 1?", "answer": str(i + 1)}) + "\n" for i in range(12)))
-    with pytest.raises(DataError, match="no problem carries a worked solution ending in '#### N'"):
+    with pytest.raises(DataError, match="no problem has a worked solution ending in '#### N'"):
         start(tmp_path / "run", f"data.train={path}")
     assert not list(tmp_path.rglob("done.json"))
