@@ -41,7 +41,8 @@ from dpost_lite.models import checkpoint
 from dpost_lite.models.shapes import ModelShape
 from dpost_lite.pipeline import tasks, worker
 from dpost_lite.problems.records import Rationale, as_line, read_jsonl
-from dpost_lite.recipe import Recipe, load_recipe
+from dpost_lite.recipe import Recipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs import folder
 from dpost_lite.runs.folder import UNFINISHED, Run, read_json
 from dpost_lite.selftrain import self_train

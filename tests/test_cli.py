@@ -24,7 +24,8 @@ from dpost_lite.pipeline import stages
 from dpost_lite.planner.pace import planned_stages
 from dpost_lite.planner.plan import Plan, settings_of
 from dpost_lite.problems.records import Answered, Problem, Score, write_jsonl
-from dpost_lite.recipe import DataRecipe, ModelRecipe, Recipe, SamplingRecipe, load_recipe
+from dpost_lite.recipe import DataRecipe, ModelRecipe, Recipe, SamplingRecipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import Artifact, Run, write_json
 
 COMMANDS = ("run", "plan", "eval", "report", "runs", "solve", "export", "data", "verify", "doctor")
@@ -199,7 +200,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(monkeypatch: pytest.MonkeyPatch, a
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dpost_lite.recipe.load_recipe", interrupt)
+    monkeypatch.setattr("dpost_lite.recipe_files.load_recipe", interrupt)
     result = dpost_lite(*arguments.split())
     assert result.exit_code == 130
     assert result.stderr.splitlines() == [f"dpost-lite: {message}"]

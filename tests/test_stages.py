@@ -11,7 +11,7 @@ from dpost_lite.models import backends
 from dpost_lite.pipeline import stages
 from dpost_lite.pipeline.stages import Stages
 from dpost_lite.problems.records import Score
-from dpost_lite.recipe import load_recipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import UNFINISHED, Artifact, Run
 
 DATA = Artifact("data", Path("data"), "1", {"dev": 0, "test": 1})

@@ -10,7 +10,7 @@ from dpost_lite.cli.app import app
 from dpost_lite.errors import RecipeError
 from dpost_lite.evaluation.baselines import SHARED, Trained, adopt, differences, methods_of, variants
 from dpost_lite.problems.records import Score
-from dpost_lite.recipe import load_recipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import read_json
 
 
