@@ -42,7 +42,8 @@ from dpost_lite.models.shapes import ModelShape
 from dpost_lite.pipeline import tasks, worker
 from dpost_lite.pipeline.run import execute
 from dpost_lite.problems.records import Rationale, as_line, read_jsonl
-from dpost_lite.recipe import Recipe, load_recipe
+from dpost_lite.recipe import Recipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs import folder as run_folder
 from dpost_lite.runs.folder import UNFINISHED, Run, read_json
 from dpost_lite.system import interrupt

@@ -31,7 +31,8 @@ from dpost_lite.pipeline.worker import run_in_child
 from dpost_lite.planner.device import GIB, Device, find_device
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair
-from dpost_lite.recipe import Recipe, load_recipe
+from dpost_lite.recipe import Recipe
+from dpost_lite.recipe_files import load_recipe
 
 ENTRANTS = {
     "qlora": ["model.precision=4bit", "model.backend=plain"],

@@ -182,6 +182,39 @@ def full_dir(base_dir, tmp_path_factory, prompter) -> Path:
     return path
 
 
+BARE_CONFIG = {  # all of a model that the command line reads before it loads one
+    "model_type": "llama",
+    **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"), 8),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "num_key_value_heads"), 8),
+}
+
+
+@pytest.fixture
+def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, made the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def bare_model(cwd: Path) -> Path:
+    """The folder `model` in the current one: a tokenizer and a config, no weights."""
+    from dpost_lite.runs.folder import write_json
+
+    trained_tokenizer("digits").save_pretrained(cwd / "model")
+    write_json(cwd / "model" / "config.json", BARE_CONFIG)
+    return cwd / "model"
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder with the published sets; skips where $DPOST_DATA_DIR does not name one."""
+    folder = os.environ.get("DPOST_DATA_DIR")
+    if not folder:
+        pytest.skip("DPOST_DATA_DIR is not set")
+    return Path(folder)
+
+
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
     """A function: a size in bytes -> a folder on a file system of that size (tmpfs; skips who may not mount one)."""

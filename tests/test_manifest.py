@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from dpost_lite.cli.app import app
 from dpost_lite.errors import RunError
 from dpost_lite.problems.corpus import digests
-from dpost_lite.recipe import load_recipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import Run, WorkResult, read_json
 from dpost_lite.runs.manifest import verify, write_manifest
 

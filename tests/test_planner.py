@@ -18,7 +18,8 @@ from dpost_lite.planner.footprint import longest_row, weight_bytes
 from dpost_lite.planner.pace import Pace
 from dpost_lite.planner.plan import MIN_ROWS, find_shape, make_plans, pick_base, plan_for, settings_of
 from dpost_lite.planner.workload import GSM8K, workload_of
-from dpost_lite.recipe import Recipe, load_recipe, recipes_dir
+from dpost_lite.recipe import Recipe
+from dpost_lite.recipe_files import load_recipe, recipes_dir
 from dpost_lite.runs.stage_names import StageName
 from dpost_lite.sampling.request import max_prompts
 

@@ -25,7 +25,8 @@ from tiny_training import (
 from dpost_lite.errors import ModelError
 from dpost_lite.models import adapters, backends, dpo, sft
 from dpost_lite.models.training import probe
-from dpost_lite.recipe import LoraRecipe, ModelRecipe, load_recipe
+from dpost_lite.recipe import LoraRecipe, ModelRecipe
+from dpost_lite.recipe_files import load_recipe
 
 # All weights
 

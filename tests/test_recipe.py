@@ -9,7 +9,8 @@ import yaml
 from dpost_lite.errors import RecipeError
 from dpost_lite.models.dpo import check_loss
 from dpost_lite.problems.corpus import PAPERS_DEV_SIZE
-from dpost_lite.recipe import Recipe, load_recipe, recipes_dir, validate
+from dpost_lite.recipe import Recipe
+from dpost_lite.recipe_files import load_recipe, recipes_dir, validate
 
 PRESETS = sorted(path.stem for path in recipes_dir().glob("*.yaml"))
 

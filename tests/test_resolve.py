@@ -18,7 +18,8 @@ from dpost_lite.planner.device import HERE, Device
 from dpost_lite.planner.plan import Plan, plan_for
 from dpost_lite.planner.recorder import planned_stages
 from dpost_lite.problems.records import Score
-from dpost_lite.recipe import ModelRecipe, Recipe, load_recipe
+from dpost_lite.recipe import ModelRecipe, Recipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import Run
 from dpost_lite.runs.stage_names import StageName
 

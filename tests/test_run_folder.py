@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dpost_lite.errors import RunError, of_disk
-from dpost_lite.recipe import Recipe, load_recipe
+from dpost_lite.recipe import Recipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import UNFINISHED, Artifact, Run, flatten, read_json, stages_done, write_json
 
 SETTINGS = {"seed": 1, "sft": {"epochs": 2, "learning_rate": 1e-4}}

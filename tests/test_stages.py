@@ -13,7 +13,7 @@ from dpost_lite.pipeline.stages import RunStages
 from dpost_lite.pipeline.tasks import PrepareData, TrainSft
 from dpost_lite.pipeline.worker import Task
 from dpost_lite.problems.records import Score
-from dpost_lite.recipe import load_recipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import UNFINISHED, Artifact, Run, WorkResult
 
 LABELS = Artifact("data", Path("data"), "1")

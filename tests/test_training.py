@@ -40,7 +40,8 @@ from dpost_lite.models import adapters, backends, dpo, sft
 from dpost_lite.models.training import keep_float32, shared_arguments
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import Problem
-from dpost_lite.recipe import DpoRecipe, SftRecipe, load_recipe
+from dpost_lite.recipe import DpoRecipe, SftRecipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.sampling.sampler import sample
 
 # Direct preference optimisation

@@ -23,7 +23,7 @@ def data(
     from rich.console import Console
 
     from dpost_lite.cli.inspect_data import describe
-    from dpost_lite.recipe import load_recipe
+    from dpost_lite.recipe_files import load_recipe
 
     if split is not None:
         choice("--split", split, {"train": None, "test": None})

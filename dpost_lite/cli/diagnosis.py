@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dpost_lite.local import llama
 from dpost_lite.models import backends
-from dpost_lite.recipe import recipes_dir
+from dpost_lite.recipe_files import recipes_dir
 from dpost_lite.system.machine import cache_dir, cpu_name
 
 if TYPE_CHECKING:

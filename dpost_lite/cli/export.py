@@ -23,7 +23,7 @@ def export(
     from dpost_lite.evaluation.targets import finished_export, policy_dir
     from dpost_lite.models import backends
     from dpost_lite.pipeline.export import export_gguf
-    from dpost_lite.recipe import validate
+    from dpost_lite.recipe_files import validate
     from dpost_lite.runs.folder import Run
 
     opened = Run.open(source)

@@ -66,7 +66,7 @@ def resolve(
     from dpost_lite.evaluation.baselines import variants
     from dpost_lite.methods import METHODS
     from dpost_lite.planner.plan import plan_for, settings_of
-    from dpost_lite.recipe import load_recipe
+    from dpost_lite.recipe_files import load_recipe
 
     given = [*overrides(method=methods[0].name if methods else None, **options), *(settings or [])]
     source = recipe or default_recipe(_train_data(given), gpu_mem)
@@ -93,7 +93,7 @@ def resolve(
 
 def _train_data(given: list[str]) -> str | None:
     """Where the problems to train on come from, as the last of `key=value` names it."""
-    from dpost_lite.recipe import set_keys
+    from dpost_lite.recipe_files import set_keys
 
     values: dict[str, Any] = {}
     set_keys(values, given)
@@ -115,7 +115,7 @@ def _kept(recipe: "Recipe", planned: list[str], given: list[str]) -> Iterator[st
 
     A micro-batch is not kept beside a batch size that the command gives, which it may not divide.
     """
-    from dpost_lite.recipe import set_keys
+    from dpost_lite.recipe_files import set_keys
 
     values: dict[str, Any] = {}
     set_keys(values, planned)

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 from dpost_lite.errors import RunError
-from dpost_lite.system.machine import describe
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import Run, is_aside, read_json, stages_done, write_json
+from dpost_lite.system.machine import describe
 
 NAME = "manifest.json"
 CHANGING = {NAME, "events.jsonl", ".lock"}  # by commands that leave the run as it is

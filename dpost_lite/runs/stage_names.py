@@ -1,15 +1,15 @@
 """Names of a run's stages, which are also its folders. No other module builds or parses them.
 
-    data                        problems, split and checked
-    sft-0                       the warm-up
-    round-N/samples-pairs       rationales to make preference pairs of
-    round-N/pairs               preference pairs
-    round-N/dpo
-    round-N/samples-labels      rationales to make pseudo-labels of
-    round-N/labels              gold rationales and pseudo-labels
-    round-N/sft
-    score/POLICY                greedy answers on dev and test, where POLICY is base, sft-0 or round-N
-    export, solved              the best policy as a GGUF file, and a few problems solved with it
+data                        problems, split and checked
+sft-0                       the warm-up
+round-N/samples-pairs       rationales to make preference pairs of
+round-N/pairs               preference pairs
+round-N/dpo
+round-N/samples-labels      rationales to make pseudo-labels of
+round-N/labels              gold rationales and pseudo-labels
+round-N/sft
+score/POLICY                greedy answers on dev and test, where POLICY is base, sft-0 or round-N
+export, solved              the best policy as a GGUF file, and a few problems solved with it
 """
 
 import re

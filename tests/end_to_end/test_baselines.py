@@ -10,7 +10,8 @@ from dpost_lite.cli.app import app
 from dpost_lite.errors import RecipeError
 from dpost_lite.evaluation.baselines import FinishedRun, adopt, differences, methods_of, shared_stages, variants
 from dpost_lite.problems.records import Score
-from dpost_lite.recipe import Recipe, load_recipe
+from dpost_lite.recipe import Recipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import read_json
 
 WARM_UP = shared_stages(Recipe(method="dpo-st"), Recipe(method="st"))

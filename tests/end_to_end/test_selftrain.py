@@ -30,7 +30,8 @@ from dpost_lite.pipeline.worker import _context
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem, Rationale, read_jsonl
-from dpost_lite.recipe import Recipe, load_recipe
+from dpost_lite.recipe import Recipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import UNFINISHED, Run, read_json
 from dpost_lite.runs.manifest import CHANGING
 

