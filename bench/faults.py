@@ -45,6 +45,7 @@ from dpost_lite.problems.records import Rationale, as_line, read_jsonl
 from dpost_lite.recipe import Recipe
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs import folder as run_folder
+from dpost_lite.runs.fingerprint import flatten
 from dpost_lite.runs.folder import UNFINISHED, Run, read_json
 from dpost_lite.system import interrupt
 
@@ -369,7 +370,7 @@ def _close(a: Path, b: Path) -> bool:
 def seconds_again(recipe: Recipe, folder: Path) -> float:
     """How long `dpost-lite run`, given again, takes on a finished run, the start of Python included."""
     values = recipe.model_dump(mode="json", exclude_none=True)
-    settings = [f"{key}={json.dumps(value)}" for key, value in run_folder.flatten(values)]
+    settings = [f"{key}={json.dumps(value)}" for key, value in flatten(values)]
     command = [sys.executable, "-m", "dpost_lite", "run", "--out", str(folder), *settings]
     subprocess.run(command, check=True, capture_output=True)  # the first one writes the manifest
     started = time.monotonic()

@@ -12,7 +12,8 @@ import pytest
 from dpost_lite.errors import RunError, of_disk
 from dpost_lite.recipe import Recipe
 from dpost_lite.recipe_files import load_recipe
-from dpost_lite.runs.folder import UNFINISHED, Artifact, Run, flatten, read_json, stages_done, write_json
+from dpost_lite.runs.fingerprint import flatten
+from dpost_lite.runs.folder import UNFINISHED, Artifact, Run, read_json, stages_done, write_json
 
 SETTINGS = {"seed": 1, "sft": {"epochs": 2, "learning_rate": 1e-4}}
 

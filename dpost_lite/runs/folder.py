@@ -1,20 +1,19 @@
 """A run's folder: its stages, and the journal of what happened.
 
-`run.stage(name, work, ...)` is the whole resume story. A stage writes into `NAME.partial`; when it is done its record
-is written and the folder renamed, so a folder without `.partial` is complete. Giving the same command again finds the
-folder and skips the work. The record holds a fingerprint over the stage's settings (its part of the recipe, the base's
-weights, versions of packages) and the fingerprints of its inputs: if they differ, that is an error, never silent reuse.
+Resuming is all in `run.stage(name, work, ...)`. A stage writes into `NAME.partial`; when it is done, its record is
+written and the folder renamed, so a folder without `.partial` is complete. The same command finds the folder and skips
+the work. The record holds a fingerprint of the stage's settings (its part of the recipe, the base's weights, versions
+of packages) and of its inputs: if it differs, that is an error, never silent reuse.
 
-    RUN/run.json           recipe and version, and the --gpu-mem that it was planned for
+    RUN/run.json           recipe, version, and the --gpu-mem it was planned for
     RUN/events.jsonl       one JSON object per event, append-only (see journal.py)
     RUN/STAGE/done.json    fingerprint, settings, seconds, peak memory, metrics
-    RUN/STAGE.partial/     an unfinished stage; what it needs to go on lies in unfinished/
-    RUN/STAGE-before-…/    one that was put aside, for another export or by --restart-from
-    RUN/manifest.json      what a finished run was made of and made (see manifest.py)
+    RUN/STAGE.partial/     an unfinished stage; unfinished/ in it holds what is needed to resume
+    RUN/STAGE-before-…/    an archived stage, replaced by another export or by --restart-from
+    RUN/manifest.json      inputs and outputs of a finished run (see manifest.py)
 """
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -32,10 +31,11 @@ from dpost_lite import __version__
 from dpost_lite.errors import OtherSettings, RunError, nearest
 from dpost_lite.recipe import Recipe
 from dpost_lite.recipe_files import validate
+from dpost_lite.runs.fingerprint import difference, differs_beyond, fingerprint
 from dpost_lite.system import interrupt
 
-UNFINISHED = "unfinished"  # in the folder of an unfinished stage: what its work needs to go on; removed when it is done
-BEGUN = f"{UNFINISHED}/begun.json"  # its settings, inputs and fingerprint, and the seconds that went into it
+UNFINISHED = "unfinished"  # folder in an unfinished stage with what its work needs to resume; removed at its end
+BEGUN = f"{UNFINISHED}/begun.json"  # its settings, inputs and fingerprint, and the seconds spent on it so far
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -109,7 +109,7 @@ class Run:
     def create(
         cls, path: Path, recipe: Recipe, listeners: tuple[Listener, ...] = (), *, planned_for: str | None = None
     ) -> "Run":
-        """Open `path` as the folder of this run, new or to be continued. `planned_for` is what --gpu-mem was given.
+        """Open `path` as the folder of this run, new or to resume. `planned_for` is the value of --gpu-mem.
 
         Raises RunError if it holds something else or cannot be written.
         """
@@ -155,17 +155,17 @@ class Run:
         renew: bool = False,
         resumes: bool = False,
     ) -> Artifact:
-        """Do `work(folder)` once, and never again: a finished stage of the same settings and inputs is loaded.
+        """Call `work(folder)`, or load the stage if it is finished with the same settings and inputs.
 
-        `work` writes its files into the folder it is given and may return metrics. With `renew`, a stage whose inputs or `export` settings alone changed
-        (a run with more rounds exports another policy) is done again; the old folder is kept aside. With `resumes`,
-        work that was stopped finds its folder as it left it. Raises OtherSettings, with the difference, if the stage is
-        finished, or has something to go on with, under other settings or inputs; and KeyboardInterrupt before work
-        begins, if the user asked to stop.
+        `work` writes its files into the folder and may return metrics. With `renew`, a stage is made again if only its
+        inputs or `export` settings changed (a run with more rounds exports another policy), and the old one archived.
+        With `resumes`, work that was stopped finds its folder as it left it. Raises OtherSettings, with the difference,
+        if the stage was finished, or left something to resume, with other settings or inputs; KeyboardInterrupt before
+        work starts, if the user asked to stop.
         """
         settings = json.loads(json.dumps(settings, default=str))
         given: dict[str, Any] = {"settings": settings, "inputs": {a.name: a.fingerprint for a in inputs}}
-        given["fingerprint"] = fingerprint = _fingerprint(name, given)
+        given["fingerprint"] = fingerprint(name, given)
         folder = self.path / name
         partial = folder.with_name(folder.name + ".partial")
         if (finished := self._finished(name, given, renew=renew)) is not None:
@@ -184,7 +184,7 @@ class Run:
         try:
             result = work(partial)
         except BaseException:
-            with contextlib.suppress(OSError):  # a full disk shall not hide what happened
+            with contextlib.suppress(OSError):  # a full disk must not hide the first error
                 write_json(partial / BEGUN, {**given, "seconds": time.monotonic() - started})
                 self.emit("stage_stopped", stage=name)
             raise
@@ -195,12 +195,12 @@ class Run:
         partial.rename(folder)
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         self.emit("stage_finished", stage=name, **took, metrics=metrics)
-        return Artifact(name, folder, fingerprint, metrics)
+        return Artifact(name, folder, given["fingerprint"], metrics)
 
     def restart_from(self, names: Sequence[str]) -> list[str]:
-        """Put stages, and all that was made from them, aside; return the names of all. Nothing is removed.
+        """Archive stages and everything made from them; return all their names. Nothing is deleted.
 
-        Raises RunError if the folder does not hold one of them; then all stay where they are.
+        Raises RunError, and archives none, if the folder does not hold one of them.
         """
         stages = {**dict(stages_begun(self.path)), **dict(stages_done(self.path))}
         for name in names:
@@ -209,27 +209,27 @@ class Run:
                     f"--restart-from: {self.path} holds no stage '{name}'{nearest(name, list(stages))}; "
                     f"it holds {', '.join(sorted(stages)) or 'none'}"
                 )
-        aside = set(names)
-        while more := {other for other, record in stages.items() if aside & record["inputs"].keys()} - aside:
-            aside |= more
-        for name in sorted(aside):
+        archived = set(names)
+        while more := {other for other, record in stages.items() if archived & record["inputs"].keys()} - archived:
+            archived |= more
+        for name in sorted(archived):
             for folder in (self.path / name, self.path / f"{name}.partial"):
                 if folder.exists():
-                    _put_aside(folder, stages[name]["fingerprint"])
+                    _archive(folder, stages[name]["fingerprint"])
         (self.path / "manifest.json").unlink(missing_ok=True)
-        return sorted(aside)
+        return sorted(archived)
 
     def emit(self, kind: str, **fields: Any) -> None:
-        """Append an event to the journal and tell the listeners."""
+        """Append an event to the journal and call the listeners."""
         event = {"time": round(self._epoch + time.monotonic(), 3), "kind": kind, **fields}
-        if kind != "progress" or fields["unit"] == "steps":  # of progress the journal holds a training's curves
+        if kind != "progress" or fields["unit"] == "steps":  # of progress, the journal keeps only training curves
             with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event, ensure_ascii=False) + "\n")
         for listener in self._listeners:
             listener(event)
 
     def progress(self, done: float, total: float, unit: str, **metrics: Any) -> None:
-        """Tell the live view how far the running stage is; `unit` names what `done` counts."""
+        """Report how far the running stage is; `unit` names what `done` counts."""
         self.emit("progress", done=done, total=total, unit=unit, metrics=metrics)
 
     def _record_recipe(self) -> None:
@@ -240,7 +240,7 @@ class Run:
     def _finished(self, name: str, given: dict[str, Any], *, renew: bool) -> Artifact | None:
         """A stage that is done with these settings and inputs, or None.
 
-        Raises RunError if it was done with others; with `renew` and equal settings it is put aside instead.
+        Raises OtherSettings if it was done with others; with `renew` and equal settings it is archived instead.
         """
         folder, partial = self.path / name, self.path / f"{name}.partial"
         if (partial / "done.json").exists() and not folder.exists():
@@ -252,15 +252,15 @@ class Run:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
             self.emit("stage_skipped", stage=name, seconds=done["seconds"], metrics=done["metrics"])
             return Artifact(name, folder, done["fingerprint"], done["metrics"])
-        if not renew or _but_export(done["settings"]) != _but_export(given["settings"]):
-            raise OtherSettings(self._difference(name, done, given))
-        _put_aside(folder, done["fingerprint"])
+        if not renew or differs_beyond(("export",), done, given):
+            raise self._other_settings(name, done, given)
+        _archive(folder, done["fingerprint"])
         return None
 
     def _seconds_begun(self, name: str, partial: Path, given: dict[str, Any]) -> float | None:
-        """Seconds that went into an unfinished stage, as far as it noted them; None where there is none to go on with.
+        """Return the seconds spent on an unfinished stage so far, or None if there is nothing to resume.
 
-        Raises RunError if there is one, of other settings or inputs.
+        Raises OtherSettings if it was started with other settings or inputs.
         """
         if not (partial / BEGUN).is_file():
             return None
@@ -268,33 +268,31 @@ class Run:
         if begun["fingerprint"] == given["fingerprint"]:
             return begun["seconds"]
         if any(path.is_file() and path != partial / BEGUN for path in partial.rglob("*")):
-            raise OtherSettings(self._difference(name, begun, given))
+            raise self._other_settings(name, begun, given)
         return None
 
-    def _difference(self, name: str, made: dict[str, Any], given: dict[str, Any]) -> str:
-        changed = [f"{key}: {old} -> {new}" for key, old, new in _changes(made["settings"], given["settings"])]
-        inputs = [key for key, _, _ in _changes(made["inputs"], given["inputs"])]
-        what = "; ".join(changed) or f"its input {', '.join(inputs)} changed"
-        return (
-            f"--out: {self.path} holds stage '{name}' made with other settings ({what}); give the same command again, "
-            f"name another --out folder, or put the stage and what follows aside with --restart-from {name}"
+    def _other_settings(self, name: str, made: dict[str, Any], given: dict[str, Any]) -> OtherSettings:
+        return OtherSettings(
+            f"--out: {self.path} holds stage '{name}' made with other settings ({difference(made, given)}); repeat the "
+            f"earlier command, name another --out folder, or archive the stage and all that follows from it with "
+            f"--restart-from {name}"
         )
 
 
 def stages_done(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, record) of each finished stage of a run's folder, but for those put aside."""
+    """Yield (name, record) of each finished stage of a run's folder, except archived ones."""
     return _stages(run, "done.json")
 
 
 def stages_begun(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, record) of each unfinished stage of a run's folder, but for those put aside."""
+    """Yield (name, record) of each unfinished stage of a run's folder, except archived ones."""
     return (
         (name.removesuffix(".partial"), record) for name, record in _stages(run, BEGUN) if name.endswith(".partial")
     )
 
 
-def is_aside(path: Path) -> bool:
-    """Whether a path, relative to a run's folder, lies in a folder that was put aside."""
+def is_archived(path: Path) -> bool:
+    """Whether a path, relative to a run's folder, is in an archived stage."""
     return any("-before-" in part for part in path.parts)
 
 
@@ -302,40 +300,16 @@ def _stages(run: Path, record: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(run.rglob(record)):
         folder = run / path.relative_to(run).as_posix().removesuffix(f"/{record}")
         name = folder.relative_to(run)
-        if not is_aside(name) and (record == BEGUN or not name.name.endswith(".partial")):
+        if not is_archived(name) and (record == BEGUN or not name.name.endswith(".partial")):
             yield name.as_posix(), read_json(path)
 
 
-def _but_export(settings: dict[str, Any]) -> dict[str, Any]:
-    """A stage's settings without how its file is stored, which a user may change in a finished run."""
-    return {key: value for key, value in settings.items() if key != "export"}
-
-
-def _put_aside(folder: Path, fingerprint: str) -> None:
+def _archive(folder: Path, fingerprint: str) -> None:
     target = folder.with_name(f"{folder.name.removesuffix('.partial')}-before-{fingerprint[:8]}")
     others = (target.with_name(f"{target.name}-{number}") for number in itertools.count(2))
     while target.exists():
         target = next(others)
     folder.rename(target)
-
-
-def _fingerprint(name: str, given: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps([name, given], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (dotted key, old value, new value) of what differs; None stands for a key that is not there."""
-    old, new = dict(flatten(before)), dict(flatten(after))
-    return [(key, old.get(key), new.get(key)) for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return nested values as (dotted key, value) pairs in sorted order."""
-    pairs: list[tuple[str, Any]] = []
-    for key in sorted(values):
-        value = values[key]
-        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return pairs
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dpost_lite.errors import RunError
 from dpost_lite.recipe import Recipe
-from dpost_lite.runs.folder import Run, is_aside, read_json, stages_done, write_json
+from dpost_lite.runs.folder import Run, is_archived, read_json, stages_done, write_json
 from dpost_lite.system.machine import describe
 
 NAME = "manifest.json"
@@ -68,7 +68,7 @@ def _files(folder: Path) -> list[str]:
         for path in paths
         if path.parts[0] not in ("logs", "report")
         and path.as_posix() not in CHANGING
-        and not is_aside(path)
+        and not is_archived(path)
         and not _is_partial(path)
     )
 

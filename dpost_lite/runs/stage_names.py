@@ -27,7 +27,7 @@ _SCORE = re.compile(r"score/(base|sft-0|round-\d+)")
 
 @dataclass(frozen=True, slots=True)
 class StageName:
-    """A stage's kind, its round (0: none; of SFT, the warm-up), and of a score the policy's name. `str` is its folder."""
+    """One stage; `str` gives its folder. Round 0 is before the first round. `policy` is what a score stage scores."""
 
     kind: Kind
     round: int = 0
