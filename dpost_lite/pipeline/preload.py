@@ -1,6 +1,6 @@
-"""What a CPU's stages import, for the server that they are forked from (pipeline/worker.py); nothing else imports this.
+"""Imports shared by CPU stages, for the server they are forked from (worker.py); nothing else imports this module.
 
-What cannot be imported is told by the stage that needs it.
+Import errors surface in the stage that needs the package.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""Run a task in a process of its own: its memory is freed for certain, and whatever kills it leaves the run alive.
+"""Run a task in its own process: its memory is freed for certain, and whatever kills it leaves the run alive.
 
-The child reports through a pipe; what it and its libraries print goes to a log file. With a GPU a child starts from
-nothing, since CUDA cannot be forked; without one it is forked from a server that has imported the libraries once,
+The child reports through a pipe; what it and its libraries print goes to a log file. With a GPU a child is spawned,
+since CUDA does not survive a fork; without one it is forked from a server that has imported the libraries once,
 which saves seconds per stage.
 """
 
@@ -77,12 +77,12 @@ def _run(
     with stderr_to(log):  # for a spawned child, until it has opened its log itself
         process.start()
     sender.close()
-    is_told = False
+    was_told = False
     try:
         while True:
             ready = wait([receiver, process.sentinel], timeout=SECONDS_TO_NOTICE)
-            if interrupt.asked() and not is_told:
-                is_told = True
+            if interrupt.asked() and not was_told:
+                was_told = True
                 with contextlib.suppress(OSError):  # it has just ended
                     receiver.send("stop")
             if not ready:
@@ -100,7 +100,7 @@ def _run(
                 raise RunError(f"the work failed, which is a bug; please report it with its log: {_tail(log)}")
             else:
                 break
-        process.join(SECONDS_TO_END)  # threads of libraries shall not hold it up
+        process.join(SECONDS_TO_END)  # do not wait for threads of libraries
     finally:
         _end(process)
         receiver.close()
@@ -110,15 +110,15 @@ def _run(
 
 
 def _received(receiver: Connection) -> tuple[str, Any]:
-    """What the child sent: a kind, and what belongs to it."""
+    """Return the kind of the child's message, and its content."""
     try:
         return receiver.recv() if receiver.poll() else ("died", None)
-    except (EOFError, OSError):  # perhaps with a word to it unread
+    except (EOFError, OSError):  # possibly with our message to it unread
         return "died", None
 
 
 def _context() -> Any:
-    """How children are started here. Huge pages are asked for, since sampling reads gigabytes a step."""
+    """Return how children are started on this machine. Huge pages help: sampling reads gigabytes per step."""
     let_threads_sleep()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch at its first allocation
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # shared by the stages
@@ -134,12 +134,12 @@ def _context() -> Any:
 def _died(process: Any, log: Path) -> DpostError:
     process.join()
     if process.exitcode == -KILLED:
-        return OutOfMemory("the system killed the process, which it does when memory runs out; close other programs")
+        return OutOfMemory("the system killed the process, as it does when memory runs out; close other programs")
     return RunError(f"the process ended with exit code {process.exitcode}; the same command tries again: {_tail(log)}")
 
 
 def _tail(log: Path) -> str:
-    """Where a log is and how it ends."""
+    """Say where a log is and how it ends."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f"{log} ends: {last[:200]}" if last else f"{log} is empty"
@@ -170,7 +170,7 @@ def _main(
             stream.flush()
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    warnings.simplefilter("ignore", FutureWarning)  # what libraries tell developers
+    warnings.simplefilter("ignore", FutureWarning)  # meant for developers
     os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
     answer: tuple[str, Any]
     try:
@@ -195,7 +195,7 @@ def _main(
 
 
 def _report(sender: Connection, *args: Any, **kwargs: Any) -> None:
-    """Send progress to the parent; raise KeyboardInterrupt if it asked to stop."""
+    """Send progress to the parent; raise KeyboardInterrupt if the parent asked to stop."""
     sender.send(("progress", (args, kwargs)))
     if sender.poll():
         sender.recv()
@@ -208,8 +208,8 @@ def _as_answer(error: BaseException) -> tuple[str, Any]:
         return "error", error if isinstance(error, OutOfMemory) else OutOfMemory(words)
     if isinstance(error, DpostError):
         return "error", error
-    if (told := of_disk(error)) is not None:
-        return "error", told
+    if (disk_error := of_disk(error)) is not None:
+        return "error", disk_error
     return "bug", None
 
 
@@ -225,7 +225,7 @@ def _peak_memory() -> tuple[int, int | None]:
 
 
 def _peak_resident() -> int:
-    """Linux counts it since the process began; a fork begins with what it shares with its server."""
+    """Linux counts it from the start of the process; a fork starts with what it shares with its server."""
     status = Path("/proc/self/status")
     if not status.exists():
         return 0

@@ -1,4 +1,4 @@
-"""What a device holds and how fast it is: sizes of numbers, memory, rates of arithmetic and of reading."""
+"""A device's memory and speed: bytes per number, FLOP/s, and memory bandwidth."""
 
 import os
 import re
@@ -17,11 +17,11 @@ GIB = 2**30
 CONTEXT_BYTES = 0.6 * GIB  # CUDA, cuBLAS and the kernels loaded, which PyTorch does not count
 HERE = "measured here"
 EMULATION_SLOWDOWN = 3  # of bfloat16 on a CPU that does not multiply it, about
-NAMED_SHARE = 1.05  # a card may report a little less than it is named for
+NAMED_SHARE = 1.05  # a card may report a little less than its name says
 UNITS = {"gb": 1e9, "g": 1e9, "gib": GIB, "mb": 1e6, "mib": 2**20}
 
-# Of cards with so many GB: FLOP/s of bfloat16 products accumulated in float32, without sparsity, and bytes/s of memory,
-# as their makers state. The first that is not smaller than the size asked for stands for it.
+# By GB of memory: FLOP/s of bfloat16 products accumulated in float32, without sparsity, and bytes/s of memory, as the
+# vendors state. The smallest card that has the requested size is taken.
 CARDS = {
     8: ("RTX 4060", 30e12, 272e9),
     12: ("RTX 4070", 58e12, 504e9),
@@ -53,7 +53,7 @@ class Device:
     measured_float32_flops: float = 0.0
 
     def computing(self, choice: ComputeType) -> "Device":
-        """Return the device as it is with the recipe's `model.compute_dtype`."""
+        """Return the device for the recipe's `model.compute_dtype`."""
         number_bytes = {"auto": self.number_bytes, "bfloat16": 2, "float32": 4}[choice]
         if number_bytes == self.number_bytes:
             return self
@@ -72,7 +72,7 @@ class Device:
 
     @property
     def memory_share(self) -> float | None:
-        """Share of the GPU that PyTorch may allocate, or None where nothing is to be capped."""
+        """Share of the GPU that PyTorch may allocate, or None for no cap."""
         return min(1.0, (self.memory_bytes - CONTEXT_BYTES) / self.total_bytes) if self.total_bytes else None
 
 
@@ -85,8 +85,8 @@ def parse_memory(text: str) -> float:
 
 
 def find_device(size: str) -> Device:
-    """Return the device that `--gpu-mem` names: this machine's CPU; its GPU, as far as it is free; or, for a size that
-    it has not, a card as it is sold.
+    """Return the device that `--gpu-mem` names: this machine's CPU, the free part of its GPU, or, for a size it does
+    not have, a card as sold.
 
     Raises RecipeError for a bad size, and for "auto" without a GPU.
     """
@@ -105,7 +105,7 @@ def find_device(size: str) -> Device:
 
 
 def card(memory_bytes: float) -> Device:
-    """Return a card with so much memory, as it is sold."""
+    """Return a card with this much memory, with its vendor's figures."""
     name, flops, bandwidth = next((card for gb, card in CARDS.items() if memory_bytes <= gb * GIB), CARDS[80])
     in_float32 = FLOAT32_FLOPS.get(name, 0.0)
     return Device("cuda", memory_bytes, 2, flops, bandwidth, f"{name}, as stated", measured_float32_flops=in_float32)
@@ -126,7 +126,7 @@ def this_cpu() -> Device:
 def this_gpu() -> tuple[float, float, float, float] | None:
     """Return (free bytes, total bytes, FLOP/s, bytes/s) of the first GPU, or None without one.
 
-    Asked in a process of its own: to ask takes half a gigabyte of the GPU as long as the process lives.
+    Measured in a child process: it takes half a gigabyte of the GPU for as long as the process lives.
     """
     if backends.device() != "cuda":
         return None
@@ -164,5 +164,5 @@ def _shortest(work: Callable[[], Any], wait: Callable[[], Any], repeats: int = 8
 
 
 def hide_gpu() -> None:
-    """Make this process and its children run on the CPU. To be called before PyTorch is imported."""
+    """Make this process and its children run on the CPU. Call it before PyTorch is imported."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

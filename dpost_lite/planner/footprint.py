@@ -1,6 +1,6 @@
 """Bytes of each stage, counted tensor by tensor from the shape of the model.
 
-What cannot be counted is reserved: the CUDA context or the process itself, and a share for fragmentation.
+A reserve covers what cannot be counted: the CUDA context or the process itself, and fragmentation.
 """
 
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, logit_copies, max_pr
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight's code, its block's 8-bit scale, that one's own scale (QLoRA, 3)
 PROCESS_BYTES = 0.75 * GIB  # Python, PyTorch and the libraries
-FRAGMENTATION = 0.06  # of what is allocated
+FRAGMENTATION = 0.06  # as a share of what is allocated
 LENGTH_MARGIN = 1.1  # lengths are counted without the tokenizer
 CHUNK_TOKENS, CHUNK_WORDS = 4096, 32_768  # of a tile of logits (trl 1.16)
 
@@ -26,7 +26,7 @@ Parts = dict[str, float]
 
 
 def weight_bytes(recipe: Recipe, shape: ModelShape, device: Device) -> float:
-    """Bytes of what is trained on: linear layers in 4 bit and the rest in the compute type, or all in float32."""
+    """Bytes of weights under training: linear layers in 4 bit, the rest in the compute type, or all in float32."""
     number = 4 if recipe.model.precision == "full" else device.number_bytes
     linear = NF4_BYTES if recipe.model.precision == "4bit" else number
     return shape.num_linear * linear + (shape.num_parameters - shape.num_linear) * number
@@ -52,7 +52,7 @@ def logits_in_chunks() -> bool:
 
 
 def training_parts(name: str, recipe: Recipe, shape: ModelShape, work: Workload, device: Device, micro: int) -> Parts:
-    """SFT sees `micro` sequences a pass; DPO twice as many, through the policy and through the frozen reference."""
+    """Bytes by part. SFT sees `micro` sequences per pass; DPO twice as many, through policy and frozen reference."""
     is_dpo, is_full = name == "dpo", recipe.model.precision == "full"
     number = 4 if is_full else device.number_bytes
     num_tokens = micro * longest_row(name, recipe, work) * (2 if is_dpo else 1)
@@ -86,7 +86,7 @@ def _logits(num_tokens: int, shape: ModelShape, device: Device, number: int, *, 
 def sampling_parts(
     recipe: Recipe, shape: ModelShape, work: Workload, device: Device, *, is_merged: bool, num_rows: int
 ) -> Parts:
-    """Weights, the cache of all rows and of their prompts, and what the largest prefill needs."""
+    """Bytes by part: weights, the cache of all rows and their prompts, and what the largest prefill needs."""
     section, number = recipe.sampling, device.number_bytes
     num_samples = min(section.samples_for_pairs, section.samples_for_labels)
     prompts = min(work.num_train, max_prompts(num_rows, num_samples))
@@ -106,7 +106,7 @@ def sampling_parts(
 
 
 def merge_parts(recipe: Recipe, shape: ModelShape, device: Device) -> Parts:
-    """The base in the compute type, and the adapter beside it until it is added."""
+    """Bytes by part: the base in the compute type, and the adapter until it is merged."""
     return {
         "weights": float(device.number_bytes * shape.num_parameters),
         "adapters": 0.0 if recipe.model.precision == "full" else 4.0 * shape.num_lora(recipe.lora.rank),
@@ -114,6 +114,6 @@ def merge_parts(recipe: Recipe, shape: ModelShape, device: Device) -> Parts:
 
 
 def with_reserve(parts: Parts, device: Device) -> Parts:
-    """Return the parts with what cannot be counted."""
+    """Return the parts plus the reserve."""
     fixed = PROCESS_BYTES if device.is_cpu else CONTEXT_BYTES
     return {**parts, "reserve": fixed + FRAGMENTATION * sum(parts.values())}

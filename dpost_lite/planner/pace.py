@@ -1,7 +1,7 @@
-"""Tokens and seconds of each stage of a run, from a device's rates and the numbers of problems.
+"""Tokens and seconds of each stage of a run, from a device's rates and the number of problems.
 
-Efficiencies are those that were measured on a CPU (bench/memory.py keeps them honest); those of GPUs are assumed.
-How much is right, and so the size of later training sets, is not known beforehand: workload.py says what is assumed.
+CPU efficiencies were measured (bench/memory.py checks them); those of GPUs are assumed. How many rationales will be
+right, and so the size of later training sets, is unknown beforehand: workload.py has the assumptions.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SAMPLING_EFFICIENCY = {"cpu": 0.43, "cuda": 0.40}
 READING_EFFICIENCY = {"cpu": 0.6, "cuda": 0.6}  # of the peak rate of reading
 STEP_SECONDS = {"cpu": 0.1, "cuda": 0.004}  # of a decode step, whatever it computes
 LOADING_SECONDS = {"cpu": 8, "cuda": 30}  # libraries and weights
-LIMIT_SHARE = 0.95  # of what the base writes, which has not learned to stop
+LIMIT_SHARE = 0.95  # of the token limit: the base has not learned to stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,14 @@ class Pace:
         return Estimate(0, 0)
 
     def _num_labels(self, round_number: int) -> float:
-        """Gold rationales, and right ones of all rounds so far."""
+        """Gold rationales, plus right ones of all rounds so far."""
         drawn = self.work.num_train * self.recipe.sampling.samples_for_labels * RIGHT_SHARE * KEPT_SHARE
         rounds = round_number if self.recipe.labels.pool_rounds else min(1, round_number)
         return self.work.num_labelled + drawn * rounds
 
     def _training(self, num_rows: float, *, reference: int = 0) -> Estimate:
-        """FLOP a weight: 2 forward and 2 back, since LoRA needs no gradients of frozen weights; `reference` for its own
-        forward. All weights take 2 more; so do a GPU's checkpoints, for a second forward.
+        """FLOP per weight: 2 forward and 2 backward, as LoRA needs no gradients of frozen weights; `reference` for the
+        reference's forward. Full training takes 2 more, and so does a GPU's checkpointing, for a second forward.
         """
         is_full = self.recipe.model.precision == "full"
         per_weight = 2 + 2 + reference + (2 if is_full else 0)
@@ -82,7 +82,7 @@ class Pace:
         return Estimate(tokens, LOADING_SECONDS[kind] + seconds)
 
     def _sampling(self, num_prompts: int, num_samples: int, length: float) -> Estimate:
-        """Each decode step computes a token of every row, and reads the weights and the rows' cache once."""
+        """Each decode step computes one token per row, and reads the weights and the rows' cache once."""
         shape, device = self.shape, self.device
         kind = device.kind
         written, read = num_prompts * num_samples * length, num_prompts * self.work.prompt

@@ -1,7 +1,7 @@
 """The planner: model shape, recipe and device -> micro-batches, rows, and the peak and hours of every stage.
 
-The recipe says what is learned; the plan says only how it is cut so that it fits: the effective batch never changes,
-and neither do the samples. Shapes are enough: planning needs neither weights nor a GPU.
+The recipe says what is learned; the plan only says how to split the work so that it fits: neither the effective batch
+nor the samples change. Shapes are enough: planning needs neither weights nor a GPU.
 """
 
 from collections.abc import Iterable, Sequence
@@ -46,7 +46,7 @@ PLANNED_KINDS: dict[str, str] = {
 NOTHING = Estimate(0, 0)
 
 Case = tuple[Recipe, Workload]
-"""A run to be planned."""
+"""A run to plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a recipe is cut for one model and device, as well as it goes; `fits` says whether that is enough.
+    """The best fit found for a recipe on one model and device; `fits` says whether that is enough.
 
     `estimates` are by stage of the run, in its order.
     """
@@ -85,7 +85,7 @@ class Plan:
 
     @property
     def largest(self) -> StagePlan:
-        """The stage that takes most of the device's memory."""
+        """The stage that needs most of the device's memory."""
         return max(self.stages, key=lambda stage: stage.peak_bytes)
 
     @property

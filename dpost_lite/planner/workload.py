@@ -1,6 +1,6 @@
-"""How much there is to do: problems, and how long they are in tokens, without a tokenizer.
+"""How much work there is: numbers of problems and their lengths in tokens, estimated without a tokenizer.
 
-Problems that are at hand are read. Of GSM8K, where it would have to be downloaded, the sizes are known.
+Local problems are read. For GSM8K, which might have to be downloaded, the sizes are known.
 """
 
 import re
@@ -12,8 +12,8 @@ from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
 from dpost_lite.recipe import Recipe
 
 TEMPLATE_TOKENS = {"plain": 7, "auto": 7, "chat": 40}  # base models bring no chat template
-PIECES = re.compile(r"[^\W\d_]+|\d|[^\w\s]|\n")  # a token each, about: words, single digits, signs
-RIGHT_SHARE = 0.35  # of sampled rationales, where the model was taught the style; known only afterwards
+PIECES = re.compile(r"[^\W\d_]+|\d|[^\w\s]|\n")  # about one token each: words, single digits, signs
+RIGHT_SHARE = 0.35  # of sampled rationales after the warm-up; an assumption
 KEPT_SHARE = 0.5  # of right rationales, after those that resemble another are dropped
 PAIRS_PER_PROBLEM = 1.2  # of the at most three
 
@@ -84,5 +84,5 @@ def _counted(recipe: Recipe) -> Workload:
 
 
 def num_tokens(text: str) -> int:
-    """About how many tokens a text has."""
+    """Return roughly how many tokens a text has."""
     return len(PIECES.findall(text))
