@@ -29,10 +29,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dpost_lite import __version__
-from dpost_lite.system import interrupt
 from dpost_lite.errors import OtherSettings, RunError, nearest
 from dpost_lite.recipe import Recipe
 from dpost_lite.recipe_files import validate
+from dpost_lite.system import interrupt
 
 UNFINISHED = "unfinished"  # in the folder of an unfinished stage: what its work needs to go on; removed when it is done
 BEGUN = f"{UNFINISHED}/begun.json"  # its settings, inputs and fingerprint, and the seconds that went into it
