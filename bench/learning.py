@@ -19,7 +19,7 @@ from typing import Any
 
 from publish import publish, result_of
 
-from dpost_lite.evaluation.evaluate import file_name, kept_answers
+from dpost_lite.evaluation.evaluate import file_name, saved_answers
 from dpost_lite.problems.comparing import compare, mean_difference
 from dpost_lite.report import health, results
 from dpost_lite.report.summary import method_difference
@@ -79,7 +79,7 @@ def on_other(run: Path, data: str, arguments: argparse.Namespace) -> Right:
         options = ["--policy", best, "--data", data, "--calculator", "on", "--out", str(out), *data_dir(arguments)]
         dpost_lite("eval", str(run), *options)
     (answers,) = out.iterdir()
-    return {answer.problem_id: answer.correct for answer in kept_answers(answers)}
+    return {answer.problem_id: answer.correct for answer in saved_answers(answers)}
 
 
 def tabled(data: str, answers: dict[tuple[str, int], Right]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.system.machine import describe, let_threads_sleep
+from dpost_lite.system.machine import let_threads_sleep, machine_info
 
 let_threads_sleep()  # as the command line does
 
@@ -13,7 +13,7 @@ let_threads_sleep()  # as the command line does
 def result_of(benchmark: str, **figures: Any) -> dict[str, Any]:
     """Return the figures with the command that was given and the machine it ran on."""
     command = " ".join(["python", f"bench/{benchmark}.py", *sys.argv[1:]])
-    return {"benchmark": benchmark, "command": command, "machine": describe(), **figures}
+    return {"benchmark": benchmark, "command": command, "machine": machine_info(), **figures}
 
 
 def save(result: dict[str, Any], path: Path | None) -> None:

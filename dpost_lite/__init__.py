@@ -1,4 +1,4 @@
-"""dpost-lite: a small language model teaches itself maths word problems on one consumer GPU.
+"""dpost-lite: self-train a small language model on maths word problems, on one consumer GPU.
 
 Start with `selftrain.py`: the paper's Algorithm 2 on one page.
 """

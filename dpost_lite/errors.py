@@ -1,37 +1,38 @@
-"""Every error a user can cause, each saying what to do next.
+"""The errors a user can fix. Each message is one line that names the flag or key at fault and says what to do next.
 
     DpostError
     ├── RecipeError     a recipe file, key or value
     ├── DataError       problems that cannot be read, graded or split
-    ├── ModelError      a base model or adapter that cannot be had or used
+    ├── ModelError      a base model or adapter that cannot be found or used
     ├── ExportError     a GGUF file that cannot be written or read
-    ├── RunError        the run folder: another run's, locked, full
-    │   └── OtherSettings   a stage of it was made with other settings
-    ├── OutOfMemory     work that needs more memory than there is
-    └── DeliveryError   everything was trained and scored, but the GGUF file could not be made or tried
+    ├── RunError        a run folder that belongs to another run, is locked, or is on a full disk
+    │   └── OtherSettings   a finished stage was made with different settings
+    ├── OutOfMemory     work that needs more memory than this machine has
+    └── DeliveryError   training and scoring succeeded, but the GGUF file could not be made or tested
 
-The command line prints the message as one line and exits with code 2, DeliveryError's 3; a bug stays a traceback.
+The command line prints the message and exits with code 2 (3 for DeliveryError). Anything else is a bug and keeps its
+traceback.
 """
 
 import errno
 
 
 class DpostError(Exception):
-    """Base of all errors that a user can mend; the message names the cause and the way out."""
+    """Base of all errors the user can fix; the message names the cause and the remedy."""
 
     exit_code = 2
 
 
 class RecipeError(DpostError):
-    """A recipe holds an unknown key or a value that does not fit."""
+    """A recipe has an unknown key or an invalid value."""
 
 
 class DataError(DpostError):
-    """Problems are missing, unreadable, or overlap between training and test."""
+    """Problems are missing or unreadable, or training and test questions overlap."""
 
 
 class ModelError(DpostError):
-    """A model is missing, gated, of an unknown architecture, or damaged."""
+    """A model is missing, gated, damaged, or of an unsupported architecture."""
 
 
 class ExportError(DpostError):
@@ -43,13 +44,13 @@ class RunError(DpostError):
 
 
 class DeliveryError(DpostError):
-    """A run was trained and scored, but its GGUF file could not be made or tried."""
+    """A run was trained and scored, but its GGUF file could not be made or tested."""
 
     exit_code = 3
 
 
 class OtherSettings(RunError):
-    """A stage was made with other settings than it is asked for now."""
+    """A stage was made with settings that differ from those requested now."""
 
 
 OUT_OF_MEMORY = (
@@ -60,11 +61,11 @@ OUT_OF_MEMORY = (
 
 
 class OutOfMemory(DpostError):
-    """Work needs more memory than there is, however it is cut."""
+    """The work does not fit in memory, even at its smallest batch size."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: PyTorch has a type for its own of a GPU's memory, and only words for all others."""
+    """Whether an allocation failed. PyTorch has a type for its GPU allocator only; others match by message."""
     if isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
@@ -74,16 +75,17 @@ FULL = ("No space left on device", "Disk quota exceeded", "Not enough free space
 
 
 def of_disk(error: BaseException) -> RunError | None:
-    """Return what to tell the user if a file could not be written; None if `error` is something else.
+    """Turn a failed read or write into a RunError for the user; None if `error` is something else.
 
-    Libraries that write in Rust or C++ have only words for a full disk; numpy says "N requested and M written".
+    Libraries that write from Rust or C++ report a full disk in the message alone; numpy says "N requested and M
+    written".
     """
     text = " ".join(str(error).split())[:200]
     number, file, reason = None, text, text
     if isinstance(error, OSError):
         number, file, reason = error.errno, str(error.filename or text), error.strerror or text
     if number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)) or any(words in text for words in FULL):
-        return RunError(f"the disk is full ({text}); free some space, and the same command goes on")
+        return RunError(f"the disk is full ({text}); free some space, then run the same command to resume")
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return RunError(f"{file} cannot be written ({reason}); make its folder writable")
     if number == errno.EIO:
@@ -92,7 +94,7 @@ def of_disk(error: BaseException) -> RunError | None:
 
 
 def nearest(word: str, choices: list[str] | tuple[str, ...]) -> str:
-    """Return ` (did you mean 'x'?)` for the choice closest to `word`, or an empty string when none is close."""
+    """Return ` (did you mean 'x'?)` for the choice closest to `word`, or "" if none is close."""
     import difflib
 
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)

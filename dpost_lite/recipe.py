@@ -1,10 +1,10 @@
-"""Every setting of a run, in one schema; its defaults are the paper's (DPO-ST, Table 5 and released code, Llama
+"""The schema of a recipe: every setting of a run, with the paper's defaults (DPO-ST, Table 5 and released code, Llama
 columns).
 
-A recipe file holds only what differs from here. Learning rates are the one deliberate departure: the paper fine-tunes
-all weights at 2e-5 / 3e-7, which would hardly move a LoRA adapter, so they have LoRA's own values.
+A recipe file lists only what differs from these defaults. Learning rates are the one deliberate departure: the paper
+fine-tunes all weights at 2e-5 / 3e-7, which would hardly move a LoRA adapter, so the defaults are typical for LoRA.
 
-Order of precedence: defaults < recipe file < `key=value` on the command line.
+Precedence: defaults < recipe file < `key=value` on the command line. Reading and overriding: recipe_files.py.
 """
 
 from pathlib import Path
@@ -26,19 +26,19 @@ class ModelRecipe(_Section):
     """The base model."""
 
     name: str = "smollm2-135m-instruct"
-    """A folder, a hub id (owner/name), or smollm2-135m-instruct, which the demo extra brings."""
+    """A folder, a hub id (owner/name), or smollm2-135m-instruct, which comes with the demo extra."""
     precision: Literal["4bit", "16bit", "full"] = "4bit"
-    """What is trained: LoRA on a base in 4-bit NormalFloat (QLoRA), LoRA on one in 16 bit, or all weights in float32,
-    as in the papers.
+    """4bit: LoRA on a 4-bit NormalFloat base (QLoRA); 16bit: LoRA on a 16-bit base; full: all weights in float32, as in
+    the papers.
     """
     compute_dtype: ComputeType = "auto"
-    """The type of products and of what is sampled from: bfloat16, float32, or auto: bfloat16 where the hardware
-    multiplies it (float16 on older GPUs), else float32. Training all weights is always in float32.
+    """The type for matrix products and sampling weights. auto takes bfloat16 where the hardware supports it (float16 on
+    older GPUs), else float32. Full-weight training always uses float32.
     """
     backend: Literal["auto", "unsloth", "plain"] = "auto"
-    """What LoRA trains with: unsloth, or transformers and peft alone; auto takes unsloth where it can run."""
+    """What trains LoRA: unsloth, or plain transformers and peft; auto takes unsloth where it can run."""
     prompt: Literal["auto", "chat", "plain"] = "auto"
-    """The model's own chat template, or "Question: … Answer:"; auto takes the chat template where there is one."""
+    """The model's own chat template, or plain "Question: … Answer:"; auto takes the chat template if there is one."""
 
 
 class DataRecipe(_Section):
@@ -47,37 +47,37 @@ class DataRecipe(_Section):
     train: str = "gsm8k"
     """gsm8k, synthetic, or a .jsonl/.json/.csv/.parquet file."""
     test: str | None = None
-    """gsm8k, multiarith, asdiv, svamp, synthetic, or a file; unset, the set that belongs to train (for a file: its
-    dev part).
+    """gsm8k, multiarith, asdiv, svamp, synthetic, or a file; unset, the test set of the training source (for a file, a
+    tenth of it, or the dev part of data.split_file).
     """
     data_dir: Path | None = None
-    """A folder with the named sets as files, instead of the hub."""
+    """A folder with the named sets as files, read instead of the hub."""
     split_file: Path | None = None
-    """A JSON file with line numbers `train` and `dev`; unset, a fixed rule splits."""
+    """A JSON file with the lists `train` and `dev` of 0-based row numbers; unset, the split follows a fixed rule."""
     dev_size: int | None = Field(None, ge=0)
-    """Problems held out of train, to choose the best round; unset, 768 of gsm8k (the paper's) or a tenth of a file."""
+    """Problems held out of train to pick the best round; unset, 768 of gsm8k (as in the paper) or a tenth of a file."""
     limit: int | None = Field(None, ge=1)
-    """At most this many problems of train, of dev and of test."""
+    """Use at most this many problems each of train, dev and test."""
     test_limit: int | None = Field(None, ge=1)
-    """At most this many problems of test."""
+    """Use at most this many test problems."""
     num_labelled: int | None = Field(None, ge=1)
-    """How many problems show their rationale to the warm-up (the first ones that carry one); unset, all."""
+    """How many problems keep their rationale for the warm-up (the first that have one); unset, all."""
 
 
 class SyntheticRecipe(_Section):
-    """The built-in word problems; used where data.train or data.test is `synthetic`."""
+    """The built-in word problems, used when data.train or data.test is `synthetic`."""
 
     num_train: int = Field(400, ge=1)
     num_dev: int = Field(0, ge=0)
     num_test: int = Field(200, ge=1)
     min_steps: int = Field(1, ge=1, le=4)
-    """Fewest reasoning steps of a problem."""
+    """Minimum reasoning steps of a problem."""
     max_steps: int = Field(4, ge=1, le=4)
-    """Most reasoning steps of a problem."""
+    """Maximum reasoning steps of a problem."""
 
 
 class LoraRecipe(_Section):
-    """The adapter that is trained in place of the weights."""
+    """The LoRA adapter that is trained instead of the weights."""
 
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
@@ -85,29 +85,29 @@ class LoraRecipe(_Section):
 
 
 class SftRecipe(_Section):
-    """Supervised fine-tuning, from the base each round."""
+    """Supervised fine-tuning (SFT); every round starts from the base."""
 
     learning_rate: float = Field(2e-4, gt=0)
     epochs: float = Field(2, gt=0)
     batch_size: int = Field(128, ge=1)
     """Rationales per optimiser step."""
     micro_batch_size: int = Field(8, ge=1)
-    """Rationales per forward; the rest of the batch is accumulated."""
+    """Rationales per forward pass; gradients are accumulated over the batch."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    """The floor of the cosine schedule, as a share of the peak."""
+    """Where the cosine schedule ends, as a fraction of the peak."""
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     max_length: int = Field(640, ge=16)
-    """Tokens of prompt and rationale; longer examples are left out and counted."""
+    """Tokens of prompt and rationale; longer examples are dropped and counted."""
 
 
 class DpoRecipe(_Section):
-    """Direct preference optimisation, from the SFT policy, which is also the frozen reference."""
+    """Direct preference optimisation (DPO) of the SFT policy, which is also the frozen reference."""
 
     learning_rate: float = Field(2e-5, gt=0)
     max_steps: int = Field(100, ge=1)
-    """Stop after this many optimiser steps, or after one pass over the pairs, whichever comes first."""
+    """Stop after this many optimiser steps or one pass over the pairs, whichever comes first."""
     batch_size: int = Field(128, ge=1)
     micro_batch_size: int = Field(4, ge=1)
     beta: float = Field(0.1, gt=0)
@@ -123,7 +123,7 @@ class DpoRecipe(_Section):
 
 
 class SamplingRecipe(_Section):
-    """How rationales are drawn."""
+    """How rationales are sampled."""
 
     samples_for_pairs: int = Field(5, ge=1)
     """Samples per question from the SFT policy, for preference pairs."""
@@ -133,36 +133,37 @@ class SamplingRecipe(_Section):
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(300, ge=8)
     weights: Literal["merged", "quantized"] = "merged"
-    """Sample from merged 16-bit weights, or, slower and in a third of their memory, from the base with its adapter."""
+    """Sample from merged 16-bit weights, or from the quantised base plus adapter: slower, in a third of the memory."""
     max_rows: int = Field(256, ge=1)
-    """Rationales that are decoded side by side, if memory allows."""
+    """Maximum rationales decoded in one batch; fewer if memory is short."""
     memory_gib: float | None = Field(None, gt=0)
-    """Memory for their cache and logits; by default a third of the RAM, or four fifths of what the
-    model leaves of a GPU."""
+    """Memory for the KV cache and logits; unset, a third of the RAM, or four fifths of what the model leaves free on a
+    GPU.
+    """
 
 
 class PairsRecipe(_Section):
-    """From graded rationales to preference pairs."""
+    """How graded rationales become preference pairs."""
 
     jaccard_threshold: float = Field(0.7, gt=0, le=1)
-    """Two rationales that share more of their token sets than this count as the same."""
+    """Two rationales whose token sets have a higher Jaccard index than this count as duplicates."""
     max_per_problem: int = Field(3, ge=1)
     gold_first: bool = True
-    """Prepend the gold rationale, where a problem has one, as first chosen."""
+    """Put the gold rationale, if the problem has one, first among the chosen."""
     pool_rounds: bool = True
-    """Use the samples of all earlier SFT policies too."""
+    """Also use the samples of all earlier SFT policies."""
     unfinished_rejected: bool = False
-    """Let rationales that were cut off by the token limit count as wrong."""
+    """Count rationales that hit the token limit as wrong."""
 
 
 class LabelsRecipe(_Section):
-    """From graded rationales to pseudo-labels."""
+    """How graded rationales become pseudo-labels."""
 
     jaccard_threshold: float = Field(0.7, gt=0, le=1)
     pool_rounds: bool = True
-    """Use the samples of all earlier DPO policies too."""
+    """Also use the samples of all earlier DPO policies."""
     cap_percentile: int = Field(90, ge=1, le=100)
-    """A problem keeps at most this percentile of the labels per problem."""
+    """Cap the labels of a problem at this percentile of the labels per problem."""
     max_per_problem: int = Field(100, ge=1)
 
 
@@ -171,13 +172,13 @@ class CalculatorRecipe(_Section):
 
     enabled: bool = True
     max_decimals: int = Field(6, ge=0, le=12)
-    """A result that terminates within this many decimals is printed exactly."""
+    """Results with at most this many decimals are printed exactly."""
     rounded_decimals: int = Field(2, ge=0, le=12)
-    """Any other result is rounded to this many."""
+    """All other results are rounded to this many decimals."""
 
 
 class ExportRecipe(_Section):
-    """The file that the user takes home."""
+    """The exported GGUF file."""
 
     quant: Literal["q4_k_m", "q5_k_m", "q8_0", "f16"] = "q4_k_m"
 
@@ -186,16 +187,16 @@ class Recipe(_Section):
     """All settings of a run."""
 
     method: MethodName = "dpo-st"
-    """dpo-st (Algorithm 2), st (Algorithm 1: plain self-training), or sft (the warm-up alone)."""
+    """dpo-st (Algorithm 2), st (Algorithm 1: plain self-training), or sft (warm-up only)."""
     rounds: int = Field(3, ge=1)
-    """Most rounds of self-training."""
+    """Maximum rounds of self-training."""
     patience: int | None = Field(None, ge=1)
-    """Stop after this many rounds without a better dev accuracy; unset, never."""
+    """Stop after this many rounds without better dev accuracy; unset, run all rounds."""
     seed: int = Field(42, ge=0)
     checkpoint_s: float = Field(60, ge=0)
-    """Seconds between checkpoints inside a training; more where writing them would take above 1 % of the time."""
+    """Seconds between training checkpoints; longer if writing them would take more than 1 % of the time."""
     report_to: tuple[Tracker, ...] = ()
-    """Hand the trainings' metrics to these too, as transformers does: tensorboard, trackio, wandb, mlflow."""
+    """Also report training metrics to these trackers, as transformers does: tensorboard, trackio, wandb, mlflow."""
     model: ModelRecipe = ModelRecipe()
     data: DataRecipe = DataRecipe()
     synthetic: SyntheticRecipe = SyntheticRecipe()
@@ -210,8 +211,8 @@ class Recipe(_Section):
 
     @field_validator("report_to", mode="before")
     @classmethod
-    def _listed(cls, value: Any) -> Any:
-        """One name, or several with commas, do as well as a list."""
+    def _split_trackers(cls, value: Any) -> Any:
+        """Accept a comma-separated string as well as a list."""
         return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -226,6 +227,6 @@ class Recipe(_Section):
             if section.batch_size > section.micro_batch_size and section.batch_size % section.micro_batch_size:
                 raise ValueError(
                     f"{name}.batch_size={section.batch_size} is not a multiple of "
-                    f"{name}.micro_batch_size={section.micro_batch_size}; change one of them"
+                    f"{name}.micro_batch_size={section.micro_batch_size}; change one of the two"
                 )
         return self

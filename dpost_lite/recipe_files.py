@@ -12,15 +12,15 @@ from dpost_lite.recipe import Recipe
 
 
 def recipes_dir() -> Path:
-    """Return the folder of the recipes that came with the package."""
+    """Return the folder of the recipes that ship with the package."""
     inside = Path(__file__).parent / "recipes"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
 
 
 def load_recipe(source: str | Path | None = None, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe by name or path (None: the defaults) and apply `key=value` overrides, dots for nesting.
+    """Read a recipe by name or path (None: the defaults) and apply `key=value` overrides; dots separate nested keys.
 
-    Raises RecipeError that names the file and key, with the nearest known name.
+    Raises RecipeError naming the file and key, with the nearest known name.
     """
     values = _read_yaml(_locate(str(source))) if source is not None else {}
     set_keys(values, overrides or [])
@@ -28,13 +28,13 @@ def load_recipe(source: str | Path | None = None, overrides: list[str] | None = 
 
 
 def set_keys(values: dict[str, Any], overrides: list[str]) -> None:
-    """Set each `key=value` in nested values, which are not validated; the last of a key counts."""
+    """Set each `key=value` in nested `values`, without validating them; the last value of a key wins."""
     for override in overrides:
         _set_key(values, override)
 
 
 def validate(values: dict[str, Any], *, where: str = "recipe") -> Recipe:
-    """Build a Recipe from nested values; RecipeError on the first unknown key or bad value."""
+    """Build a Recipe from nested values. Raises RecipeError for the first unknown key or bad value."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -45,7 +45,7 @@ def _locate(source: str) -> Path:
     path = Path(source).expanduser()
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise RecipeError(f"--recipe: there is no file {source}")
+            raise RecipeError(f"--recipe: there is no file {source}; give the path of a .yaml file, or a recipe's name")
         return path
     known = sorted(p.stem for p in recipes_dir().glob("*.yaml"))
     if source not in known:
@@ -58,12 +58,13 @@ def _locate(source: str) -> Path:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:  # ValueError: not UTF-8, or no date
-        raise RecipeError(f"--recipe: {path} cannot be read as YAML: {' '.join(str(error).split())[:200]}") from error
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:  # ValueError: not UTF-8, or an invalid date
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(f"--recipe: {path} cannot be read as YAML ({reason}); fix the file") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise RecipeError(f"--recipe: {path} must hold keys and values, not a {type(values).__name__}")
+        raise RecipeError(f"--recipe: {path} must contain keys and values, not a {type(values).__name__}")
     return values
 
 
@@ -81,7 +82,7 @@ def _set_key(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise RecipeError(f"{key}: '{parent}' is a value, not a section")
+            raise RecipeError(f"{key}: '{parent}' is a value, not a section; remove one of the two")
         node = child
     node[last] = value
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.problems.records import Answered, Rationale, Score, write_jsonl
+from dpost_lite.problems.records import GradedAnswer, Rationale, Score, write_jsonl
 from dpost_lite.recipe_files import load_recipe
 
 
@@ -45,7 +45,7 @@ class RunFolder:
         self.stage(
             f"score/{name}",
             metrics={"dev": metrics},
-            dev=[Answered(str(i), 0, "", "stop", "", i in right) for i in range(100)],
+            dev=[GradedAnswer(str(i), 0, "", "stop", "", i in right) for i in range(100)],
         )
 
     def journal(self, *events: dict[str, Any]) -> None:

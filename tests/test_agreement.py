@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from dpost_lite.problems.grading import flexible_answer, same_number, strict_answer
-from dpost_lite.problems.records import Answered, read_jsonl
+from dpost_lite.problems.records import GradedAnswer, read_jsonl
 
-OUTPUTS = list(read_jsonl(Path(__file__).with_name("outputs.jsonl"), Answered))
+OUTPUTS = list(read_jsonl(Path(__file__).with_name("outputs.jsonl"), GradedAnswer))
 IGNORED = (",", r"\$", r"(?s).*#### ", r"\.$")
 
 

@@ -53,7 +53,7 @@ def draw(folder: RunFolder, number: int, part: str, *, by_dpo: bool = False, **c
 def test_unfinished_rationales_alarm(folder) -> None:
     assert alarms.alarms(folder.path, draw(folder, 1, "pairs", cut=1)) == []
     assert alarm(folder, draw(folder, 2, "pairs", cut=2)) == (
-        "2.0% of the rationales ran into the limit of 96 tokens: raise sampling.max_new_tokens"
+        "2.0% of the rationales hit the limit of 96 tokens: raise sampling.max_new_tokens"
     )
     assert alarm(folder, draw(folder, 3, "pairs", cut=1, rambling=1)).endswith(
         "tokens: raise sft.epochs or sft.learning_rate"
@@ -83,7 +83,7 @@ def test_a_dpo_that_hardly_did_anything_is_not_to_blame(folder) -> None:
 def test_repetition_alarms_with_the_key_of_what_brought_it(folder, before, by_dpo, key) -> None:
     draw(folder, 1, "pairs", looping=before)
     text = alarm(folder, draw(folder, 1, "labels", by_dpo=by_dpo, looping=3))
-    assert text.startswith("3.0% of the rationales say the same again and again: ")
+    assert text.startswith("3.0% of the rationales repeat themselves: ")
     assert key in text
 
 
@@ -92,21 +92,21 @@ def test_drifting_lengths_alarm(folder, tokens) -> None:
     draw(folder, 1, "pairs")
     text = alarm(folder, draw(folder, 1, "labels", by_dpo=True, tokens=tokens))
     assert text.startswith(
-        f"DPO took finished rationales from 10 tokens to {tokens}: lower dpo.learning_rate or raise dpo."
+        f"DPO changed the mean rationale from 10 to {tokens} tokens: lower dpo.learning_rate or raise dpo."
     )
     assert "dpo.loss=sigmoid_norm" in text
     folder.recipe("dpo.loss=sigmoid_norm")
     assert "sigmoid_norm" not in alarm(folder, "round-1/samples-labels")
-    assert alarms.alarms(folder.path, draw(folder, 2, "pairs")) == []  # what SFT drew is held against what SFT drew
+    assert alarms.alarms(folder.path, draw(folder, 2, "pairs")) == []  # SFT samples are compared with SFT samples
     assert alarm(folder, draw(folder, 3, "pairs", tokens=tokens)).startswith(
-        "this round took finished rationales from 10"
+        "this round changed the mean rationale from 10"
     )
 
 
 def test_rounds_beyond_the_ninth_come_after_it(folder) -> None:
     for number, tokens in ((1, 20), (9, 10), (10, 20)):
         draw(folder, number, "labels", tokens=tokens)
-    assert "from 10 tokens to 20" in alarm(folder, "round-10/samples-labels")
+    assert "from 10 to 20 tokens" in alarm(folder, "round-10/samples-labels")
     (folder.path / "round-1-copy").mkdir()
     (folder.path / "round-1" / "samples-labels").rename(folder.path / "round-1-copy" / "samples-labels")
     assert [one.number for one in health.rounds(folder.path)] == [9, 10]
@@ -115,14 +115,16 @@ def test_rounds_beyond_the_ninth_come_after_it(folder) -> None:
 def test_too_few_pairs_alarm(folder) -> None:
     folder.recipe("dpo.batch_size=8", "dpo.max_steps=100")
     folder.stage("round-1/pairs", pairs=[PreferencePair("0", "?", "", "", (1,), (2,))] * 20)
-    assert alarm(folder, "round-1/pairs").startswith("20 pairs make 3 of dpo.max_steps=100: raise sampling.samples_for")
+    assert alarm(folder, "round-1/pairs").startswith(
+        "20 pairs are enough for 3 of dpo.max_steps=100: raise sampling.samples_for"
+    )
 
 
 def test_a_falling_chosen_log_probability_alarms(folder) -> None:
     folder.stage("round-1/dpo")
     folder.dpo_steps((0.0, 0.0), (-9.04, -30.0))
     assert alarm(folder, "round-1/dpo") == (
-        "the log-probability of chosen rationales fell by 9.0 nats, that of rejected ones changed by -30.0: "
+        "the log-probability of chosen rationales dropped by 9.0 nats (rejected: -30.0): "
         "lower dpo.learning_rate or set dpo.nll_weight"
     )
 
@@ -131,7 +133,7 @@ def test_a_dpo_that_hardly_does_anything_alarms(folder) -> None:
     folder.stage("round-1/dpo")
     folder.dpo_steps((0.2, -0.6))
     assert alarm(folder, "round-1/dpo") == (
-        "DPO moved the log-probabilities of chosen and rejected rationales only 0.8 nats apart: raise "
+        "DPO separated the log-probabilities of chosen and rejected rationales by 0.8 nats only: raise "
         "dpo.learning_rate or dpo.max_steps"
     )
 
@@ -144,8 +146,7 @@ def test_a_falling_dev_accuracy_alarms(folder) -> None:
         assert len(alarms.alarms(folder.path, f"score/{name}")) == (name == "round-3"), name
     assert alarms.alarms(folder.path, "score/base") == []
     assert alarm(folder, "score/round-3") == (
-        "accuracy on the dev problems fell from 40.0% (round-1) to 34.0%: set patience=1 to stop where it falls, or "
-        "lower sft.epochs"
+        "dev accuracy dropped from 40.0% (round-1) to 34.0%: set patience=1 to stop at a drop, or lower sft.epochs"
     )
     folder.recipe("patience=1")
     assert alarm(folder, "score/round-3").endswith("to 34.0%: lower sft.epochs")
@@ -161,7 +162,7 @@ def test_a_stage_alarms_once_when_it_ends(folder) -> None:
     assert told == [("alarm", "round-1/dpo")]
 
 
-def test_what_cannot_be_told_does_not_end_a_run(folder) -> None:
+def test_a_failing_check_does_not_end_a_run(folder) -> None:
     folder.stage("round-1/pairs")  # its file is missing
     told = []
     alarms.watch(folder.path, lambda kind, **fields: told.append((kind, fields["text"])))(
@@ -169,4 +170,4 @@ def test_what_cannot_be_told_does_not_end_a_run(folder) -> None:
     )
     ((kind, text),) = told
     assert kind == "notice"
-    assert text.startswith("round-1/pairs: its health could not be told (FileNotFoundError: ")
+    assert text.startswith("round-1/pairs: alarms could not be checked (FileNotFoundError: ")

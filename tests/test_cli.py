@@ -18,7 +18,7 @@ from dpost_lite.pipeline import preflight
 from dpost_lite.pipeline import run as pipeline_run
 from dpost_lite.pipeline.run import Outcome
 from dpost_lite.planner.plan import Plan, settings_of
-from dpost_lite.problems.records import Answered, Score, write_jsonl
+from dpost_lite.problems.records import GradedAnswer, Score, write_jsonl
 from dpost_lite.recipe import DataRecipe, Recipe
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import Artifact, Run, write_json
@@ -86,8 +86,8 @@ def test_version_and_a_bare_call() -> None:
         ("run --model empty", "model.name: the folder empty holds no config.json"),
         ("run --model model --data no.jsonl --out new", "there is no file or set 'no.jsonl'"),
         ("run --model model --data words.jsonl --out new", "words.jsonl has no usable row"),
-        ("run --model model --data notes.txt --out new", "cannot tell what kind of file this is"),
-        ("run --model odd --out new", "a model of type 'odd' cannot become GGUF"),
+        ("run --model model --data notes.txt --out new", "unknown file type"),
+        ("run --model odd --out new", "models of type 'odd' cannot be exported to GGUF"),
         ("run --model model --out full", "--out: full exists and is not a run folder; name another"),
         ("run --model model --out run", "--out: run holds stage 'data' made with other settings"),
         ("run --model model dpo.loss=sigmod", "dpo.loss"),
@@ -99,14 +99,14 @@ def test_version_and_a_bare_call() -> None:
         ("solve empty why", "empty is not a run folder (no run.json)"),
         ("solve half why", "half has no exported model yet"),
         ("solve run why --calculator of", "--calculator: of (did you mean 'off'?); give on, off"),
-        ("eval model", "--data: a model has no problems of its own"),
+        ("eval model", "--data: a model has no test problems of its own"),
         ("eval nowhere/ --data synthetic", "model.name: nowhere/ is neither a folder nor a hub id"),
         ("eval model --policy sft-0 --data synthetic", "--policy: model is not a run folder"),
-        ("eval run --policy round-3", "--policy: run holds no policy round-3 (did you mean 'round-2'?)"),
+        ("eval run --policy round-3", "--policy: run has no policy round-3 (did you mean 'round-2'?)"),
         ("export empty --quant q8_0", "empty is not a run folder"),
         ("export run --quant q9", "--quant: export.quant: "),
         ("export half --quant q8_0", "half has no exported model yet"),
-        ("export run --quant q8_0 --out words.jsonl/model.gguf", "--out: words.jsonl cannot be made"),
+        ("export run --quant q8_0 --out words.jsonl/model.gguf", "--out: words.jsonl cannot be created"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(cwd: Path, bare_model: Path, arguments: str, message: str) -> None:
@@ -141,7 +141,7 @@ def test_a_bug_stays_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [("run", "interrupted; the same command goes on"), ("data gsm8k", "interrupted")]
+    ("arguments", "message"), [("run", "interrupted; run the same command to resume"), ("data gsm8k", "interrupted")]
 )
 def test_ctrl_c_is_one_line_and_exit_code_130(monkeypatch: pytest.MonkeyPatch, arguments: str, message: str) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
@@ -177,7 +177,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
         write_json(run.path / "export" / "done.json", {"metrics": {"policy": "round-1/sft"}})
         for name, right in (("sft-0", range(20)), ("round-1", range(15, 40))):
             (run.path / "score" / name).mkdir(parents=True)
-            answers = [Answered(str(i), 0, "", "stop", None, i in right) for i in range(100)]
+            answers = [GradedAnswer(str(i), 0, "", "stop", None, i in right) for i in range(100)]
             write_jsonl(run.path / "score" / name / "test.jsonl", answers)
         write_json(run.path / "solved.json", [{"question": "1+1?", "answer": "2", "solution": solution}])
         exported = Artifact("export", run.path / "export", "", {"file": "m.gguf"})
@@ -223,7 +223,7 @@ def test_a_run_ends_with_scores_verdict_problems_files_and_next_commands(trained
     assert "Self-training gained 5.0 points (round-1 is at 25.0%, sft-0 at 20.0%; 95 % interval " in out
     assert "may be chance" in out
     assert "1+1? [i]2[/i] #### 2 ✓ the answer is 2" in out
-    assert "runs/rehearsal/export/m.gguf (3 MiB), made from round-1/sft" in out
+    assert "runs/rehearsal/export/m.gguf: the model (3 MiB), exported from round-1/sft" in out
     for command in (
         'solve runs/rehearsal "…"',
         "report runs/rehearsal",
@@ -233,12 +233,12 @@ def test_a_run_ends_with_scores_verdict_problems_files_and_next_commands(trained
         assert f"dpost-lite {command}" in out
 
 
-def test_stages_are_put_aside_before_the_run_goes_on(trained, cwd: Path) -> None:
+def test_stages_are_archived_before_the_run_continues(trained, cwd: Path) -> None:
     a_run(cwd)
     options = ("--restart-from", "sft-0, export", "--restart-from", "round-1/sft")
     result = dpost_lite("run", "--out", "run", *options)
     assert result.exit_code == 0, result.output
-    assert "put aside: export, round-1/sft, sft-0\n" in result.stdout
+    assert "archived: export, round-1/sft, sft-0\n" in result.stdout
     aside = [path.relative_to("run").as_posix() for path in Path("run").rglob("*-before-*")]
     assert sorted(name.partition("-before-")[0] for name in aside) == ["export", "round-1/sft", "sft-0"]
     assert len(trained) == 1

@@ -8,7 +8,7 @@ import pytest
 from command_line import a_run, dpost_lite
 
 from dpost_lite.errors import DataError, RunError
-from dpost_lite.evaluation.evaluate import kept_answers
+from dpost_lite.evaluation.evaluate import saved_answers
 from dpost_lite.evaluation.targets import find_target, policies_of, policy_dir, problems_for
 from dpost_lite.recipe import Recipe, SamplingRecipe
 from dpost_lite.runs.folder import Run
@@ -26,7 +26,7 @@ def test_policies_of_a_run_come_in_order(cwd: Path, bare_model: Path) -> None:
     assert policy_dir(run, "base") is None
     assert policy_dir(run, "round-2") == policy_dir(run, "round-2/sft") == run.path / "round-2/sft"
     assert policy_dir(run, "round-2/dpo") == run.path / "round-2/dpo"
-    with pytest.raises(RunError, match="holds no policy data"):
+    with pytest.raises(RunError, match="has no policy data"):
         policy_dir(run, "data")
 
 
@@ -127,7 +127,7 @@ def test_export_writes_the_best_policy_or_the_one_named(
     assert result.exit_code == 0, result.output
     assert calls == [("q8_0", bare_model, adapter, file)]
     again = dpost_lite("export", "run", "--quant", "q8_0", *arguments.split())
-    assert "is there already" in again.stdout
+    assert "already exists" in again.stdout
     assert len(calls) == 1
 
 
@@ -146,7 +146,7 @@ def test_eval_of_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
     on, off = [line.split() for line in result.stdout.splitlines() if line.startswith("smollm2-135m-instruct ")][:2]
     assert [on[:2], off[:2]] == [["smollm2-135m-instruct", "on"], ["smollm2-135m-instruct", "off"]]
     assert on[-1] == off[-1] == "1"
-    assert len(kept_answers(Path("evals/smollm2-135m-instruct/synthetic/smollm2-135m-instruct"))) == 1
+    assert len(saved_answers(Path("evals/smollm2-135m-instruct/synthetic/smollm2-135m-instruct"))) == 1
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_a_cpu_is_planned_with_the_rehearsal_and_named_in_the_next_command() -> 
     assert result.exit_code == 0, result.output
     assert "RAM peak" in result.stdout
     assert "GPU" not in result.stdout
-    assert re.search(r"about \d+ minutes in all", result.stdout)
+    assert re.search(r"total time about \d+ minutes", result.stdout)
     assert result.stdout.rstrip().endswith("next: dpost-lite run --gpu-mem cpu --model smollm2-135m-instruct")
 
 
@@ -102,11 +102,11 @@ def test_data_shows_counts_refused_rows_and_exact_samples(cwd: Path, bare_model:
     assert "and 2 more" in out
     assert "[b]2+2[/b]?" in out
     assert "2+2=<<2+2=4>>4\n#### 4</s>" in out  # the stop token is what is trained on, so it is seen
-    assert "no worked solution; the answer is 3" in out
+    assert "no worked solution, answer 3" in out
 
 
 def test_data_of_the_built_in_problems_is_what_a_bare_run_trains_on(bare_model: Path) -> None:
     data = load_recipe("rehearsal")
     out = dpost_lite("data", "synthetic", "--model", bare_model).stdout
     assert f"{data.synthetic.num_train:,} problems" in out
-    assert out.count("tokens of prompt") == 3
+    assert out.count(" prompt tokens") == 3

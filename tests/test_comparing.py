@@ -124,7 +124,7 @@ def test_the_mean_over_seeds_draws_a_problem_with_all_of_its_answers():
 
 
 def test_models_without_a_common_problem_cannot_be_compared():
-    with pytest.raises(DataError, match="--compare: the two have no problem in common"):
+    with pytest.raises(DataError, match="--compare: the two have no problems in common"):
         compare({"a": True}, {"b": True})
 
 

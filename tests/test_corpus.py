@@ -96,7 +96,7 @@ def test_dev_size_is_what_was_asked_for(tmp_path):
     source = write(tmp_path / "mine.jsonl", 40)
     assert len(from_file(source, dev_size=2).dev) == 2
     assert len(from_file(source, dev_size=20).dev) == 20
-    with pytest.raises(DataError, match=r"data\.dev_size=36 leaves nothing of 36"):
+    with pytest.raises(DataError, match=r"data\.dev_size=36 leaves none of 36"):
         from_file(source, dev_size=36)
 
 
@@ -171,7 +171,7 @@ def test_a_named_set_has_its_own_test_part(tmp_path):
     write(tmp_path / "gsm8k" / "test.jsonl", 5, first=50)
     corpus = from_file("gsm8k", data_dir=tmp_path, dev_size=8)
     assert [len(part) for part in (corpus.train, corpus.dev, corpus.test)] == [22, 8, 5]
-    with pytest.raises(DataError, match=r"dev_size=30 leaves nothing of 30"):
+    with pytest.raises(DataError, match=r"dev_size=30 leaves none of 30"):
         from_file("gsm8k", data_dir=tmp_path, dev_size=30)  # not made smaller in silence, as for a file
 
 
@@ -182,7 +182,7 @@ def test_nothing_to_test_on(tmp_path):
     source = write(tmp_path / "mine.jsonl", 9)
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": list(range(9)), "dev": []}))
-    with pytest.raises(DataError, match=r"nothing to test on; give data\.test"):
+    with pytest.raises(DataError, match=r"no test problems; set data\.test"):
         from_file(source, split_file=split)
     assert len(from_file(source).test) == 1
     assert len(from_file(source, dev_size=0, test=write(tmp_path / "other.jsonl", 2, first=50)).train) == 9

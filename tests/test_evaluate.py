@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from dpost_lite.cli.app import app
 from dpost_lite.errors import ModelError, RunError
-from dpost_lite.evaluation.evaluate import Sampling, evaluate, file_name, kept_answers, new_folder
+from dpost_lite.evaluation.evaluate import Sampling, evaluate, file_name, new_folder, saved_answers
 from dpost_lite.evaluation.targets import find_target
 from dpost_lite.pipeline.export import export_gguf
-from dpost_lite.problems.records import Answered, Problem, Score
+from dpost_lite.problems.records import GradedAnswer, Problem, Score
 from dpost_lite.recipe_files import load_recipe
 
 PROBLEMS = [Problem(str(i), f"Ann has {i} boxes and buys {i} more. How many?", str(2 * i)) for i in range(4)]
@@ -49,24 +49,24 @@ def test_every_answer_is_kept_with_its_question(scored, base_dir, tmp_path):
     assert isinstance(scores[0], Score)
     name = file_name(str(base_dir))
     for folder in (tmp_path / "out" / name, tmp_path / "out" / f"{name}-off"):
-        answers = kept_answers(folder)
+        answers = saved_answers(folder)
         assert [(a.problem_id, a.question, a.answer) for a in answers] == [
             (p.id, p.question, p.answer) for p in PROBLEMS
         ]
-        samples = kept_answers(folder / "samples.jsonl")
+        samples = saved_answers(folder / "samples.jsonl")
         assert [(s.problem_id, s.sample) for s in samples] == [(p.id, k) for p in PROBLEMS for k in range(3)]
         assert len({s.text for s in samples if s.problem_id == "1"}) > 1
-    assert scores[0].num_unparsed == sum(a.predicted is None for a in kept_answers(tmp_path / "out" / name))
-    assert scores[0].num_characters == sum(len(a.text) for a in kept_answers(tmp_path / "out" / name))
+    assert scores[0].num_unparsed == sum(a.predicted is None for a in saved_answers(tmp_path / "out" / name))
+    assert scores[0].num_characters == sum(len(a.text) for a in saved_answers(tmp_path / "out" / name))
 
 
 def test_an_adapter_is_scored_on_the_base_that_it_names(scored, base_dir, policy_dir, tmp_path):
     target = find_target(str(policy_dir))
     assert target.recipe.model.name == str(base_dir)
     assert scored(target)[0].name == policy_dir.name
-    adapted = kept_answers(tmp_path / "out" / policy_dir.name)
+    adapted = saved_answers(tmp_path / "out" / policy_dir.name)
     scored(find_target(str(base_dir)))
-    plain = kept_answers(tmp_path / "out" / file_name(str(base_dir)))
+    plain = saved_answers(tmp_path / "out" / file_name(str(base_dir)))
     assert [a.text for a in adapted] != [a.text for a in plain]
     assert find_target(str(policy_dir), base="other/base").recipe.model.name == "other/base"
 
@@ -86,8 +86,8 @@ def test_a_gguf_file_answers_like_the_weights_it_was_made_from(scored, base_dir,
     target = find_target(str(base_dir))
     in_float32 = {"model": target.recipe.model.model_copy(update={"compute_dtype": "float32"})}
     scored(replace(target, recipe=target.recipe.model_copy(update=in_float32)))
-    ours = kept_answers(tmp_path / "out" / file_name(str(base_dir)))
-    theirs = kept_answers(tmp_path / "out" / "tiny.gguf")
+    ours = saved_answers(tmp_path / "out" / file_name(str(base_dir)))
+    theirs = saved_answers(tmp_path / "out" / "tiny.gguf")
     assert [(a.text, a.end, a.predicted) for a in theirs] == [(a.text, a.end, a.predicted) for a in ours]
 
 
@@ -115,7 +115,7 @@ def kept(tmp_path):
     for name, right in (("a", "12"), ("b", "234")):
         (tmp_path / name).mkdir()
         rows = [
-            Answered(i, 0, f"<<1+1=2>>\x1b[1m[bold]\n#### {i}", "stop", i, i in right, question=f"Question {i}?")
+            GradedAnswer(i, 0, f"<<1+1=2>>\x1b[1m[bold]\n#### {i}", "stop", i, i in right, question=f"Question {i}?")
             for i in "1234"
         ]
         lines = [json.dumps({field: getattr(row, field) for field in row.__dataclass_fields__}) + "\n" for row in rows]
@@ -139,8 +139,8 @@ def test_mistakes_are_one_line(kept, monkeypatch):
     monkeypatch.chdir(kept)
     os.mkdir("empty")
     for arguments, says in (
-        (["eval"], "name a run's folder, a model"),
-        (["eval", "--compare", "a", "empty"], "--compare: empty itself holds no answers"),
+        (["eval"], "give a run's folder, a model"),
+        (["eval", "--compare", "a", "empty"], "--compare: empty contains no answers itself"),
         (
             ["eval", "x/y", "--data", "synthetic", "--against", "paper"],
             "--against paper: the paper has figures on gsm8k",
@@ -155,5 +155,5 @@ def test_mistakes_are_one_line(kept, monkeypatch):
 
 def test_a_file_of_something_else_is_no_answers(tmp_path):
     (tmp_path / "answers.jsonl").write_text('{"other": 1}\n')
-    with pytest.raises(RunError, match="is no file of answers"):
-        kept_answers(tmp_path)
+    with pytest.raises(RunError, match="is not a file of answers"):
+        saved_answers(tmp_path)

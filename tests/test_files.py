@@ -165,7 +165,7 @@ def test_digits_tell_questions_apart(tmp_path: Path) -> None:
     "rows", [[], [b"{", b"["], [{"text": "How many?"}], [{"question": "How many?", "answer": "?"}]]
 )
 def test_a_file_without_a_usable_row_says_what_is_expected(tmp_path: Path, rows: list) -> None:
-    with pytest.raises(DataError, match=r'own\.jsonl has no usable row \(.+\); expected are rows such as {"question"'):
+    with pytest.raises(DataError, match=r'own\.jsonl has no usable row \(.+\); expected rows such as {"question"'):
         load_rows(tmp_path, *rows)
 
 

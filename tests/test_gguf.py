@@ -241,9 +241,9 @@ def edit_json(path: Path, **values) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "gpt2"}, "known types: llama, mistral, qwen2, qwen3"),
-        ({"model_type": None}, "known types: llama, mistral, qwen2, qwen3"),
-        ({"quantization_config": {}}, "merge into 16-bit"),
+        ({"model_type": "gpt2"}, "supported: llama, mistral, qwen2, qwen3"),
+        ({"model_type": None}, "supported: llama, mistral, qwen2, qwen3"),
+        ({"quantization_config": {}}, "merge them into 16-bit"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "longrope"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 16}}, "beta_fast"),
@@ -275,14 +275,14 @@ def test_missing_or_broken_files_are_named(folder, tmp_path, name, content):
 
 def test_unknown_pre_tokenizer_is_refused(folder, tmp_path):
     edit_json(folder / "tokenizer.json", pre_tokenizer={"type": "Whitespace"})
-    with pytest.raises(ExportError, match="no pre-tokenizer known to equal"):
+    with pytest.raises(ExportError, match="no equivalent of this pre-tokenizer"):
         writer.write_gguf(folder, tmp_path / "out.gguf")
 
 
 def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(folder, tmp_path):
     """A normaliser that llama.cpp does not have shows in the probe's token ids alone."""
     edit_json(folder / "tokenizer.json", normalizer={"type": "Lowercase"})
-    with pytest.raises(ExportError, match="splits text differently from token"):
+    with pytest.raises(ExportError, match="tokenises the probe text differently from token"):
         writer.export(folder, tmp_path / "out.gguf", quant="q8_0")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
@@ -314,7 +314,7 @@ def test_weights_beyond_float16_are_refused(folder, tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][3, 4] = 1e6
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ExportError, match=r"layers\.0\.mlp\.up_proj\.weight holds values beyond float16"):
+    with pytest.raises(ExportError, match=r"layers\.0\.mlp\.up_proj\.weight has values outside float16"):
         writer.write_gguf(folder, tmp_path / "out.gguf")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     writer.write_gguf(folder, tmp_path / "out.gguf", dtype="bf16")
@@ -331,7 +331,7 @@ def test_too_little_disk_is_told_before_anything_is_written(folder, tmp_path, mo
 def test_out_must_be_a_file_that_can_be_made(folder, tmp_path):
     with pytest.raises(ExportError, match="is a folder"):
         writer.export(folder, tmp_path, quant="f16")
-    with pytest.raises(ExportError, match="cannot be made"):
+    with pytest.raises(ExportError, match="cannot be created"):
         writer.export(folder, folder / "config.json" / "out.gguf", quant="f16")
 
 

@@ -24,11 +24,11 @@ def test_what_was_drawn_is_counted_by_problem_and_by_rationale(folder) -> None:
     ]  # fmt: skip
     drawn[-1] = replace(drawn[-1], token_ids=tuple(looping) * 20, forced=(0,) * 80)
     folder.stage("round-1/samples-pairs", rationales=drawn)
-    found = health.drawn(folder.path / "round-1/samples-pairs")
+    found = health.sample_stats(folder.path / "round-1/samples-pairs")
     assert (found.all_right, found.mixed, found.all_wrong) == (0.25, 0.25, 0.5)
     assert (found.right, found.unfinished, found.repetitive) == (3 / 8, 1 / 8, 1 / 8)
     assert found.tokens == pytest.approx((6 * 10 + 30) / 7)  # of finished ones
-    assert (found.num_rationales, found.calculated, found.refused) == (8, 2, 1)
+    assert (found.num_rationales, found.calculated, found.left_to_model) == (8, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_pairs_and_labels_are_counted(folder) -> None:
     ids = tuple(range(9))
     pairs = [PreferencePair(p, "?", "yes", "no", ids[:8], ids[:n]) for p, n in (("0", 2), ("0", 4), ("2", 6))]
     folder.stage("round-1/pairs", pairs=pairs)
-    found = health.paired(folder.path / "round-1/pairs")
+    found = health.pair_stats(folder.path / "round-1/pairs")
     assert (found.num_pairs, found.num_problems, found.chosen_tokens, found.rejected_tokens) == (3, 2, 8, 4)
     gold = LabelledRationale("0", "?", "gold", ids, is_gold=True)
     first, second = (LabelledRationale(p, "?", t, ids, is_gold=False) for p, t in (("1", "a"), ("2", "b")))
@@ -65,4 +65,4 @@ def test_what_dpo_did_is_read_from_the_last_fifth_of_its_steps(folder) -> None:
     (one,) = health.rounds(folder.path)
     assert (one.dpo.num_steps, one.dpo.chosen_change, one.dpo.rejected_change) == (10, 1.5, -4.5)
     assert (one.dpo.kl, one.dpo.margin) == (pytest.approx(1.5), pytest.approx(0.6))
-    assert health.preferred([]) is None  # of an older version, without steps in its journal
+    assert health.dpo_stats([]) is None  # of an older version, without steps in its journal

@@ -118,7 +118,8 @@ def test_a_damaged_record_is_no_error(tiny, text, tmp_path):
 def test_a_file_that_crashes_either_way_is_refused_in_one_line_and_tried_again_later(tiny, dies, monkeypatch):
     dies("True", "SIGILL")
     with pytest.raises(
-        ExportError, match=r"crashes with f16 files .* \(SIGILL\); give another type, such as q8_0: --quant q8_0"
+        ExportError,
+        match=r"crashes with f16 files .* \(SIGILL\); choose another type, such as q8_0: `export --quant q8_0`",
     ) as error:
         llama.uses_extra_buffers(tiny)
     assert "\n" not in str(error.value)
@@ -192,7 +193,7 @@ def test_commands_survive_a_crash_with_one_line(tiny, dies, tmp_path, monkeypatc
 def test_a_child_that_was_stopped_says_nothing_of_the_file(tiny, dies, name):
     """Ctrl-C, or no memory left: llama.cpp is not to blame, and nothing is remembered."""
     dies("True", name)
-    with pytest.raises(ExportError, match=f"trying the f16 file was stopped \\({name}\\)"):
+    with pytest.raises(ExportError, match=f"testing the f16 file was stopped \\({name}\\)"):
         llama.uses_extra_buffers(tiny)
     assert llama.trials() == {}
     llama.remember("f16", Trial(True, True))

@@ -89,7 +89,7 @@ def test_the_command_says_what_was_changed(run):
         assert result.exit_code == code
         return result.stdout
 
-    assert "every file is as the run left it" in said(0)
+    assert "all files match the manifest" in said(0)
     (run.path / "round-1/sft/adapter.safetensors").unlink()
     assert said(1) == "missing: round-1/sft/adapter.safetensors\n"
 
@@ -99,5 +99,5 @@ def test_without_a_manifest_the_way_out_is_named(run):
     with pytest.raises(RunError, match="cannot be read"):
         verify(run.path)
     (run.path / "manifest.json").unlink()
-    with pytest.raises(RunError, match="not finished; give its command again"):
+    with pytest.raises(RunError, match="not finished; run its command again"):
         verify(run.path)

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dpost_lite.cli.app import app
-from dpost_lite.cli.resolve import Asked
+from dpost_lite.cli.resolve import RunRequest
 from dpost_lite.errors import ModelError
 from dpost_lite.planner.device import HERE, Device
 from dpost_lite.planner.plan import Plan, plan_for
@@ -71,19 +71,19 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Plan]]:
     monkeypatch.setattr("dpost_lite.pipeline.run.execute", execute)
     monkeypatch.setattr("dpost_lite.pipeline.preflight.preflight", lambda *_: None)
     monkeypatch.setattr("dpost_lite.runs.manifest.write_manifest", lambda *_: None)
-    monkeypatch.setattr("dpost_lite.cli.run._tell", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.cli.run._print_outcome", lambda *_: None)
     monkeypatch.setattr("dpost_lite.evaluation.baselines.differences", lambda _: [])
     return runs
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[RunRequest]:
     """Collect what `plan` shows."""
-    asked: list[Asked] = []
+    asked: list[RunRequest] = []
     module = importlib.import_module("dpost_lite.cli.plan")  # hidden by its function of the same name
     real = module.resolve
 
-    def resolve(*arguments: Any, **options: Any) -> tuple[Path, list[Asked]]:
+    def resolve(*arguments: Any, **options: Any) -> tuple[Path, list[RunRequest]]:
         folder, runs = real(*arguments, **options)
         asked.extend(runs)
         return folder, runs
@@ -137,8 +137,8 @@ def test_a_run_keeps_how_it_was_cut_whatever_is_free_later(started, monkeypatch)
     assert kept.sampling == before.sampling
     assert kept.sft == before.sft
     assert new.sampling.memory_gib < before.sampling.memory_gib
-    assert "kept as the run began" not in first
-    (line,) = (line for line in again.splitlines() if line.startswith("kept as the run began: "))
+    assert "kept from the run's first start" not in first
+    (line,) = (line for line in again.splitlines() if line.startswith("kept from the run's first start: "))
     assert f"sampling.memory_gib={before.sampling.memory_gib}" in line
     assert "sampling.max_rows" not in line  # the command says it
     given(*words, "--out", "one", "sft.batch_size=7")  # which the kept micro-batch need not divide

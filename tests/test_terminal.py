@@ -77,7 +77,7 @@ def test_plain_progress_is_at_most_one_line_in_ten_seconds() -> None:
         screen.progress(second, loss=1.5)
     progress = screen.lines[1:]
     assert len(progress) == 60 / PLAIN_INTERVAL_S
-    assert progress[-1] == "sft-0: 60/100 steps, 1 a second, 0:40 left, loss 1.5"
+    assert progress[-1] == "sft-0: 60/100 steps, 1/s, 0:40 left, loss 1.5"
 
 
 def test_plain_output_is_not_wrapped_and_holds_no_escape() -> None:
@@ -94,7 +94,7 @@ def test_rate_leaves_out_the_time_before_the_first_progress() -> None:
     screen.progress(10)
     screen.now += 20
     screen.progress(20)
-    assert screen.lines[-1] == "sft-0: 20/100 steps, 0.5 a second, 2:40 left"
+    assert screen.lines[-1] == "sft-0: 20/100 steps, 0.5/s, 2:40 left"
 
 
 def test_a_second_part_of_a_stage_counts_from_its_own_start() -> None:
@@ -103,7 +103,7 @@ def test_a_second_part_of_a_stage_counts_from_its_own_start() -> None:
     for done in (50, 100, 5, 25):  # dev, then test
         screen.now += 20
         screen.progress(done)
-    assert screen.lines[-1] == "score/base: 25/100 steps, 1 a second, 1:15 left"
+    assert screen.lines[-1] == "score/base: 25/100 steps, 1/s, 1:15 left"
 
 
 def test_slow_units_are_shown_in_seconds_each() -> None:
@@ -125,9 +125,9 @@ def test_live_block_shows_stage_bar_rate_time_left_metrics_and_place() -> None:
     block = screen.block()
     assert "▶ sft-0" in block
     assert "━" in block
-    assert "40/100 steps, 2 a second, 0:30 left" in block
+    assert "40/100 steps, 2/s, 0:30 left" in block
     assert "loss 1.25" in block
-    assert "0:20 since the start (stage 2 of 5)" in block
+    assert "0:20 elapsed (stage 2 of 5)" in block
     screen.now += 12
     assert "0:18 left" in screen.block()  # it counts down between two events
 
@@ -136,17 +136,17 @@ def test_time_to_go_is_the_plans_then_what_was_measured() -> None:
     screen = Screen(is_terminal=True, stages=PLAN)
     screen.tell("stage_started", stage="sft-0")
     screen.tell("planned", seconds=700, rates="measured here")
-    assert "to go" not in screen.block() + screen.text  # nobody has said: all may be done already
+    assert "ETA" not in screen.block() + screen.text  # nobody has said: all may be done already
     screen.tell("time_left", seconds=600)
-    assert screen.lines[-1] == "about 10:00 to go, estimated from rates measured here"
+    assert screen.lines[-1] == "ETA 10:00 (measured here)"
     screen.now += 100
-    assert "about 8:20 to go" in screen.block()
+    assert "ETA 8:20" in screen.block()
     screen.tell("time_left", seconds=700, stage="sft-0", planned=300.0, expected=420.0)
-    assert screen.lines[-1] == "about 11:40 to go: sft-0 planned 5:00, at this pace 7:00"
+    assert screen.lines[-1] == "ETA 11:40: sft-0 takes 7:00, planned 5:00"
     screen.now += 10
-    assert "about 11:30 to go" in screen.block()
+    assert "ETA 11:30" in screen.block()
     screen.tell("time_left", seconds=60)
-    assert "about 1:00 to go" in screen.block()
+    assert "ETA 1:00" in screen.block()
     assert "11:40" in screen.lines[-1]  # at a stage's end nothing is added
 
 
@@ -245,10 +245,15 @@ def test_a_solved_problem_is_marked_against_the_known_answer(strict: str | None,
 
 def test_a_fall_on_the_dev_problems_is_told_with_what_was_exported() -> None:
     rounds = [a_score("sft-0", 0.30), a_score("round-1", 0.35), a_score("round-2", 0.32)]
-    assert summary.fallen(rounds) == (
-        "On the dev problems accuracy fell from 35.0% of round-1 to 32.0% of round-2: round-1 is the best."
+    assert summary.dev_drop(rounds) == (
+        "Dev accuracy dropped from 35.0% (round-1) to 32.0% (round-2); round-1 is the best policy."
     )
-    assert summary.fallen(rounds[:2]) == summary.fallen([]) == summary.fallen([*rounds, a_score("round-3", 0.35)]) == ""
+    assert (
+        summary.dev_drop(rounds[:2])
+        == summary.dev_drop([])
+        == summary.dev_drop([*rounds, a_score("round-3", 0.35)])
+        == ""
+    )
 
 
 def test_what_answers_were_like_fits_into_eighty_columns() -> None:
@@ -288,5 +293,5 @@ def test_methods_stand_side_by_side(num_seeds) -> None:
     one = compare({"1": True, "2": False}, {"1": True, "2": True})
     told = summary.method_difference("st", "dpo-st", [one] * num_seeds)
     assert told.startswith("dpo-st - st: +50.0 points")
-    assert ("in the mean of 2 seeds, 95 % interval +0.0 to +100.0" in told) == (num_seeds == 2)
-    assert ("each +50.0 (p = 1), +50.0 (p = 1), p by McNemar's exact test" in told) == (num_seeds == 2)
+    assert ("on average over 2 seeds, 95 % interval +0.0 to +100.0" in told) == (num_seeds == 2)
+    assert ("by seed +50.0 (p = 1), +50.0 (p = 1), p by McNemar's exact test" in told) == (num_seeds == 2)

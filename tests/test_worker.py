@@ -289,7 +289,7 @@ def test_in_the_background_the_signal_stays_ignored(run, listens):
 
 @pytest.mark.parametrize("how", ["python", "safetensors", "numpy"])
 def test_a_full_disk_is_told_as_such(run, small_disk, how):
-    with pytest.raises(RunError, match=r"^the disk is full .*; free some space, and the same command goes on$"):
+    with pytest.raises(RunError, match=r"^the disk is full .*; free some space, then run the same command to resume$"):
         run(writes, folder=small_disk(2**20), how=how)
 
 

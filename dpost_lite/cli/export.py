@@ -1,4 +1,4 @@
-"""The command `export`: write a run's policy as a GGUF file."""
+"""The command `export`: write a policy of a run as a GGUF file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from dpost_lite.errors import ExportError
 
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
-    quant: Annotated[str, typer.Option(metavar="q4_k_m|q5_k_m|q8_0|f16", help="How the weights are stored.")],
+    quant: Annotated[str, typer.Option(metavar="q4_k_m|q5_k_m|q8_0|f16", help="Quantisation of the weights.")],
     policy: Policy = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The file to write. [default: RUN/export/model-QUANT.gguf]")
@@ -19,7 +19,7 @@ def export(
     offline: Offline = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run's best policy, or the one named, as a GGUF file."""
+    """Export a run's best policy, or the one given by --policy, as a GGUF file."""
     from dpost_lite.evaluation.targets import finished_export, policy_dir
     from dpost_lite.models import backends
     from dpost_lite.pipeline.export import export_gguf
@@ -33,12 +33,12 @@ def export(
     name = "-".join(["model", *(policy.split("/") if policy else []), recipe.export.quant])
     file = out or source / "export" / f"{name}.gguf"
     if file.exists():
-        typer.echo(f"{file} is there already ({file_size(file)}); remove it to have it written again")
+        typer.echo(f"{file} already exists ({file_size(file)}); delete it to write it again")
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ExportError(f"--out: {file.parent} cannot be made ({error.strerror}); name another place") from error
+        raise ExportError(f"--out: {file.parent} cannot be created ({error.strerror}); give another folder") from error
     typer.echo(f"writing {file} …")
     export_gguf(recipe, backends.find(recipe.model.name), adapter_dir, file)
     typer.echo(f'{file_size(file)} written; next: dpost-lite solve {file} "…"')

@@ -1,4 +1,4 @@
-"""How a source of problems is read and what the model will see of it: the verb `data`."""
+"""Show how a source of problems is read, and what the model will see (`dpost-lite data`)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +17,11 @@ NUM_SAMPLES_SHOWN = 3
 NUM_REFUSED_SHOWN = 10
 
 
-def describe(source: str, recipe: Recipe, *, split: str | None = None) -> Iterator[Text]:
-    """Yield lines about the problems of `source`: counts, refused rows, and samples as `recipe`'s model is given them.
+def preview(source: str, recipe: Recipe, *, split: str | None = None) -> Iterator[Text]:
+    """Yield lines on the problems of `source`: counts, refused rows, and samples as `recipe`'s model sees them.
 
-    `split` is "train" or "test"; unset, the training part where there is one. Raises DataError or ModelError.
+    `split` is "train" or "test"; unset, train if the source has one. Raises DataError if the source cannot be read,
+    ModelError if the model's tokenizer cannot be loaded.
     """
     loaded = load(source, recipe, split or ("train" if source in ("gsm8k", SYNTHETIC) else "test"))
     problems, refused = loaded.problems, loaded.refused
@@ -34,13 +35,13 @@ def describe(source: str, recipe: Recipe, *, split: str | None = None) -> Iterat
         yield plain(f"    and {len(refused) - NUM_REFUSED_SHOWN:,} more")
     name = recipe.model.name
     prompter = Prompter(backends.load_tokenizer(backends.find(name)), recipe.model.prompt)
-    yield plain(f"\nas {name} is given it, the prompt in colour:", "bold")
+    yield plain(f"\nas {name} sees it, the prompt in colour:", "bold")
     for problem in problems[:NUM_SAMPLES_SHOWN]:
         yield _sample(problem, prompter)
 
 
 def load(source: str, recipe: Recipe, split: str) -> datasets.Loaded:
-    """Load one part of a source with nothing left out."""
+    """Load one part of a source without limits."""
     if source == SYNTHETIC:
         corpus = load_corpus(recipe.data, recipe.synthetic, seed=recipe.seed)
         return datasets.Loaded(corpus.train if split == "train" else corpus.test, [], "built-in problems")
@@ -49,13 +50,13 @@ def load(source: str, recipe: Recipe, split: str) -> datasets.Loaded:
 
 
 def _sample(problem: Problem, prompter: Prompter) -> Text:
-    """Return the exact text of a problem's tokens, special ones included."""
+    """Return the exact text of a problem's tokens, including special tokens."""
     prompt_ids = prompter.prompt_ids(problem.question)
     answer_ids = prompter.answer_ids(problem.rationale) if problem.rationale else ()
     decode = prompter.tokenizer.decode
-    answer = f"{len(answer_ids)} of answer" if answer_ids else f"no worked solution; the answer is {problem.answer}"
+    answer = f"{len(answer_ids)} answer tokens" if answer_ids else f"no worked solution, answer {problem.answer}"
     return Text.assemble(
-        plain(f"\n{problem.id}: {len(prompt_ids)} tokens of prompt, {answer}\n", "bold"),
+        plain(f"\n{problem.id}: {len(prompt_ids)} prompt tokens, {answer}\n", "bold"),
         plain(decode(list(prompt_ids), clean_up_tokenization_spaces=False), "cyan"),
         plain(decode(list(answer_ids), clean_up_tokenization_spaces=False)),
     )

@@ -1,25 +1,19 @@
-"""What commands share: an error that the user can mend is one line and exit code 2, options, and how they are read.
-
-Only typer is imported up here: `--help` answers at once.
-"""
+"""What commands share: one-line errors with exit codes, common options, and small helpers."""
 
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from dpost_lite.errors import DpostError, RecipeError, nearest, of_disk
 
-if TYPE_CHECKING:
-    pass
-
 
 class OneLineErrors(TyperGroup):
-    """Turns errors of errors.py and Ctrl-C into one line on stderr, and exit codes 2 (3 for DeliveryError) and 130."""
+    """Turns a DpostError, a full disk or Ctrl-C into one line on stderr; exit code 2 (DeliveryError: 3) or 130."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -27,30 +21,27 @@ class OneLineErrors(TyperGroup):
         except DpostError as error:
             if ctx.meta.get("debug"):
                 raise
-            _fail(_once(ctx, str(error)))
+            _print_error(_with_restart_hint(ctx, str(error)))
             raise typer.Exit(error.exit_code) from error
         except OSError as error:
-            if (told := of_disk(error)) is None or ctx.meta.get("debug"):
+            if (disk_error := of_disk(error)) is None or ctx.meta.get("debug"):
                 raise
-            _fail(_once(ctx, str(told)))
+            _print_error(_with_restart_hint(ctx, str(disk_error)))
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
-            _fail(
-                _once(ctx, "interrupted; the same command goes on")
-                if ctx.invoked_subcommand == "run"
-                else "interrupted"
-            )
+            resumable = _with_restart_hint(ctx, "interrupted; run the same command to resume")
+            _print_error(resumable if ctx.invoked_subcommand == "run" else "interrupted")
             raise typer.Exit(130) from interrupt
 
 
-def _once(ctx: Any, message: str) -> str:
-    """Add to a message that advises to give the same command again that --restart-from has had its effect."""
+def _with_restart_hint(ctx: Any, message: str) -> str:
+    """After --restart-from, add to advice to repeat the same command that this option should be left out."""
     if not (ctx.meta.get("restarts") and "same command" in message):
         return message
-    return f"{message} (leave out --restart-from, or the stage is made anew once more)"
+    return f"{message} (without --restart-from, which would restart the stage again)"
 
 
-def _fail(message: str) -> None:
+def _print_error(message: str) -> None:
     from dpost_lite.report.terminal import printable
 
     typer.echo(f"dpost-lite: {printable(' '.join(message.split()))}", err=True)
@@ -66,12 +57,12 @@ def print_version(asked: bool) -> None:
 
 def _remember_debug(ctx: typer.Context, asked: bool) -> bool:
     if asked:
-        ctx.meta["debug"] = True  # shared by the app and its command
+        ctx.meta["debug"] = True  # shared by the app and its commands
     return asked
 
 
 def remember_restart(ctx: typer.Context, given: list[str] | None) -> list[str]:
-    """Return the stages of --restart-from, each by itself: it takes commas, and may be given more than once."""
+    """Return the stages given with --restart-from, which takes commas and may be repeated."""
     stages = [name.strip() for text in given or [] for name in text.split(",")]
     ctx.meta["restarts"] = bool(stages)
     return stages
@@ -79,15 +70,15 @@ def remember_restart(ctx: typer.Context, given: list[str] | None) -> list[str]:
 
 def _go_offline(asked: bool) -> bool:
     if asked:
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # read when their library is imported
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # read when the libraries are imported
     return asked
 
 
-# Options that more than one command takes.
+# Options shared by several commands.
 Offline = Annotated[
-    bool, typer.Option("--offline", callback=_go_offline, is_eager=True, help="Use only what is on this machine.")
+    bool, typer.Option("--offline", callback=_go_offline, is_eager=True, help="Do not access the network.")
 ]
-Debug = Annotated[bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback of an error.")]
+Debug = Annotated[bool, typer.Option("--debug", callback=_remember_debug, help="Show tracebacks of errors.")]
 Data = Annotated[
     str | None,
     typer.Option(
@@ -95,9 +86,9 @@ Data = Annotated[
     ),
 ]
 DataDir = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="A folder with the named sets as files, instead of the hub.")
+    Path | None, typer.Option(metavar="DIR", help="Read named sets from files in this folder instead of the hub.")
 ]
-Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use at most this many problems of each part.")]
+Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use at most N problems of each part.")]
 Model = Annotated[
     str | None, typer.Option(metavar="NAME", help="A folder, a hub id (owner/name), or smollm2-135m-instruct.")
 ]
@@ -106,8 +97,8 @@ RecipeName = Annotated[
     typer.Option(
         "--recipe",
         metavar="NAME|FILE",
-        help="A recipe by name, or a .yaml file. [default: the paper's constants; rehearsal with --data synthetic, and "
-        "where neither --data nor a GPU size is given]",
+        help="A recipe by name, or a .yaml file. [default: rehearsal with --data synthetic, or with neither --data "
+        "nor --gpu-mem SIZE; else the paper's settings]",
     ),
 ]
 Policy = Annotated[
@@ -115,24 +106,25 @@ Policy = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(
-        metavar="4bit|16bit|full", help="What is trained: LoRA on a 4-bit base, LoRA on 16 bit, or all weights."
-    ),
+    typer.Option(metavar="4bit|16bit|full", help="Train LoRA on a 4-bit base, LoRA on a 16-bit base, or all weights."),
 ]
 GPU_MEM = typer.Option(
-    metavar="SIZE", help="Fit the run into this much GPU memory: 24GB, 24GiB, auto (what is free); or cpu: into RAM."
+    metavar="SIZE",
+    help="Fit the run into this much GPU memory: 24GB, 24GiB, auto (all that is free); or cpu to use RAM.",
 )
 
 
 def choice(option: str, given: str, choices: dict[str, Any]) -> Any:
+    """Return the value of the choice `given`. Raises RecipeError that lists the choices for any other."""
     if given not in choices:
         raise RecipeError(f"{option}: {given}{nearest(given, list(choices))}; give {', '.join(choices)}")
     return choices[given]
 
 
 def lines_of_stdin() -> Iterator[str]:
+    """Yield the lines of standard input that are not blank, stripped."""
     if sys.stdin.isatty():
-        typer.echo("one problem a line, Ctrl-D to end", err=True)
+        typer.echo("one problem per line, Ctrl-D to end", err=True)
     return (line.strip() for line in sys.stdin if line.strip())
 
 

@@ -1,4 +1,4 @@
-"""The commands `report` and `runs`: what came out, to be looked at."""
+"""The command `report`: write the HTML report of a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,15 +15,15 @@ def report(
         list[Path] | None,
         typer.Option(
             metavar="RUN",
-            help="Another run on the same test problems, to be shown beside it; may be given several times. "
-            "[default: the runs beside it that `run --method a,b` made]",
+            help="Another run on the same test problems to compare with; may be repeated. "
+            "[default: the other runs of the same `run --method a,b`]",
         ),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write a run as one HTML file, and its pictures as PNG files."""
+    """Write a report of a run: one HTML file, and its figures as PNG files."""
     from dpost_lite.report.page import write_report
     from dpost_lite.runs.folder import Run
 
     files = write_report(Run.open(run).path, out or run / "report", baseline or None)
-    typer.echo(f"written: {files[0]}, and {len(files) - 1} pictures beside it")
+    typer.echo(f"wrote {files[0]} and {len(files) - 1} figures next to it")

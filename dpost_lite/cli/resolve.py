@@ -1,4 +1,4 @@
-"""From the words of a command line to recipes, plans and folders, in one place for `plan` and `run`."""
+"""Turn the arguments of `plan` and `run` into recipes, plans and folders, so that they mean the same to both."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,20 +13,18 @@ if TYPE_CHECKING:
     from dpost_lite.recipe import Recipe
     from dpost_lite.runs.folder import Run
 
-
 KEYS = {
     "data": "data.train", "data_dir": "data.data_dir", "limit": "data.limit", "model": "model.name", "seed": "seed",
     "rounds": "rounds", "method": "method", "precision": "model.precision",
 }  # fmt: skip
-"""What an option of the command line is called in a recipe."""
+"""Command-line option -> recipe key."""
 
-
-REHEARSAL = "rehearsal"  # the recipe of a bare `dpost-lite run`
+REHEARSAL = "rehearsal"  # the recipe of `dpost-lite run` without arguments
 
 
 def default_recipe(data: str | None, gpu_mem: str | None = None) -> str | None:
-    """The recipe of a command that names none: the rehearsal for the built-in problems, and where neither data nor GPU
-    memory is named; else the schema's defaults, the paper's constants.
+    """Return the recipe of a command without --recipe: rehearsal for the built-in problems, or if neither data nor GPU
+    memory is given; else None, the schema's defaults (the paper's settings).
     """
     if data is None:
         return REHEARSAL if gpu_mem in (None, "cpu") else None
@@ -34,9 +32,11 @@ def default_recipe(data: str | None, gpu_mem: str | None = None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One run that a command line asks for, in the folder `path`. Without --gpu-mem there is no plan. `kept` is how the
-    run was cut when it began, as far as the plan would choose otherwise today, as `key=value`.
+class RunRequest:
+    """One run requested by a command line, in the folder `path`; `plan` is None without --gpu-mem.
+
+    `kept` lists, as `key=value`, the settings chosen when the run started that differ from what the plan would choose
+    now.
     """
 
     path: Path
@@ -56,12 +56,12 @@ def resolve(
     num_seeds: int = 1,
     out: Path | None = None,
     **options: Any,
-) -> tuple[Path, list[Asked]]:
-    """Return the folder that a command line asks for and the runs in it, one for each method and seed.
+) -> tuple[Path, list[RunRequest]]:
+    """Return the output folder of a command line and the runs in it, one per method and seed.
 
-    `plan` and `run` read their words here, so that they mean the same to both. `to_run` needs the GPU to be there, and
-    keeps to a run that the folder holds already: to its base, and, with the same --gpu-mem, to how it was cut to fit,
-    whatever memory is free today.
+    With `to_run`, the GPU must be present, and a run that the folder already contains keeps its base model and, with
+    the same --gpu-mem, its batch sizes, regardless of the memory that is free now. Raises RecipeError for unknown
+    keys or bad values, ModelError or RecipeError if no plan fits.
     """
     from dpost_lite.evaluation.baselines import variants
     from dpost_lite.methods import METHODS
@@ -79,20 +79,20 @@ def resolve(
     kept: tuple[str, ...] = ()
     if gpu_mem is not None:
         recipes = [load_recipe(source, [*given, *changed]) for changed in changes.values()]
-        begun = _begun(folder) if to_run else None
-        plans = plan_for(recipes, gpu_mem, base=begun.recipe.model.name if begun else None, to_run=to_run)
+        existing = _existing_run(folder) if to_run else None
+        plans = plan_for(recipes, gpu_mem, base=existing.recipe.model.name if existing else None, to_run=to_run)
         planned = settings_of(plans)
-        if begun and begun.planned_for == gpu_mem:
-            kept = tuple(_kept(begun.recipe, planned, given))
+        if existing and existing.planned_for == gpu_mem:
+            kept = tuple(_kept(existing.recipe, planned, given))
         given = [*planned, *kept, *given]
     return folder, [
-        Asked(folder / path, load_recipe(source, [*given, *changed]), plan, gpu_mem, kept)
+        RunRequest(folder / path, load_recipe(source, [*given, *changed]), plan, gpu_mem, kept)
         for (path, changed), plan in zip_longest(changes.items(), plans)
     ]
 
 
 def _train_data(given: list[str]) -> str | None:
-    """Where the problems to train on come from, as the last of `key=value` names it."""
+    """Return the source of training problems set by `given`, if any; the last value wins."""
     from dpost_lite.recipe_files import set_keys
 
     values: dict[str, Any] = {}
@@ -101,8 +101,8 @@ def _train_data(given: list[str]) -> str | None:
     return data.get("train") if isinstance(data, dict) else None
 
 
-def _begun(folder: Path) -> "Run | None":
-    """The run that a folder holds, or one of several; None where there is none yet."""
+def _existing_run(folder: Path) -> "Run | None":
+    """Return the run in a folder, or the first of several; None if there is none."""
     from dpost_lite.runs.folder import Run
 
     files = (file for file in (folder / "run.json", *folder.glob("seed-*/*/run.json")) if file.is_file())
@@ -111,27 +111,27 @@ def _begun(folder: Path) -> "Run | None":
 
 
 def _kept(recipe: "Recipe", planned: list[str], given: list[str]) -> Iterator[str]:
-    """Yield how a run was cut to fit, as far as it is planned otherwise now and the command does not say itself.
+    """Yield an existing run's planned settings that differ from the new plan, unless the command line sets them.
 
-    A micro-batch is not kept beside a batch size that the command gives, which it may not divide.
+    A micro-batch size is not kept if the command line sets the batch size, which it might not divide.
     """
     from dpost_lite.recipe_files import set_keys
 
     values: dict[str, Any] = {}
     set_keys(values, planned)
-    said: dict[str, Any] = {}
-    set_keys(said, given)
-    begun = recipe.model_dump()
+    explicit: dict[str, Any] = {}
+    set_keys(explicit, given)
+    before = recipe.model_dump()
     for section in ("sft", "dpo", "sampling"):
-        of_user = said.get(section, {})
+        of_user = explicit.get(section, {})
         for key, value in values.get(section, {}).items():
             is_free = key not in of_user and not (key == "micro_batch_size" and "batch_size" in of_user)
-            if is_free and begun[section][key] != value:
-                yield f"{section}.{key}={begun[section][key]}"
+            if is_free and before[section][key] != value:
+                yield f"{section}.{key}={before[section][key]}"
 
 
 def overrides(**options: Any) -> list[str]:
-    """Return the options that were given as `key=value`; text in quotes, since YAML would read `no` as false."""
+    """Return the options that are not None as `key=value`; text is quoted, since YAML would read `no` as false."""
     return [
         f"{KEYS[name]}={value if isinstance(value, int) else json.dumps(str(value), ensure_ascii=False)}"
         for name, value in options.items()

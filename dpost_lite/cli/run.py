@@ -1,4 +1,4 @@
-"""The command `run`: one run, or several methods and seeds side by side."""
+"""The command `run`: one run, or a comparison of several methods or seeds."""
 
 import sys
 from dataclasses import replace
@@ -19,7 +19,7 @@ from dpost_lite.cli.options import (
     RecipeName,
     remember_restart,
 )
-from dpost_lite.cli.resolve import Asked, resolve
+from dpost_lite.cli.resolve import RunRequest, resolve
 from dpost_lite.errors import DeliveryError, DpostError, RecipeError, of_disk
 from dpost_lite.methods import METHODS
 
@@ -27,33 +27,33 @@ if TYPE_CHECKING:
     from dpost_lite.pipeline.run import Outcome
     from dpost_lite.problems.records import Score
 
-STOPPING = "stopping after the step at hand, which is kept; Ctrl-C again stops at once"
+STOPPING = "stopping after the current step, which is saved; press Ctrl-C again to stop immediately"
 
 
 def run(
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any recipe key, such as dpo.beta=0.2.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any recipe key, for example dpo.beta=0.2.")
     ] = None,
     recipe: RecipeName = None,
     data: Data = None,
     data_dir: DataDir = None,
     model: Model = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run's folder. [default: runs/RECIPE or DATA]")
+        Path | None, typer.Option(metavar="DIR", help="The run's folder. [default: runs/RECIPE or runs/DATA]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Another seed gives another run.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Random seed. [default: the recipe's]")] = None,
     limit: Limit = None,
-    rounds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Most rounds of self-training.")] = None,
+    rounds: Annotated[int | None, typer.Option(metavar="N", min=1, help="Maximum rounds of self-training.")] = None,
     method: Annotated[
         str | None,
         typer.Option(
             metavar="|".join(METHODS),
             help="; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
-            + "; several, as dpo-st,st, are compared with equal sampling.",
+            + "; several, such as dpo-st,st, are compared with equal numbers of samples.",
         ),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Repeat with N seeds; gives mean and spread.")
+        int | None, typer.Option(metavar="N", min=1, help="Repeat with N seeds and report mean and spread.")
     ] = None,
     gpu_mem: Annotated[str | None, GPU_MEM] = None,
     precision: Precision = None,
@@ -62,23 +62,23 @@ def run(
         typer.Option(
             metavar="STAGE",
             callback=remember_restart,
-            help="Put this stage, or several with commas, and all that was made from it, aside; make them again.",
+            help="Archive these stages (comma-separated) and everything made from them, and run them again.",
         ),
     ] = None,
     offline: Offline = False,
     debug: Debug = False,
 ) -> None:
-    """Train a model on its own right answers, score each round, and write a GGUF file.
+    """Train a model on its own right answers, score each round, and export a GGUF file.
 
-    The same command given again goes on where it stopped: a finished stage is never run twice. Ctrl-C stops after the
-    step at hand; a second one at once.
+    Run the same command again to resume: finished stages are not repeated. Ctrl-C stops after the current step; a
+    second Ctrl-C stops immediately.
     """
     from dpost_lite.evaluation.baselines import methods_of
     from dpost_lite.planner.device import hide_gpu
 
     methods = methods_of(method) if method else []
     if restart_from and (len(methods) > 1 or (seeds or 1) > 1):
-        raise RecipeError("--restart-from goes with one run: name its folder as --out, one --method and its --seed")
+        raise RecipeError("--restart-from works on one run: give its folder as --out, its --method and its --seed")
     if gpu_mem == "cpu":
         hide_gpu()
     folder, runs = resolve(
@@ -87,17 +87,17 @@ def run(
     )  # fmt: skip
     if len(runs) == 1:
         outcome = _train(runs[0], restart_from)
-        _tell(folder, outcome)
+        _print_outcome(folder, outcome)
         if outcome.failure is not None:
-            raise _late(outcome.failure)
+            raise _delivery_error(outcome.failure)
         return
     if (folder / "run.json").exists():
-        raise RecipeError(f"--out: {folder} holds a single run; name another folder for several methods or seeds")
+        raise RecipeError(f"--out: {folder} contains a single run; give another folder for several methods or seeds")
     _train_several(runs)
 
 
-def _train(asked: Asked, restart_from: list[str] | None = None) -> "Outcome":
-    """Run a recipe in its folder under the live view, and leave a manifest."""
+def _train(request: RunRequest, restart_from: list[str] | None = None) -> "Outcome":
+    """Run a recipe in its folder, show its progress, and write the manifest."""
     from rich.console import Console
 
     from dpost_lite.pipeline.preflight import preflight
@@ -109,30 +109,30 @@ def _train(asked: Asked, restart_from: list[str] | None = None) -> "Outcome":
     from dpost_lite.runs.manifest import NAME, write_manifest
     from dpost_lite.system.interrupt import graceful
 
-    folder, recipe = asked.path, asked.recipe
-    if asked.plan is not None:
-        kept = f"kept as the run began: {', '.join(asked.kept)}\n" if asked.kept else ""
-        typer.echo(f"{asked.plan}\n{kept}")
-    model_dir = preflight(recipe, folder)  # a mistake shall not leave a folder behind
-    made = asked.plan or estimate(recipe)
+    folder, recipe = request.path, request.recipe
+    if request.plan is not None:
+        kept = f"kept from the run's first start: {', '.join(request.kept)}\n" if request.kept else ""
+        typer.echo(f"{request.plan}\n{kept}")
+    model_dir = preflight(recipe, folder)  # before the folder is created, so that a mistake leaves none behind
+    plan = request.plan or estimate(recipe)
     with TerminalView(Console(), stages=[str(name) for name in planned_stages(recipe)]) as view:
-        opened = Run.create(folder, recipe, listeners=(view,), planned_for=asked.gpu_mem)
+        opened = Run.create(folder, recipe, listeners=(view,), planned_for=request.gpu_mem)
         with opened.locked(), graceful(lambda: opened.emit("notice", text=STOPPING)):
             if restart_from:
-                opened.emit("notice", text=f"put aside: {', '.join(opened.restart_from(restart_from))}")
-            outcome = execute(recipe, opened, made)
+                opened.emit("notice", text=f"archived: {', '.join(opened.restart_from(restart_from))}")
+            outcome = execute(recipe, opened, plan)
     if outcome.failure is None and not (folder / NAME).is_file():
         try:
             write_manifest(opened, recipe, model_dir, sys.argv)
-        except OSError as error:  # what came out is told all the same
+        except OSError as error:  # print the outcome first
             if (failure := of_disk(error)) is None:
                 raise
             return replace(outcome, failure=failure)
     return outcome
 
 
-def _tell(folder: Path, outcome: "Outcome") -> None:
-    """Print what came out of one run, and what to do with it."""
+def _print_outcome(folder: Path, outcome: "Outcome") -> None:
+    """Print the scores of a run, its solved problems, and what to do next."""
     from rich.console import Console
 
     from dpost_lite.report import results, summary
@@ -143,22 +143,22 @@ def _tell(folder: Path, outcome: "Outcome") -> None:
     console = Console()
     console.print("", summary.score_table(outcome.scores), "")
     gained = results.gain(folder, policy_of(outcome.best))
-    for text in (summary.verdict(*gained) if gained else "", summary.fallen(outcome.dev_scores)):
+    for text in (summary.verdict(*gained) if gained else "", summary.dev_drop(outcome.dev_scores)):
         if text:
             console.print(plain(text), soft_wrap=True)
     for solved in read_json(outcome.solved.path / "solved.json") if outcome.solved else ():
         console.print(summary.solved_problem(solved), soft_wrap=True)
     file = outcome.export.path / outcome.export.metrics["file"] if outcome.export else None
-    console.print(summary.whereabouts(folder, best=outcome.best, file=file), soft_wrap=True)
+    console.print(summary.next_steps(folder, best=outcome.best, file=file), soft_wrap=True)
 
 
-def _late(failure: DpostError) -> DeliveryError:
-    again = "" if "same command" in str(failure) else ", and the same command repeats only what failed"
-    return DeliveryError(f"{failure}; all else is done{again}")
+def _delivery_error(failure: DpostError) -> DeliveryError:
+    retry = "" if "same command" in str(failure) else "; run the same command to retry it"
+    return DeliveryError(f"{failure}; everything else is done{retry}")
 
 
-def _train_several(runs: list[Asked]) -> None:
-    """Run each in its own folder, and print the methods side by side."""
+def _train_several(runs: list[RunRequest]) -> None:
+    """Run each in its own folder and compare the methods."""
     from rich.console import Console
 
     from dpost_lite.evaluation.baselines import differences, train_all
@@ -166,7 +166,7 @@ def _train_several(runs: list[Asked]) -> None:
     from dpost_lite.report.terminal import plain
     from dpost_lite.runs.stage_names import policy_of
 
-    console, by_path = Console(), {asked.path: asked for asked in runs}
+    console, by_path = Console(), {request.path: request for request in runs}
     failures: dict[Path, DpostError] = {}
 
     def train(path: Path) -> "Score":
@@ -178,11 +178,11 @@ def _train_several(runs: list[Asked]) -> None:
         name = policy_of(outcome.best)
         return next(score for score in outcome.scores if score.name == name)
 
-    trained = list(train_all([(asked.path, asked.recipe) for asked in runs], train))
-    console.print("", summary.methods_table([(run.method, run.seed, run.score) for run in trained]), "")
-    for a, b, compared in differences(trained):
+    finished = list(train_all([(request.path, request.recipe) for request in runs], train))
+    console.print("", summary.methods_table([(run.method, run.seed, run.score) for run in finished]), "")
+    for a, b, compared in differences(finished):
         console.print(plain(summary.method_difference(a, b, compared)), soft_wrap=True)
     for path, failure in failures.items():
-        console.print(plain(f"{path}: no file ({failure})"), soft_wrap=True)
+        console.print(plain(f"{path}: no GGUF file ({failure})"), soft_wrap=True)
     if failures:
-        raise _late(next(iter(failures.values())))
+        raise _delivery_error(next(iter(failures.values())))

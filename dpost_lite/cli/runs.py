@@ -1,4 +1,4 @@
-"""The command `runs`: list runs and compare them."""
+"""The command `runs`: list and compare runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,10 +9,10 @@ from dpost_lite.cli.options import Debug
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs.")] = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """List the runs in a folder, and compare those that were tested on the same problems."""
+    """List the runs in a folder and compare those tested on the same problems."""
     from rich.console import Console
 
     from dpost_lite.report.listing import comparisons, find_runs, runs_table

@@ -1,4 +1,4 @@
-"""The command `solve`: answer word problems with an exported model."""
+"""The command `solve`: solve word problems with an exported model."""
 
 import secrets
 from pathlib import Path
@@ -13,14 +13,14 @@ def solve(
     source: Annotated[str, typer.Argument(metavar="RUN|FILE.gguf", help="A finished run's folder, or a GGUF file.")],
     question: Annotated[
         str | None,
-        typer.Argument(metavar="QUESTION", help="Without it, problems are read from standard input, one a line."),
+        typer.Argument(metavar="QUESTION", help="A word problem. [default: read from standard input, one per line]"),
     ] = None,
-    calculator: Annotated[str, typer.Option(metavar="on|off", help="Let the calculator fill in <<3*4=.")] = "on",
-    temperature: Annotated[float, typer.Option(metavar="T", min=0, help="Above 0, answers vary.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="With it, the same answers come again.")] = None,
+    calculator: Annotated[str, typer.Option(metavar="on|off", help="Let the calculator complete <<3*4=.")] = "on",
+    temperature: Annotated[float, typer.Option(metavar="T", min=0, help="0: greedy decoding.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Make sampled answers reproducible.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Solve word problems with an exported model, on this machine alone."""
+    """Solve word problems with an exported model, locally."""
     from dpost_lite.evaluation.targets import finished_export
     from dpost_lite.local.solver_process import SolverProcess
     from dpost_lite.problems.calculator import Calculator
@@ -39,7 +39,7 @@ def solve(
         max_new_tokens=recipe.sampling.max_new_tokens,
     ) as solver:
         for index, text in enumerate([question] if question is not None else lines_of_stdin()):
-            drawn = secrets.randbits(32) if seed is None else seed + index
-            for piece in solver.stream(text, temperature=temperature, seed=drawn):
+            answer_seed = secrets.randbits(32) if seed is None else seed + index
+            for piece in solver.stream(text, temperature=temperature, seed=answer_seed):
                 typer.echo(printable(piece), nl=False)
             typer.echo("\n" if question is None else "")

@@ -1,1 +1,1 @@
-"""Score, compare, and set methods beside each other."""
+"""Score models, compare them, and compare methods."""

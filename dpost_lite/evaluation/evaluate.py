@@ -1,8 +1,8 @@
-"""Score a finished run's policies, or any model, adapter or GGUF file, on problems it has not seen: the verb `eval`.
+"""Score a run's policies, or any model, adapter or GGUF file, on unseen problems (`dpost-lite eval`).
 
-A run is scored as it was trained: its base in its precision, its prompt template, its token limit, and by default its
-own test problems. A model is scored as it is, unquantised, an adapter on its base in 16 bit, and a GGUF file through
-the solver; prompt template, calculator and grader are the same for all. Every answer is kept.
+A run is scored with its own settings: base, precision, prompt template, token limit and, by default, test problems. A
+model is scored unquantised, an adapter on its 16-bit base, a GGUF file through the solver; prompt template, calculator
+and grader are the same for all. Every answer is saved.
 """
 
 import gc
@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dpost_lite.errors import RunError
 from dpost_lite.evaluation.targets import Target
@@ -23,17 +22,16 @@ from dpost_lite.models.backends import load_prompter
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.comparing import score_samples
 from dpost_lite.problems.grading import is_right
-from dpost_lite.problems.records import Answered, Problem, Rationale, SampledScore, Score, read_jsonl, write_jsonl
+from dpost_lite.problems.records import GradedAnswer, Problem, Rationale, SampledScore, Score, read_jsonl, write_jsonl
 from dpost_lite.problems.scoring import score
 from dpost_lite.recipe import Recipe
+from dpost_lite.runs.folder import Listener
 from dpost_lite.sampling.sampler import sample_by_recipe, seed_of
-
-Listener = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Samples to draw besides the greedy answer."""
+    """Samples per problem to draw in addition to the greedy answer."""
 
     num_samples: int
     temperature: float
@@ -48,11 +46,11 @@ def evaluate(
     sampling: Sampling | None = None,
     listener: Listener,
 ) -> Iterator[Score | SampledScore]:
-    """Yield a score of greedy answers for each policy, with and without calculator as `calculator` lists.
+    """Yield a Score of greedy answers for each policy and each calculator setting in `calculator`.
 
-    With `sampling`, the score of that many samples per problem follows each. All answers are kept in `out`, in
-    NAME/answers.jsonl and NAME/samples.jsonl; NAME-off holds those without calculator. `listener` gets the events of a
-    run (see runs/folder.py), a stage for each score.
+    With `sampling`, each is followed by a SampledScore. Answers are saved in `out` as NAME/answers.jsonl and
+    NAME/samples.jsonl (NAME-off without calculator). `listener` receives events as of a run (runs/journal.py), one
+    stage per score. Raises RunError if `out` cannot be written, ModelError if a model cannot be loaded.
     """
     for name, policy in target.policies.items():
         with _answering(target, policy) as answer:
@@ -61,16 +59,16 @@ def evaluate(
                 recipe = target.recipe.model_copy(update={"calculator": settings})
                 folder = out / (file_name(name) + ("" if has_calculator else "-off"))
                 stage = f"{name}, calculator {'on' if has_calculator else 'off'}"
-                drawn = _listened(stage, answer(recipe, problems, 1, 0.0), len(problems), listener)
-                _keep(folder / "answers.jsonl", drawn, problems)
-                yield score(name, drawn, problems, has_calculator=has_calculator)
+                answers = _collect(stage, answer(recipe, problems, 1, 0.0), len(problems), listener)
+                _save(folder / "answers.jsonl", answers, problems)
+                yield score(name, answers, problems, has_calculator=has_calculator)
                 if sampling is not None:
                     number = sampling.num_samples
                     rationales = answer(recipe, problems, number, sampling.temperature)
-                    drawn = _listened(f"{stage}, {number} samples", rationales, number * len(problems), listener)
-                    _keep(folder / "samples.jsonl", drawn, problems)
-                    yield score_samples(name, drawn, problems, has_calculator=has_calculator)
-        del answer  # and the model with it, before the next one is loaded
+                    samples = _collect(f"{stage}, {number} samples", rationales, number * len(problems), listener)
+                    _save(folder / "samples.jsonl", samples, problems)
+                    yield score_samples(name, samples, problems, has_calculator=has_calculator)
+        del answer  # frees the model before the next one is loaded
         gc.collect()
 
 
@@ -79,7 +77,7 @@ Answer = Callable[[Recipe, Sequence[Problem], int, float], Iterator[Rationale]]
 
 @contextmanager
 def _answering(target: Target, policy: Path | None) -> Iterator[Answer]:
-    """Load a policy and hand out `answer(recipe, problems, num_samples, temperature)`, which yields rationales."""
+    """Load a policy; the context is `answer(recipe, problems, num_samples, temperature)`, which yields rationales."""
     if policy is not None and policy.suffix == ".gguf":
         yield partial(_solve, policy)
         return
@@ -100,7 +98,7 @@ def _answering(target: Target, policy: Path | None) -> Iterator[Answer]:
 def _solve(
     file: Path, recipe: Recipe, problems: Sequence[Problem], num_samples: int, temperature: float
 ) -> Iterator[Rationale]:
-    """Answer with a GGUF file, one at a time; tokens and log-probabilities, which the solver keeps, stay empty."""
+    """Answer with a GGUF file, one problem at a time; the rationales have no token ids or log-probabilities."""
     from dpost_lite.local.solver_process import SolverProcess
 
     with SolverProcess(
@@ -118,11 +116,11 @@ def _solve(
                 )  # fmt: skip
 
 
-def _listened(stage: str, drawn: Iterator[Rationale], total: int, listener: Listener) -> list[Rationale]:
-    """Draw all rationales, telling `listener` how far it is."""
+def _collect(stage: str, rationales: Iterator[Rationale], total: int, listener: Listener) -> list[Rationale]:
+    """Return all rationales, reporting progress to `listener`."""
     listener({"kind": "stage_started", "stage": stage})
     started, done, num_right = time.monotonic(), [], 0
-    for rationale in drawn:
+    for rationale in rationales:
         done.append(rationale)
         num_right += rationale.correct
         progress = {"done": len(done), "total": total, "unit": "answers"}
@@ -132,11 +130,11 @@ def _listened(stage: str, drawn: Iterator[Rationale], total: int, listener: List
     return done
 
 
-def _keep(file: Path, rationales: Sequence[Rationale], problems: Sequence[Problem]) -> None:
-    """Write graded answers, each with its question and the right answer, in the order of the problems."""
+def _save(file: Path, rationales: Sequence[Rationale], problems: Sequence[Problem]) -> None:
+    """Write graded answers in the order of the problems, each with its question and right answer."""
     by_id = {problem.id: (place, problem) for place, problem in enumerate(problems)}
     rows = [
-        Answered(
+        GradedAnswer(
             r.problem_id, r.sample, r.text, r.end, r.predicted, r.correct, r.num_calculated, r.num_refused,
             by_id[r.problem_id][1].question, by_id[r.problem_id][1].answer,
         )
@@ -146,23 +144,23 @@ def _keep(file: Path, rationales: Sequence[Rationale], problems: Sequence[Proble
         file.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(file, rows)
     except OSError as error:
-        raise RunError(f"--out: {file} cannot be written ({error.strerror}); name another folder") from error
+        raise RunError(f"--out: {file} cannot be written ({error.strerror}); give another folder") from error
 
 
 def file_name(text: str) -> str:
-    """Return `text` as the name of a file or folder, on any system."""
+    """Return `text` as a file name that is valid on any system."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "model"
 
 
 def new_folder(target: str, data: str | None) -> Path:
-    """Return a folder below evals/ that holds no answers yet, named after what is scored and on what."""
+    """Return a folder below evals/ that does not exist yet, named after what is scored and on which data."""
     folder = Path("evals") / file_name(target) / file_name(Path(data or "test").stem)
     others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
     return folder if not folder.exists() else next(other for other in others if not other.exists())
 
 
-def kept_answers(path: Path) -> list[Answered]:
-    """Return the answers that were kept in `path`: a file, or a folder of an evaluation or of a run's score.
+def saved_answers(path: Path) -> list[GradedAnswer]:
+    """Return the answers saved in `path`: a file, a folder written by `eval`, or RUN/score/NAME.
 
     Raises RunError if there are none.
     """
@@ -170,9 +168,9 @@ def kept_answers(path: Path) -> list[Answered]:
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         inside = sorted(str(found.parent) for found in path.glob("*/answers.jsonl"))
-        way_out = f"name {' or '.join(inside)}" if inside else "name one that eval wrote, or RUN/score/NAME"
-        raise RunError(f"--compare: {path} itself holds no answers; {way_out}")
+        remedy = f"give {' or '.join(inside)}" if inside else "give a folder written by eval, or RUN/score/NAME"
+        raise RunError(f"--compare: {path} contains no answers itself; {remedy}")
     try:
-        return list(read_jsonl(file, Answered))
+        return list(read_jsonl(file, GradedAnswer))
     except (ValueError, TypeError) as error:
-        raise RunError(f"--compare: {file} is no file of answers ({error}); name one that eval or run wrote") from error
+        raise RunError(f"--compare: {file} is not a file of answers; give one written by eval or run") from error

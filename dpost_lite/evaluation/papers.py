@@ -1,4 +1,4 @@
-"""The figures that DPO-ST's authors published, to be shown beside ours, with what differs."""
+"""The accuracies published by DPO-ST's authors, to show next to ours, and how the setups differ."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from dpost_lite.report.terminal import plain
 
 SETS = ("gsm8k", "multiarith", "asdiv", "svamp")
 DIFFERS = (
-    "The papers fine-tune all weights of another base (250 million to 8 billion parameters, 8 GPUs) and decode "
-    "greedily with their calculator, at most 300 tokens. Ours: {ours}. Rows of other bases give an idea, no ranking."
+    "The paper fine-tunes all weights of other bases (250 million to 8 billion parameters, 8 GPUs) and decodes "
+    "greedily with its calculator, at most 300 tokens. Ours: {ours}. Results on different bases are not comparable."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Accuracies in percent that a paper gives, by data set; `source` is the table."""
+    """Published accuracies in percent by data set; `source` is the paper's table."""
 
     name: str
     accuracies: Mapping[str, float]
@@ -47,7 +47,7 @@ PUBLISHED = (
 
 
 def against_paper(data: str, scores: list[Score]) -> Table:
-    """Return our scores on the set `data`, and below them the published ones, which carry no interval."""
+    """Return a table of our scores on the set `data`, followed by the published ones, which have no interval."""
     table = table_of(data, "95 %\ninterval", "source")
     for score in scores:
         name = f"{score.name}, calculator {'on' if score.calculator else 'off'}"
@@ -58,5 +58,5 @@ def against_paper(data: str, scores: list[Score]) -> Table:
 
 
 def published(data: str) -> Iterator[Published]:
-    """Yield the rows that give an accuracy on `data`."""
+    """Yield the published results that include an accuracy on `data`."""
     return (row for row in PUBLISHED if data in row.accuracies)

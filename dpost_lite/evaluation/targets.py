@@ -1,4 +1,4 @@
-"""What can be scored (a run's policies, a model, an adapter, a GGUF file), and on which problems."""
+"""Find what to score (a run's policies, a model, an adapter or a GGUF file), and on which problems."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from dpost_lite.runs.stage_names import BASE, StageName, policy_name, rounds_in
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is scored: a recipe that says how, and policies by name, each a folder, a GGUF file, or None: the base."""
+    """What to score: a recipe with the settings, and policies by name: a folder, a GGUF file, or None for the base."""
 
     recipe: Recipe
     policies: dict[str, Path | None]
@@ -25,22 +25,22 @@ class Target:
 
 
 def find_target(name: str, policy: str | None = None, *, base: str | None = None) -> Target:
-    """Return the run in folder `name`, or else the GGUF file, adapter or model.
+    """Return the run in folder `name`, or else the GGUF file, adapter or model of that name.
 
-    `policy` picks one policy of a run; `base` is the base of an adapter, where it is not the one that it names.
+    `policy` selects one policy of a run; `base` overrides the base model named by an adapter.
 
-    Raises RunError for a policy that the run does not have, ModelError for an adapter that names no base. A model is
-    looked for when it is scored.
+    Raises RunError if the run has no such policy, or `policy` or `base` does not apply; ModelError if an adapter names
+    no base. Models are located later, when they are scored.
     """
     path = Path(name)
     if base is not None and not adapters.is_adapter(path):
-        raise RunError(f"--model names the base of an adapter, and {name} is none (no adapter_config.json)")
+        raise RunError(f"--model: {name} is not an adapter (no adapter_config.json); leave out --model")
     if (path / "run.json").is_file():
         run = Run.open(path)
         policies = policies_of(run) if policy is None else {policy: policy_dir(run, policy)}
         return Target(run.recipe, policies, run)
     if policy is not None:
-        raise RunError(f"--policy: {name} is not a run folder (no run.json); leave --policy out to score a model")
+        raise RunError(f"--policy: {name} is not a run folder (no run.json); leave out --policy to score a model")
     if path.suffix == ".gguf":
         return Target(Recipe(), {path.name: path})
     is_adapter = adapters.is_adapter(path)
@@ -50,12 +50,12 @@ def find_target(name: str, policy: str | None = None, *, base: str | None = None
     return Target(recipe, {path.name: path} if is_adapter else {name: None})
 
 
-def describe(target: Target) -> str:
-    """Say in a few words what is scored and how it answers."""
+def describe_target(target: Target) -> str:
+    """Return a short description of what is scored, and how it is decoded."""
     recipe, policies = target.recipe, [policy for policy in target.policies.values() if policy is not None]
-    trained = {"4bit": "trained as LoRA on 4 bits", "16bit": "trained as LoRA", "full": "all weights trained"}
+    training = {"4bit": "LoRA on a 4-bit base", "16bit": "LoRA on a 16-bit base", "full": "all weights trained"}
     if target.run is not None:
-        what = f"{recipe.model.name}, {trained[recipe.model.precision]}"
+        what = f"{recipe.model.name}, {training[recipe.model.precision]}"
     elif policies and policies[0].suffix == ".gguf":
         what = policies[0].name
     else:
@@ -64,13 +64,13 @@ def describe(target: Target) -> str:
 
 
 def policies_of(run: Run) -> dict[str, Path | None]:
-    """Return the base and the finished SFT policies of a run by name, in order: base, sft-0, round-1, round-2 …"""
+    """Return a run's base and finished SFT policies by name, in order: base, sft-0, round-1, round-2 …"""
     trained = {policy_name(i): run.path / str(StageName("sft", i)) for i in (0, *rounds_in(run.path))}
     return {BASE: None, **{name: folder for name, folder in trained.items() if _is_policy(folder)}}
 
 
 def policy_dir(run: Run, name: str) -> Path | None:
-    """Return the folder of one policy: a name of `policies_of`, or its stage, such as round-1/dpo.
+    """Return the folder of one policy, given a name from `policies_of` or a stage such as round-1/dpo (None: the base).
 
     Raises RunError if the run has no such policy.
     """
@@ -81,25 +81,25 @@ def policy_dir(run: Run, name: str) -> Path | None:
     if _is_policy(stage):
         return stage
     near = nearest(name, list(known))
-    raise RunError(f"--policy: {run.path} holds no policy {name}{near}; known: {', '.join(known)}")
+    raise RunError(f"--policy: {run.path} has no policy {name}{near}; known: {', '.join(known)}")
 
 
 def finished_export(run: Run) -> dict[str, Any]:
-    """Return what a run's export stage recorded: `policy`, and `file` in RUN/export. RunError if it is not done."""
+    """Return the metrics of a run's export stage: `policy`, and `file` in RUN/export. Raises RunError if not done."""
     done = run.path / "export" / "done.json"
     if not done.is_file():
-        raise RunError(f"{run.path} has no exported model yet; give its `dpost-lite run` command again to finish it")
+        raise RunError(f"{run.path} has no exported model yet; run its `dpost-lite run` command again to finish it")
     return read_json(done)["metrics"]
 
 
 def problems_for(target: Target, data: str | None, *, data_dir: Path | None, limit: int | None) -> list[Problem]:
-    """Return the problems to score on: those that `data` names, or else the run's own test problems.
+    """Return the problems to score on: those named by `data`, or else the run's own test problems.
 
-    Raises DataError if there are none, or if a run was trained on one of them.
+    Raises DataError if there are none, or if the run was trained on any of them.
     """
     if data is None:
         if target.run is None:
-            raise DataError("--data: a model has no problems of its own; name gsm8k, synthetic, another set or a file")
+            raise DataError("--data: a model has no test problems of its own; give gsm8k, synthetic, … or a file")
         return list(_recorded(target.run, "test"))[:limit]
     recipe = target.recipe
     if data == SYNTHETIC:
@@ -107,15 +107,15 @@ def problems_for(target: Target, data: str | None, *, data_dir: Path | None, lim
     else:
         problems = datasets.load(data, data_dir=data_dir or recipe.data.data_dir).problems
     if target.run is not None:
-        trained = list(_recorded(target.run, "train"))
-        datasets.check_overlap(trained, problems, train_name=f"of {target.run.path}", test_name=data)
+        train = list(_recorded(target.run, "train"))
+        datasets.check_overlap(train, problems, train_name=f"of {target.run.path}", test_name=data)
     return problems[:limit]
 
 
 def _recorded(run: Run, part: str) -> Iterator[Problem]:
     path = run.path / "data" / f"{part}.jsonl"
     if not path.is_file():
-        raise RunError(f"{run.path} has not read its problems yet; give its `dpost-lite run` command again to go on")
+        raise RunError(f"{run.path} has no problems yet; run its `dpost-lite run` command again to resume")
     return read_jsonl(path, Problem)
 
 

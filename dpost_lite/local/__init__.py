@@ -1,1 +1,1 @@
-"""What the user takes home: a GGUF file of the trained model, and a solver that runs it."""
+"""The exported model: writing a GGUF file, and solving problems with it."""

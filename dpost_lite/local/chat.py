@@ -1,7 +1,7 @@
-"""Render the chat template that a GGUF file or a model folder carries, without loading transformers.
+"""Render the chat template of a GGUF file or model folder without loading transformers.
 
-The environment is the one chat templates are written for (transformers' `apply_chat_template`): sandboxed, blocks
-trimmed, `raise_exception` and `strftime_now` at hand.
+The jinja2 environment matches transformers' `apply_chat_template`: sandboxed, with trimmed blocks, `raise_exception`
+and `strftime_now`.
 """
 
 import json
@@ -15,9 +15,9 @@ from dpost_lite.errors import ExportError
 def render_chat(
     template: str, messages: Sequence[Mapping[str, str]], *, bos: str, eos: str, add_generation_prompt: bool = True
 ) -> str:
-    """Return `messages` as the text the model was trained on.
+    """Return `messages` rendered with the template.
 
-    Raises ExportError if the template is broken or refuses the messages.
+    Raises ExportError if the template is broken or rejects the messages.
     """
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -33,7 +33,7 @@ def render_chat(
             messages=messages, bos_token=bos, eos_token=eos, add_generation_prompt=add_generation_prompt
         )
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise ExportError(f"the model's chat template cannot be rendered: {error}; mend chat_template.jinja") from error
+        raise ExportError(f"the model's chat template cannot be rendered ({error}); fix chat_template.jinja") from error
 
 
 def _raise(message: str) -> NoReturn:

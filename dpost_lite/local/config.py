@@ -1,13 +1,13 @@
-"""A model's config.json, in the words of GGUF: sizes, context, rotary embedding.
+"""Translate a model's config.json to GGUF metadata: sizes, context length, rotary embedding.
 
-What GGUF or llama.cpp cannot say is refused here, key by key: a file that leaves something out runs, and answers worse.
+Settings that GGUF or llama.cpp cannot express are refused: a file that drops one would run, and answer worse.
 """
 
 from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ExportError
-from dpost_lite.local.vocabulary import read_json
+from dpost_lite.local.vocabulary import read_model_json
 
 # transformers' model_type -> GGUF's architecture (Mistral's dense models are Llamas there)
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -22,22 +22,26 @@ _NEEDED = (
 
 
 def read_config(model_dir: Path) -> dict[str, Any]:
-    """Read config.json. Raises ExportError unless its model is one that this writer knows in full."""
-    config = read_json(model_dir / "config.json")
+    """Read config.json. Raises ExportError if the model is not of a supported type and form."""
+    config = read_model_json(model_dir / "config.json")
     family = config.get("model_type")
     if family not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise ExportError(f"{model_dir}: a model of type {family!r} cannot become GGUF; known types: {known}")
+        raise ExportError(f"{model_dir}: models of type {family!r} cannot be exported to GGUF; supported: {known}")
     if missing := [key for key in _NEEDED if not isinstance(config.get(key), int)]:
-        raise ExportError(f"{model_dir}: config.json lacks {', '.join(missing)}; write the model folder again")
+        raise ExportError(f"{model_dir}: config.json lacks {', '.join(missing)}; save or download the model again")
     if "quantization_config" in config:
-        raise ExportError(f"{model_dir} holds quantised weights; merge into 16-bit weights first, and export those")
+        raise ExportError(f"{model_dir} has quantised weights; merge them into 16-bit weights and export those")
     if config.get("hidden_act", "silu") != "silu":
-        raise ExportError(f"{model_dir}: llama.cpp's {family} has no activation {config['hidden_act']!r}, only 'silu'")
+        raise ExportError(
+            f"{model_dir}: llama.cpp's {family} supports the activation 'silu' only, not {config['hidden_act']!r}; "
+            "train from another base model"
+        )
     return config
 
 
 def write_config(writer: Any, config: dict[str, Any]) -> None:
+    """Add the config to a `gguf.GGUFWriter`. Raises ExportError for a rotary embedding that GGUF cannot express."""
     num_heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
     writer.add_vocab_size(config["vocab_size"])
@@ -63,16 +67,16 @@ def write_config(writer: Any, config: dict[str, Any]) -> None:
 
 
 def _context_length(config: dict[str, Any]) -> int:
-    """Return the most tokens at which llama.cpp, which has full attention here, equals the model's sliding window."""
+    """Return the context length, capped at the sliding window: llama.cpp uses full attention for these models."""
     windowed = config["model_type"] == "mistral" or config.get("use_sliding_window")
     window = config.get("sliding_window") if windowed else None
     return min(config["max_position_embeddings"], window or config["max_position_embeddings"])
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the rotary parameters, from `rope_parameters` (transformers 5) or the older keys, with type and theta set.
+    """Return the rotary parameters from `rope_parameters` (transformers 5) or the older keys, with type and theta set.
 
-    Raises ExportError for a type, or a parameter of a type, that GGUF cannot say.
+    Raises ExportError for a type, or a parameter of one, that GGUF cannot express.
     """
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     rope["rope_type"] = rope.get("rope_type") or rope.pop("type", "default")
@@ -85,7 +89,7 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
     if rope["rope_type"] not in ("default", "linear", "yarn", "llama3") or others:
         detail = f"type {rope['rope_type']!r}" + (f" with {', '.join(others)}" if others else "")
         raise ExportError(
-            f"config.json: rotary embedding of {detail} cannot become GGUF; train from another base model"
+            f"config.json: a rotary embedding of {detail} cannot be exported to GGUF; train from another base model"
         )
     if rope["rope_type"] != "default":
         rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
@@ -93,9 +97,9 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def rope_factors(config: dict[str, Any]) -> Any:
-    """Return Llama 3's divisors of the rotary frequencies as float32 (head_dim / 2,), or None for other types.
+    """Return Llama 3's rotary frequency divisors, float32 (head_dim / 2,), or None for other rope types.
 
-    Long waves are stretched by `factor`, short ones kept, those between interpolated (Llama 3.1's `apply_scaling`).
+    Long wavelengths are divided by `factor`, short ones kept, those between interpolated (Llama 3.1, `apply_scaling`).
     """
     import numpy as np
 

@@ -1,10 +1,10 @@
-"""Weights to a GGUF file: our own writer for the Llama, Mistral, Qwen2 and Qwen3 families, and quantising.
+"""Export a model folder as a GGUF file: a writer for the Llama, Mistral, Qwen2 and Qwen3 families, and quantisation.
 
-llama.cpp's converter is in none of the packages that pip installs, so the four families that dpost-lite trains are
-written here with the `gguf` package. Tensors are read, cast and written one at a time: memory holds one tensor.
+llama.cpp's converter is not available from PyPI, so the four families that dpost-lite trains are written here with the
+`gguf` package. Tensors are read, cast and written one at a time, so memory use is one tensor.
 
-`export` has llama.cpp quantise the file and then read a probe with it, each in a child process (`quantize.py`,
-`trial.py`). A file whose token ids differ from the trained tokenizer's is refused: it would run, and be silently worse.
+`export` has llama.cpp quantise the file, then test it on a probe text, each in a child process (`quantize.py`,
+`trial.py`). A file whose token ids differ from the trained tokenizer's is refused: it would run, but answer worse.
 """
 
 import math
@@ -24,20 +24,20 @@ Quant = Literal["q4_k_m", "q5_k_m", "q8_0", "f16"]
 
 _PERMUTED = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
 _MAX_F16 = 65504.0
-# bytes a weight, rounded up; tensors whose rows don't divide by 256 fall back to a wider type inside llama.cpp
+# bytes per weight, rounded up; llama.cpp stores tensors whose rows are not a multiple of 256 in a wider type
 _WEIGHT_BYTES = {"q4_k_m": 0.75, "q5_k_m": 0.9, "q8_0": 1.1, "f16": 2.0, "bf16": 2.0, "f32": 4.0}
 _HEAD_BYTES = 2**24  # vocabulary and metadata
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor to write: where it lies in the model folder, and what GGUF calls it."""
+    """One tensor to write: its file and name in the model folder, and its name in GGUF."""
 
     file: Path
     source: str
     name: str
     shape: tuple[int, ...]
-    stored: str  # safetensors' name of the type
+    stored: str  # dtype as named by safetensors
 
     @property
     def num_weights(self) -> int:
@@ -45,19 +45,20 @@ class _Tensor:
 
 
 def export(model_dir: Path, out: Path, *, quant: Quant) -> Path:
-    """Write the model in `model_dir` as the quantised GGUF file `out`, checked by llama.cpp; return `out`.
+    """Write the model in `model_dir` as the quantised GGUF file `out`, tested with llama.cpp; return `out`.
 
-    Weights stored in bfloat16 are quantised from bfloat16, others from float16: nothing is lost before the quantiser.
-    Nothing is left behind on failure. Raises ExportError for whatever is wrong with folder, disk or result.
+    Weights stored in bfloat16 are quantised from bfloat16, others from float16, so nothing is lost before quantisation.
+    Nothing is left behind on failure. Raises ExportError if the model is unsupported or damaged, the disk is full, or
+    the file fails its test.
     """
     config = read_config(model_dir)
     tensors = _read_tensors(model_dir, config)
     source_dtype: Dtype = "bf16" if quant != "f16" and any(t.stored == "BF16" for t in tensors) else "f16"
     num_weights = sum(tensor.num_weights for tensor in tensors)
-    widths = {source_dtype, quant}  # the source lies beside the result until it is removed
+    widths = {source_dtype, quant}  # source and result exist side by side for a while
     check_disk(out, int(num_weights * sum(_WEIGHT_BYTES[w] for w in widths)) + len(widths) * _HEAD_BYTES)
     vocabulary = read_vocabulary(model_dir, config)
-    source, partial = _beside(out, ".source"), _beside(out, ".partial")
+    source, partial = _temporary(out, ".source"), _temporary(out, ".partial")
     try:
         write_gguf(model_dir, source, dtype=source_dtype)
         if quant == "f16":
@@ -73,48 +74,48 @@ def export(model_dir: Path, out: Path, *, quant: Quant) -> Path:
 def write_gguf(model_dir: Path, out: Path, *, dtype: Dtype = "f16") -> Path:
     """Write the safetensors model in `model_dir` as the GGUF file `out`; return `out`.
 
-    Matrices are written as `dtype`, vectors as float32. The file appears whole or not at all. Raises ExportError if
-    architecture, tokenizer, rotary scaling or a tensor is unknown, if weights don't fit float16, or the disk is full.
+    Matrices are written as `dtype`, vectors as float32. The file is written atomically. Raises ExportError if the
+    architecture, tokenizer, rotary scaling or a tensor is unsupported, weights overflow float16, or the disk is full.
     """
     config = read_config(model_dir)
     tensors = _read_tensors(model_dir, config)
     vocabulary = read_vocabulary(model_dir, config)
     check_disk(out, int(sum(tensor.num_weights for tensor in tensors) * _WEIGHT_BYTES[dtype]) + _HEAD_BYTES)
-    partial = _beside(out, ".partial")
+    partial = _temporary(out, ".partial")
     try:
         _write(partial, config, tensors, vocabulary, dtype)
         partial.replace(out)
     except OSError as error:
-        raise ExportError(f"{out} cannot be written: {error.strerror or error}; choose another place") from error
+        raise ExportError(f"{out} cannot be written ({error.strerror or error}); choose another folder") from error
     finally:
         partial.unlink(missing_ok=True)
     return out
 
 
 def check_disk(path: Path, needed_bytes: int) -> None:
-    """Raise ExportError unless `path`'s disk has room for `needed_bytes`; its folder may not exist yet."""
+    """Raise ExportError unless the disk of `path`, whose folder may not exist yet, has `needed_bytes` free."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise ExportError(
             f"{path}: the export needs {needed_bytes / 2**30:.2f} GiB, the disk has {free_bytes / 2**30:.2f} GiB free; "
-            "free some, or export to another disk"
+            "free some space, or export to another disk"
         )
 
 
-def _beside(out: Path, suffix: str) -> Path:
-    """Return a temporary name in the folder of `out`, which is made if need be."""
+def _temporary(out: Path, suffix: str) -> Path:
+    """Return the path of a temporary file next to `out`, creating the folder if necessary."""
     if out.is_dir():
-        raise ExportError(f"{out} is a folder; name the file to write, ending in .gguf")
+        raise ExportError(f"{out} is a folder; give the file to write, ending in .gguf")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ExportError(f"{out.parent} cannot be made: {error.strerror}; choose another place") from error
+        raise ExportError(f"{out.parent} cannot be created ({error.strerror}); choose another folder") from error
     return out.with_name(out.name + suffix)
 
 
 def _read_tensors(model_dir: Path, config: dict[str, Any]) -> list[_Tensor]:
-    """List the folder's tensors from the headers of its safetensors files, without reading any weight."""
+    """List the folder's tensors from the headers of its safetensors files, without reading weights."""
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
     from safetensors import SafetensorError, safe_open
 
@@ -131,16 +132,16 @@ def _read_tensors(model_dir: Path, config: dict[str, Any]) -> list[_Tensor]:
                     part = weights.get_slice(source)
                     if name is None or part.get_dtype() not in ("F32", "F16", "BF16"):
                         raise ExportError(
-                            f"{file}: tensor {source} ({part.get_dtype()}) has no place in a GGUF "
+                            f"{file}: tensor {source} ({part.get_dtype()}) is not supported in a GGUF "
                             f"{config['model_type']}; export merged 16- or 32-bit weights"
                         )
                     tensors.append(_Tensor(file, source, name, tuple(part.get_shape()), part.get_dtype()))
         except (SafetensorError, OSError) as error:
-            raise ExportError(f"{file} cannot be read ({error}); write or download it again") from error
+            raise ExportError(f"{file} cannot be read ({error}); save or download it again") from error
     found = {tensor.name for tensor in tensors}
     needed = {"token_embd.weight", *(() if config.get("tie_word_embeddings") else ("output.weight",))}
     if missing := sorted(needed - found):
-        raise ExportError(f"{model_dir}: {', '.join(missing)} not found in model*.safetensors; export a whole model")
+        raise ExportError(f"{model_dir}: model*.safetensors lack {', '.join(missing)}; save or download it again")
     return tensors
 
 
@@ -174,7 +175,7 @@ def _write(partial: Path, config: dict[str, Any], tensors: list[_Tensor], vocabu
 
 
 def _arrays(config: dict[str, Any], tensors: list[_Tensor], dtype: Dtype) -> Iterator[Any]:
-    """Yield each tensor's bytes in GGUF's layout and type, one at a time."""
+    """Yield each tensor in GGUF's layout and type, one at a time."""
     import torch
     from safetensors import safe_open
 
@@ -191,27 +192,27 @@ def _arrays(config: dict[str, Any], tensors: list[_Tensor], dtype: Dtype) -> Ite
             yield values.bfloat16().contiguous().view(torch.int16).numpy()
         elif values.abs().max() > _MAX_F16:
             raise ExportError(
-                f"{tensor.source} holds values beyond float16's range; export q8_0 or smaller from bfloat16"
+                f"{tensor.source} has values outside float16's range; save it in bfloat16 and export q8_0 or smaller"
             )
         else:
             yield values.half().numpy()
 
 
 def _permute(values: Any, num_heads: int) -> Any:
-    """Reorder q or k (heads * head_dim, …): transformers rotates the halves of a head, llama.cpp its neighbours."""
+    """Reorder q or k (heads * head_dim, …): transformers rotates the halves of a head, llama.cpp adjacent pairs."""
     return values.reshape(num_heads, 2, -1, *values.shape[1:]).transpose(1, 2).reshape(values.shape).contiguous()
 
 
 def _quantize_and_check(source: Path, partial: Path, quant: Quant, vocabulary: Vocabulary) -> None:
-    """Quantise `source` into `partial`, try it, and compare its token ids with the tokenizer's."""
+    """Quantise `source` into `partial`, test it, and compare its token ids with the tokenizer's."""
     if quant != "f16":
         child = llama.run_module("dpost_lite.local.quantize", str(source), str(partial), quant)
         if child.returncode != 0:
             if shutil.disk_usage(partial.parent).free < _HEAD_BYTES:
                 raise ExportError(f"the disk is full: the {quant} file does not fit; free some space")
             raise ExportError(
-                f"llama.cpp could not make the {quant} file ({llama.ended_by(child.returncode)}): "
-                f"{llama.last_words(child.stderr)}; give another type, such as f16, which is not quantised"
+                f"llama.cpp could not quantise to {quant} ({llama.ended_by(child.returncode)}): "
+                f"{llama.last_lines(child.stderr)}; choose another type, such as f16, which is not quantised"
             )
     text = vocabulary.prompt(llama.PROBE)
     _, ids = llama.try_file(partial, text)
@@ -219,6 +220,6 @@ def _quantize_and_check(source: Path, partial: Path, quant: Quant, vocabulary: V
     if ids != expected:
         at = next((i for i, pair in enumerate(zip(ids, expected, strict=False)) if pair[0] != pair[1]), len(ids))
         raise ExportError(
-            f"{vocabulary.path}: llama.cpp splits text differently from token {at} of the probe on; "
-            "the file would read other tokens than the model learnt, so train from a base model with a known tokenizer"
+            f"{vocabulary.path}: llama.cpp tokenises the probe text differently from token {at} on, so it would answer "
+            "worse; train from a base model with a supported tokenizer"
         )

@@ -1,7 +1,7 @@
-"""Read the header of a GGUF file: its settings, and whether it is whole.
+"""Read a GGUF file's metadata and check that the file is complete.
 
-llama.cpp may end the process over a damaged file, so a file is walked through here first. `gguf.GGUFReader` would do,
-but takes seconds to unpack a vocabulary that nobody asked it for; this skips over arrays.
+llama.cpp may abort on a damaged file, so files are checked here first. `gguf.GGUFReader` would work too, but takes
+seconds to unpack the vocabulary; this reader skips arrays.
 """
 
 import mmap
@@ -16,29 +16,29 @@ _STRING, _ARRAY = 8, 9
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Return the settings of a GGUF file, without those that are arrays.
+    """Return the metadata of a GGUF file, except arrays.
 
-    Raises ExportError if the file is missing, is not GGUF version 2 or 3, or ends within the header or before the last
-    tensor begins (llama.cpp itself refuses one that ends later).
+    Raises ExportError if the file is missing, is not GGUF version 2 or 3, or is cut off before the start of the last
+    tensor (llama.cpp itself rejects files cut off later).
     """
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise ExportError(f"{path} is not a GGUF file; name one that export wrote")
+                raise ExportError(f"{path} is not a GGUF file; give a .gguf file from `dpost-lite export`")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Walk(data).settings()
+                return _Cursor(data).settings()
     except OSError as error:
-        raise ExportError(f"{path} cannot be read: {error.strerror}; name a .gguf file that export wrote") from error
+        raise ExportError(f"{path} cannot be read ({error.strerror}); give a file from `dpost-lite export`") from error
     except (struct.error, ValueError, LookupError) as error:
-        raise ExportError(f"{path} is damaged or cut off ({error}); export or copy it again") from error
+        raise ExportError(f"{path} is damaged or truncated ({error}); export or copy it again") from error
 
 
-class _Walk:
-    """A place in the file's bytes that moves on with each value taken."""
+class _Cursor:
+    """A position in the file's bytes that advances with each value read."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
-        self._at = 4
+        self._position = 4
 
     def settings(self) -> dict[str, Any]:
         version, num_tensors, num_settings = self._scalar("I"), self._scalar("Q"), self._scalar("Q")
@@ -51,25 +51,25 @@ class _Walk:
             if value is not None:
                 settings[name] = value
         last_offset = max((self._tensor_offset() for _ in range(num_tensors)), default=0)
-        if self._at + last_offset >= len(self._data):
+        if self._position + last_offset >= len(self._data):
             raise ValueError("tensors are missing")
         return settings
 
     def _scalar(self, form: str) -> Any:
-        (value,) = struct.unpack_from("<" + form, self._data, self._at)
-        self._at += struct.calcsize("<" + form)
+        (value,) = struct.unpack_from("<" + form, self._data, self._position)
+        self._position += struct.calcsize("<" + form)
         return value
 
     def _string(self) -> str:
         start = self._skip(self._scalar("Q"))
-        return self._data[start : self._at].decode()
+        return self._data[start : self._position].decode()
 
     def _skip(self, num_bytes: int) -> int:
-        """Move on by `num_bytes`; return where they begin."""
-        start = self._at
-        self._at += num_bytes
-        if self._at > len(self._data):
-            raise ValueError("the header is cut off")
+        """Advance by `num_bytes`; return the position before."""
+        start = self._position
+        self._position += num_bytes
+        if self._position > len(self._data):
+            raise ValueError("the header is truncated")
         return start
 
     def _value(self, kind: int) -> Any:
@@ -86,7 +86,7 @@ class _Walk:
         return None
 
     def _tensor_offset(self) -> int:
-        """Pass over one tensor's name, shape and type; return where its data begins, after the header."""
+        """Skip one tensor's name, shape and type; return its data's offset from the end of the header."""
         self._string()
         self._skip(8 * self._scalar("I"))
         self._scalar("I")

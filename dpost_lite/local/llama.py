@@ -1,9 +1,9 @@
-"""Open GGUF files with llama.cpp; nothing else in the package does.
+"""Open GGUF files with llama.cpp; the only module that does.
 
-llama.cpp can crash on one processor with a file that works on all others, and takes the process with it. So each type
-of file is tried once per machine and version of llama-cpp-python, in a child process (`trial.py`), and what was found
-is remembered. Its AMX kernels are known to crash on their first prompt (ggml-org/llama.cpp#20824). They are reached
-through the "extra buffers" that llama.cpp repacks weights into, which can be turned off.
+On some processors llama.cpp crashes, and takes the process down, with a file that works elsewhere. So each file type is
+tested once per machine and version of llama-cpp-python in a child process (`trial.py`), and the result is cached. Its
+AMX kernels are known to crash on the first prompt (ggml-org/llama.cpp#20824). They are used through the "extra buffers"
+into which llama.cpp repacks weights, and which can be turned off.
 """
 
 import contextlib
@@ -26,16 +26,18 @@ from dpost_lite.system.machine import cache_dir, cpu_name, version
 
 PACKAGE = "llama-cpp-python"
 PROBE = "Ann's 12 boxes hold 3.5 kg each; 15% is left.  How much?\n12*3.5=<<12*3.5=42>>42 kg — naïve.\n#### 1,042"
-PYTHON_ERROR = 1  # the exit code of a child that raised an exception; any other but 0 is a crash
-STOPPED = ("SIGINT", "SIGTERM", "SIGKILL")  # by the user, or for want of memory: nothing that llama.cpp did
-PYTHON = (sys.executable, "-P", "-m")  # a module of the package, whatever lies in the user's folder
+PYTHON_ERROR = 1  # exit code of a child that raised an exception; any other nonzero code is a crash
+STOPPED = ("SIGINT", "SIGTERM", "SIGKILL")  # by the user, or out of memory: not llama.cpp's fault
+PYTHON = (sys.executable, "-P", "-m")  # -P: never import from the user's current folder
 _LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """How one type of file fared on this machine. `crash` says how llama.cpp ended where it crashed (a signal's name or
-    an exit code): on the way to an answer, or, where `works` is false, both ways."""
+    """How one file type fared on this machine: whether it works, and with or without extra buffers.
+
+    `crash` is the signal or exit code of a crash: with extra buffers if `works`, else with and without them.
+    """
 
     works: bool
     extra_buffers: bool
@@ -43,21 +45,21 @@ class Trial:
 
 
 def reports_amx() -> bool:
-    """Whether llama.cpp was built with its AMX kernels."""
+    """Whether llama.cpp was built with AMX kernels."""
     return "AMX_INT8 = 1" in system_info()
 
 
 def system_info() -> str:
-    """Return the processor features that llama.cpp was built for, as it lists them."""
+    """Return llama.cpp's own list of the processor features it was built for."""
     import llama_cpp
 
     return llama_cpp.llama_print_system_info().decode(errors="replace").strip()
 
 
 def open_gguf(path: Path, *, extra_buffers: bool, **options: Any) -> Any:
-    """Return `llama_cpp.Llama(path, **options)`, with or without extra buffers, for which it has no argument.
+    """Return `llama_cpp.Llama(path, **options)`, with or without extra buffers (for which it has no argument).
 
-    Raises ExportError if llama.cpp refuses the file.
+    Raises ExportError if llama.cpp cannot load the file.
     """
     import llama_cpp
     import llama_cpp.llama_cpp as bindings
@@ -80,47 +82,48 @@ def open_gguf(path: Path, *, extra_buffers: bool, **options: Any) -> Any:
 
 
 def uses_extra_buffers(path: Path) -> bool:
-    """Return whether `path` is to be opened with extra buffers; a type of file that is new to this machine is tried.
+    """Return whether to open `path` with extra buffers; tests file types that are new to this machine.
 
-    Raises ExportError if the file cannot be read, or crashes llama.cpp either way.
+    Raises ExportError if the file cannot be read, or crashes llama.cpp with and without them.
     """
     known = trials().get(file_type(path))
     return known.extra_buffers if known is not None and known.works else try_file(path)[0]
 
 
 def try_file(path: Path, text: str = PROBE) -> tuple[bool, list[int]]:
-    """Have llama.cpp read `text` in a child process, without extra buffers if it crashes with them.
+    """Test a file: have llama.cpp read `text` in a child process, without extra buffers if it crashes with them.
 
-    Returns whether to open it with extra buffers, and the token ids of `text`. Raises ExportError if it crashes either
-    way, fails, or computes NaN.
+    Returns whether to use extra buffers, and the token ids of `text`. Raises ExportError if llama.cpp crashes with and
+    without them, fails, or computes NaN.
     """
     kind = file_type(path)
     known = trials().get(kind)
     crash = known.crash if known else None
-    avoids = reports_amx() or (known is not None and not known.extra_buffers)
-    for extra_buffers in (False,) if avoids else (True, False):
+    skip_extra = reports_amx() or (known is not None and not known.extra_buffers)
+    for extra_buffers in (False,) if skip_extra else (True, False):
         child = run_module("dpost_lite.local.trial", str(path), "on" if extra_buffers else "off", text=text)
         if child.returncode == 0:
             remember(kind, Trial(True, extra_buffers, crash))
             return extra_buffers, [int(word) for word in child.stdout.decode().splitlines()[-1].split()]
         if child.returncode == PYTHON_ERROR:
             name = path.name.removesuffix(".partial")
-            raise ExportError(f"llama.cpp cannot use the {kind} file {name}: {last_words(child.stderr)}")
+            reason = last_lines(child.stderr)
+            raise ExportError(f"llama.cpp cannot use the {kind} file {name} ({reason}); export it again")
         crash = ended_by(child.returncode)
         if crash in STOPPED:
-            raise ExportError(f"trying the {kind} file was stopped ({crash}); close other programs and try again")
+            raise ExportError(f"testing the {kind} file was stopped ({crash}); close other programs and try again")
     remember(kind, Trial(False, False, crash))
     raise ExportError(f"llama.cpp crashes with {kind} files on this machine ({crash}); {another_type(kind)}")
 
 
 def another_type(kind: str) -> str:
-    """Return the way out for a type of file that crashes llama.cpp."""
+    """Return the advice for a file type that crashes llama.cpp."""
     other = "q8_0" if kind == "f16" else "f16"
-    return f"give another type, such as {other}: --quant {other} to export, export.quant={other} to run"
+    return f"choose another type, such as {other}: `export --quant {other}`, or `run export.quant={other}`"
 
 
 def file_type(path: Path) -> str:
-    """Return a GGUF file's type of weights, as `--quant` names it. Raises ExportError if the file cannot be read."""
+    """Return a GGUF file's quantisation as named by `--quant`. Raises ExportError if the file cannot be read."""
     from gguf import LlamaFileType
 
     number = read_header(path).get("general.file_type", -1)
@@ -131,14 +134,14 @@ def file_type(path: Path) -> str:
 
 
 def trials() -> dict[str, Trial]:
-    """Return what is remembered of this machine and this version of llama-cpp-python, by type of file."""
-    with contextlib.suppress(TypeError, AttributeError):  # a record of another version, or a damaged one
+    """Return the cached results for this machine and version of llama-cpp-python, by file type."""
+    with contextlib.suppress(TypeError, AttributeError):  # the cache is from another version, or damaged
         return {kind: Trial(**found) for kind, found in _recorded().get(_machine(), {}).items()}
     return {}
 
 
 def remember(kind: str, trial: Trial) -> None:
-    """Note a trial, beside those of other machines that share the cache; a cache that cannot be written is no error."""
+    """Cache a result next to those of other machines that share the cache; errors in writing it are ignored."""
     with contextlib.suppress(OSError):
         record().parent.mkdir(parents=True, exist_ok=True)
         with FileLock(record().with_suffix(".lock")):
@@ -147,28 +150,28 @@ def remember(kind: str, trial: Trial) -> None:
 
 
 def run_module(module: str, *arguments: str, text: str = "") -> "subprocess.CompletedProcess[bytes]":
-    """Run a module of the package in a child process that Ctrl-C does not reach, with `text` as its standard input."""
+    """Run a module of the package in a child process shielded from Ctrl-C, with `text` as its standard input."""
     return subprocess.run(
         [*PYTHON, module, *arguments], input=text.encode(), capture_output=True, start_new_session=True
     )
 
 
 def ended_by(returncode: int) -> str:
-    """Say how a process ended: by which signal, or with which exit code."""
+    """Return how a process ended: the name of a signal, or the exit code."""
     try:
         return signal.Signals(-returncode).name
     except ValueError:
         return f"exit code {returncode}"
 
 
-def last_words(output: bytes) -> str:
-    """Return the last lines of what a process wrote, as one."""
+def last_lines(output: bytes) -> str:
+    """Return the last lines of a process's output, joined into one."""
     lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
     return " | ".join(lines[-3:])[-300:] or "no message"
 
 
 def record() -> Path:
-    """Return the file that holds the trials; without it, all types are tried again."""
+    """Return the file with the cached results; delete it to have all types tested again."""
     return cache_dir() / "llama.cpp.json"
 
 

@@ -1,6 +1,6 @@
-"""The child process that quantises a GGUF file: `python -m dpost_lite.local.quantize SOURCE TARGET TYPE`.
+"""Child process that quantises a GGUF file: `python -m dpost_lite.local.quantize SOURCE TARGET TYPE`.
 
-ggml ends the whole process on many errors and prints without end, hence a child.
+It is a separate process because ggml aborts on many errors and prints a lot.
 """
 
 import ctypes

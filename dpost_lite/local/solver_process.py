@@ -103,7 +103,7 @@ class SolverProcess:
         code, kind = self._process.wait(), llama.file_type(self._path)
         how = llama.ended_by(code)
         self._printed.seek(0)
-        words = llama.last_words(self._printed.read())
+        words = llama.last_lines(self._printed.read())
         if code == llama.PYTHON_ERROR:
             return ExportError(f"the solver failed with {self._path} ({words}), which is a bug; please report it")
         if how in llama.STOPPED:

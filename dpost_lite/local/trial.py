@@ -1,7 +1,7 @@
-"""The child process that tries a GGUF file: `python -m dpost_lite.local.trial FILE on|off`, with extra buffers or not.
+"""Child process that tests a GGUF file: `python -m dpost_lite.local.trial FILE on|off`, with extra buffers on or off.
 
-It reads a text from standard input, has the model read it as a prompt and then one token more, as an answer does, and
-prints, as its last line, the token ids that llama.cpp makes of the text.
+It evaluates the text from standard input as a prompt, then one more token as in decoding, and prints the text's token
+ids as its last line.
 """
 
 import math
@@ -15,7 +15,7 @@ NUM_CONTEXT, NUM_PROMPT = 128, 64  # tokens
 
 
 def probe(path: Path, text: str, *, extra_buffers: bool) -> list[int]:
-    """Return the token ids of `text`, after two forwards over them. Raises RuntimeError if a logit is not finite."""
+    """Evaluate `text` and one more token; return the token ids of `text`. Raises RuntimeError for non-finite logits."""
     import llama_cpp
 
     llm = open_gguf(path, extra_buffers=extra_buffers, n_ctx=NUM_CONTEXT)
@@ -24,7 +24,7 @@ def probe(path: Path, text: str, *, extra_buffers: bool) -> list[int]:
         llm.eval(new)
         logits = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
         if not all(math.isfinite(logits[i]) for i in range(llm.n_vocab())):
-            raise RuntimeError("the file answers with NaN or infinity")
+            raise RuntimeError("the logits contain NaN or infinity")
     llm.close()
     return ids
 
@@ -33,7 +33,7 @@ def main() -> None:
     path, extra_buffers = sys.argv[1:]
     try:
         ids = probe(Path(path), sys.stdin.buffer.read().decode(), extra_buffers=extra_buffers == "on")
-    except Exception as error:  # one line for the user, who knows nothing of this process
+    except Exception as error:  # one line for the parent's error message
         sys.exit(f"{error}" if isinstance(error, DpostError) else f"{type(error).__name__}: {error}")
     sys.stderr.flush()
     print("\n" + " ".join(map(str, ids)), flush=True)

@@ -1,12 +1,12 @@
-"""A model folder's tokenizer, in the words of GGUF.
+"""Translate a model folder's tokenizer to GGUF metadata.
 
-llama.cpp has two tokenizers that matter here. "gpt2" is byte-level BPE: tokens, merges, and the name of a pre-tokenizer
-whose regular expression is compiled into llama.cpp. "llama" is SentencePiece's BPE: tokens and scores, the best-scored
-neighbours merged first.
+Two of llama.cpp's tokenizers matter here. "gpt2" is byte-level BPE: tokens, merges, and the name of a pre-tokenizer
+whose regular expression is compiled into llama.cpp. "llama" is SentencePiece BPE: tokens and scores; the pair with the
+best score is merged first.
 
-llama.cpp's own converter knows a pre-tokenizer by a hash of the ids it gives to one text, which ties it to published
-vocabularies. Here its structure in tokenizer.json is compared: a tokenizer trained by the user is known as well.
-Scores are rebuilt from the order of the merges, hence `tokenizer.model` is never needed.
+llama.cpp's own converter identifies a pre-tokenizer by hashing the ids of a test text, which works for published
+vocabularies only. Here its structure in tokenizer.json is compared, so user-trained tokenizers are recognised too.
+Scores are reconstructed from the order of the merges, so `tokenizer.model` is not needed.
 """
 
 import json
@@ -27,7 +27,7 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
     rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
-# (steps of the pre-tokenizer, does a whole word in the vocabulary skip the merges) -> llama.cpp's name
+# (pre-tokenizer steps, ignore_merges) -> llama.cpp's name
 _PRE_TOKENIZERS = {
     (("words",), False): "gpt-2",
     (("digits", "words"), False): "smollm",
@@ -36,16 +36,16 @@ _PRE_TOKENIZERS = {
     ((_LLAMA3, "bytes"), False): "dbrx",
     ((_TEKKEN, "bytes"), True): "tekken",
 }
-_ENDED = "18."  # an assistant's message of which only the stop token after it matters
+_ENDED = "18."  # an arbitrary assistant message; only the stop token after it matters
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What `read_vocabulary` found in a folder; `special` maps bos, eos, unk, pad and eot to ids, where they exist."""
+    """A tokenizer as read by `read_vocabulary`; `special` maps bos, eos, unk, pad and eot to ids, if they exist."""
 
     path: Path
     spec: dict[str, Any] = field(repr=False)  # tokenizer.json
-    size: int  # rows of the embedding, at least the number of tokens
+    size: int  # rows of the embedding: at least the number of tokens
     special: dict[str, int]
     chat_template: str | None = field(repr=False)
 
@@ -55,22 +55,22 @@ class Vocabulary:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The `tokenizers.Tokenizer`: what the trained model saw."""
+        """The `tokenizers.Tokenizer` the model was trained with."""
         from tokenizers import Tokenizer
 
         return Tokenizer.from_str(json.dumps(self.spec))
 
     @cached_property
     def pre(self) -> str:
-        """llama.cpp's name of the pre-tokenizer. Raises ExportError if it has none that is the same."""
+        """llama.cpp's name of the pre-tokenizer. Raises ExportError if it has no equivalent."""
         if self.is_sentencepiece:
             return "default"
         model = self.spec["model"]
         key = (_steps(self.spec.get("pre_tokenizer")), bool(model.get("ignore_merges")))
         if key not in _PRE_TOKENIZERS or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
             raise ExportError(
-                f"{self.path}: llama.cpp has no pre-tokenizer known to equal this one; train from a base model whose "
-                f"tokenizer is of one of these kinds: {', '.join(_PRE_TOKENIZERS.values())}, SentencePiece BPE"
+                f"{self.path}: llama.cpp has no equivalent of this pre-tokenizer; train from a base model with one of "
+                f"these: {', '.join(_PRE_TOKENIZERS.values())}, SentencePiece BPE"
             )
         return _PRE_TOKENIZERS[key]
 
@@ -81,7 +81,7 @@ class Vocabulary:
         return [(left, right) for left, right in halves]
 
     def tokens_and_types(self) -> tuple[list[str], list[int]]:
-        """Return each id's token and its `gguf.TokenType`; ids that the tokenizer leaves out are unused."""
+        """Return each id's token and its `gguf.TokenType`; ids without a token are UNUSED."""
         from gguf import TokenType
 
         tokens = [f"[PAD{i}]" for i in range(self.size)]
@@ -97,9 +97,9 @@ class Vocabulary:
         return tokens, types
 
     def scores(self, tokens: list[str]) -> list[float]:
-        """Return SentencePiece scores: minus the rank of the first merge that makes the token.
+        """Return SentencePiece scores: minus the rank of the first merge that yields the token.
 
-        llama.cpp merges the neighbours whose joint token scores best, as SentencePiece does: the same order.
+        Like SentencePiece, llama.cpp merges the pair whose merged token has the best score, so the order is the same.
         """
         rank: dict[str, int] = {}
         for i, (left, right) in enumerate(self.merges):
@@ -116,13 +116,13 @@ class Vocabulary:
 
     @property
     def adds_space(self) -> bool:
-        """Whether a word right after a special token, where a prompt's text begins, gets a space before it."""
+        """Whether a word directly after a special token, as at the start of a prompt, gets a space before it."""
         start = self.tokenizer.id_to_token(self.special["bos"]) if "bos" in self.special else ""
         encoded = self.tokenizer.encode(start + "x", add_special_tokens=False)
         return encoded.tokens[1 if start else 0].startswith("▁")
 
     def prompt(self, question: str) -> str:
-        """Return the question as the chat template puts it to the model (the bare question without a template)."""
+        """Return the question in the chat template, or as it is if there is no template."""
         return self._render([{"role": "user", "content": question}]) if self.chat_template else question
 
     def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
@@ -136,7 +136,7 @@ class Vocabulary:
         )
 
     def template_stop(self) -> int | None:
-        """Return the special token that the chat template writes after an answer, if it writes one."""
+        """Return the special token that the chat template puts after an answer, if any."""
         if not self.chat_template:
             return None
         messages = [{"role": "user", "content": "9+9?"}, {"role": "assistant", "content": _ENDED}]
@@ -145,7 +145,7 @@ class Vocabulary:
         return next((added["id"] for added in special if rest.startswith(added["content"])), None)
 
     def write(self, writer: Any) -> None:
-        """Put the whole vocabulary into a `gguf.GGUFWriter`. Raises ExportError for an unknown pre-tokenizer."""
+        """Add the vocabulary to a `gguf.GGUFWriter`. Raises ExportError for an unsupported pre-tokenizer."""
         tokens, types = self.tokens_and_types()
         writer.add_tokenizer_model("llama" if self.is_sentencepiece else "gpt2")
         writer.add_tokenizer_pre(self.pre)
@@ -167,20 +167,20 @@ class Vocabulary:
 def read_vocabulary(model_dir: Path, config: dict[str, Any]) -> Vocabulary:
     """Read tokenizer.json, tokenizer_config.json and the chat template of a model folder.
 
-    Raises ExportError if tokenizer.json is missing or broken, is not BPE, or has more tokens than the model.
+    Raises ExportError if tokenizer.json is missing, damaged, not BPE, or has more tokens than the embedding.
     """
     path = model_dir / "tokenizer.json"
-    spec = read_json(path)
+    spec = read_model_json(path)
     if spec.get("model", {}).get("type") != "BPE":
-        raise ExportError(f"{path}: only BPE tokenizers can be exported; train from a base model that has one")
+        raise ExportError(f"{path}: only BPE tokenizers can be exported; train from a base model with one")
     ids = [*spec["model"]["vocab"].values(), *(added["id"] for added in spec.get("added_tokens", []))]
     if max(ids) >= config["vocab_size"]:
         raise ExportError(
             f"{path}: token {max(ids)} has no row in the model's embedding (vocab_size {config['vocab_size']}); "
-            "put the tokenizer that belongs to these weights there"
+            "replace it by the tokenizer that belongs to these weights"
         )
     settings_path = model_dir / "tokenizer_config.json"
-    settings = read_json(settings_path) if settings_path.exists() else {}
+    settings = read_model_json(settings_path) if settings_path.exists() else {}
     vocabulary = Vocabulary(
         path, spec, config["vocab_size"], _special_ids(spec, settings, config), _template(model_dir, settings)
     )
@@ -190,23 +190,23 @@ def read_vocabulary(model_dir: Path, config: dict[str, Any]) -> Vocabulary:
     return vocabulary
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object of a model folder. Raises ExportError if it is missing or broken."""
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a model folder. Raises ExportError if it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ExportError(
-            f"{path} is missing; export from a whole model folder, as save_pretrained writes it"
+            f"{path} is missing; export from a complete model folder, as written by save_pretrained"
         ) from None
     except (OSError, ValueError) as error:
-        raise ExportError(f"{path} cannot be read ({error}); write the model folder again") from error
+        raise ExportError(f"{path} cannot be read ({error}); save or download the model again") from error
     if not isinstance(value, dict):
-        raise ExportError(f"{path} holds no JSON object; write the model folder again")
+        raise ExportError(f"{path} is not a JSON object; save or download the model again")
     return value
 
 
 def _steps(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...]:
-    """Return the steps of a pre-tokenizer, each named or given by its regular expression; "?" for an unknown one."""
+    """Return the steps of a pre-tokenizer, each as a name or a regular expression; "?" if unknown."""
     steps = []
     for step in (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}]):
         name = "?"
@@ -221,7 +221,7 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...]:
 
 
 def _special_ids(spec: dict[str, Any], settings: dict[str, Any], config: dict[str, Any]) -> dict[str, int]:
-    """Return the ids of bos, eos, unk and pad: as the tokenizer names them, else as the model's config does."""
+    """Return the ids of bos, eos, unk and pad from the tokenizer's settings, else from the model's config."""
     ids = {**spec["model"]["vocab"], **{added["content"]: added["id"] for added in spec.get("added_tokens", [])}}
     special = {}
     for name in ("bos", "eos", "unk", "pad"):
@@ -235,7 +235,7 @@ def _special_ids(spec: dict[str, Any], settings: dict[str, Any], config: dict[st
 
 
 def _template(model_dir: Path, settings: dict[str, Any]) -> str | None:
-    """Return the chat template: its own file (transformers 5), else the one named default in tokenizer_config.json."""
+    """Return the chat template: its own file (transformers 5), else the default one in tokenizer_config.json."""
     path = model_dir / "chat_template.jinja"
     if path.exists():
         return path.read_text(encoding="utf-8")

@@ -1,12 +1,12 @@
 """Exact arithmetic on the text between `<<` and `=`: `12/60` -> `0.2`.
 
-A model that writes `<<12/60=` need not work out the rest: the sampler forces what the calculator returns. The grammar
-is what GSM8K's annotations use, and blanks: `0-9 . + - * / // ( )`, decimals also as `.5`, signs also after an operator
-(`71+-3`). All else (`1,000`, `20%`, `$5`, `2x3`, `5.`, `2(3)`) is "not mine": the model goes on by itself.
+When a model writes `<<12/60=`, the sampler inserts the calculator's result. The grammar covers GSM8K's annotations, and
+spaces: `0-9 . + - * / // ( )`, decimals such as `.5`, signs after an operator (`71+-3`). Anything else (`1,000`, `20%`,
+`$5`, `2x3`, `5.`, `2(3)`) is left to the model.
 
-Departures from the paper's code, which hands the model's text to `eval` and keeps a float of two decimals: own grammar,
-rational numbers, every terminating decimal printed in full (six of GSM8K's annotations need it), negative results too.
-The data hold no result that does not terminate, so how to round those is this project's own choice.
+The paper's code passes the model's text to `eval` and keeps two decimals. Departures: our own grammar, rational
+arithmetic, terminating decimals printed in full (six of GSM8K's annotations need it), and negative results. GSM8K has
+no non-terminating results, so how those are rounded is our choice.
 """
 
 import operator
@@ -18,10 +18,10 @@ from fractions import Fraction
 from dpost_lite.recipe import CalculatorRecipe
 
 MAX_CHARS = 100  # of an expression; the longest in GSM8K has 36
-MAX_SIZE = 10**20  # no numerator or denominator, given or on the way, reaches this; GSM8K stays below 3 * 10**9
+MAX_SIZE = 10**20  # bound on every numerator and denominator, intermediate ones too; GSM8K stays below 3e9
 
 _TOKEN = re.compile(r" *([0-9]+(?:\.[0-9]+)?|\.[0-9]+|//|[-+*/()])")
-_NEGATE = "negate"  # the sign, told apart from the binary minus
+_NEGATE = "negate"  # unary minus, as opposed to binary "-"
 _BINARY: dict[str, Callable[[Fraction, Fraction], Fraction | int]] = {
     "+": operator.add,
     "-": operator.sub,
@@ -34,10 +34,10 @@ _RANK = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "//": 2, _NEGATE: 3}
 
 @dataclass(frozen=True, slots=True)
 class Calculator:
-    """Evaluates an expression and prints the result the way a solution would.
+    """Evaluates an expression and formats the result as GSM8K's solutions do.
 
-    A result with at most `max_decimals` decimals is printed exactly, any other rounded half away from zero to
-    `rounded_decimals`. No needless zeros, no `-0`; decimals have a leading zero (`0.5`).
+    Results with at most `max_decimals` decimals are exact, others are rounded half away from zero to
+    `rounded_decimals`. No trailing zeros, no `-0`; decimals have a leading zero (`0.5`).
     """
 
     max_decimals: int = 6
@@ -45,11 +45,11 @@ class Calculator:
 
     @classmethod
     def from_recipe(cls, recipe: CalculatorRecipe) -> "Calculator | None":
-        """Return the calculator that a recipe asks for, or None where it is off."""
+        """Return the calculator configured by a recipe, or None if it is disabled."""
         return cls(recipe.max_decimals, recipe.rounded_decimals) if recipe.enabled else None
 
     def __call__(self, expression: str) -> str | None:
-        """Return the result as text, or None where the expression is not the calculator's (see `evaluate`)."""
+        """Return the result as text, or None if the expression is left to the model (see `evaluate`)."""
         value = evaluate(expression)
         if value is None:
             return None
@@ -57,9 +57,9 @@ class Calculator:
 
 
 def evaluate(expression: str) -> Fraction | None:
-    """Return the exact value, or None for junk, a division by zero, and what exceeds `MAX_CHARS` or `MAX_SIZE`.
+    """Return the exact value, or None if it is not in the grammar, divides by 0, or exceeds `MAX_CHARS` or `MAX_SIZE`.
 
-    Signs bind tighter than `* / //`, those tighter than `+ -`; equals associate to the left. `//` rounds down.
+    Signs bind tighter than `* / //`, which bind tighter than `+ -`; all are left-associative. `//` rounds down.
     """
     if len(expression) > MAX_CHARS:
         return None
@@ -70,13 +70,13 @@ def evaluate(expression: str) -> Fraction | None:
 
 
 def decimal_text(value: Fraction, max_decimals: int) -> str | None:
-    """Return `value` as its shortest decimal, or None if that takes more than `max_decimals` decimals."""
+    """Return `value` as its shortest exact decimal, or None if that needs more than `max_decimals` decimals."""
     exact = (value * 10**max_decimals).denominator == 1
     return rounded_text(value, max_decimals) if exact else None
 
 
 def rounded_text(value: Fraction, num_decimals: int) -> str:
-    """Return `value` rounded half away from zero to `num_decimals`, without needless zeros."""
+    """Return `value` rounded half away from zero to `num_decimals`, without trailing zeros."""
     units = int(abs(value) * 10**num_decimals + Fraction(1, 2))
     whole, part = divmod(units, 10**num_decimals)
     sign = "-" if value < 0 and units else ""
@@ -95,7 +95,7 @@ def _tokens(expression: str) -> list[str]:
 
 
 def _value(tokens: list[str]) -> Fraction:
-    """Evaluate by Dijkstra's shunting-yard: two stacks, no recursion, so no depth of parentheses can overflow."""
+    """Evaluate by the shunting-yard algorithm: two stacks, no recursion, so nested parentheses cannot overflow."""
     values: list[Fraction] = []
     operators: list[str] = []
     wants_operand = True
@@ -106,11 +106,11 @@ def _value(tokens: list[str]) -> Fraction:
             operators.append(token)
         elif token == "-":
             operators.append(_NEGATE)
-        elif token != "+":  # a sign `+` changes nothing
-            values.append(_bounded(Fraction(token)))  # ValueError where an operator or ")" stands
+        elif token != "+":  # a unary `+` has no effect
+            values.append(_bounded(Fraction(token)))  # ValueError for an operator or ")"
             wants_operand = False
     if wants_operand:
-        raise ValueError("ends where a number is due")
+        raise ValueError("a number is missing at the end")
     _apply(values, operators, min_rank=1)
     if operators:
         raise ValueError("unclosed parenthesis")
@@ -118,7 +118,7 @@ def _value(tokens: list[str]) -> Fraction:
 
 
 def _after_operand(token: str, values: list[Fraction], operators: list[str]) -> bool:
-    """Take the token after a complete operand; return whether an operand must follow."""
+    """Process the token after a complete operand; return whether an operand must follow."""
     if token in _BINARY:
         _apply(values, operators, min_rank=_RANK[token])
         operators.append(token)
@@ -133,7 +133,7 @@ def _after_operand(token: str, values: list[Fraction], operators: list[str]) -> 
 
 
 def _apply(values: list[Fraction], operators: list[str], min_rank: int) -> None:
-    """Apply the operators on top of the stack that bind at least as tightly as `min_rank`."""
+    """Apply operators from the top of the stack while they bind at least as tightly as `min_rank`."""
     while operators and _RANK[operators[-1]] >= min_rank:
         name = operators.pop()
         right = values.pop()

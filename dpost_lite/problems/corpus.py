@@ -1,4 +1,4 @@
-"""The problems of one run: train (labelled and not), dev and test, loaded, split, limited and kept apart."""
+"""The problems of one run: load, split and limit train, dev and test, and check them for overlap."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ PAPERS_DEV_SIZE = 768  # of GSM8K's 7,473 training problems (DPO-ST, section 4.1
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What a run trains on and is judged by. A train problem is labelled if it kept its rationale."""
+    """The problems of a run. Train problems with a rationale are labelled; `num_refused` counts unusable rows."""
 
     train: list[Problem]
     dev: list[Problem]
@@ -24,11 +24,10 @@ class Corpus:
 
 
 def load_corpus(recipe: DataRecipe, settings: SyntheticRecipe, *, seed: int) -> Corpus:
-    """Load what the recipe names. Limits apply after the split, so a limited run sees a part of the full one's
-    problems.
+    """Load the recipe's problems. Limits apply after the split: a limited run uses a subset of the full one.
 
-    A file without a test set gives a tenth of its problems to test and a tenth to dev. Raises DataError if something
-    cannot be read, there is nothing to test on, or a training question is also a test question.
+    A file without data.test gives a tenth of its problems to test and a tenth to dev. Raises DataError if something
+    cannot be read, there are no test problems, or a training question is also a test question.
     """
     corpus = _synthetic(settings, seed) if recipe.train == SYNTHETIC else _loaded(recipe)
     if recipe.test is not None:
@@ -40,7 +39,7 @@ def load_corpus(recipe: DataRecipe, settings: SyntheticRecipe, *, seed: int) -> 
         num_refused=corpus.num_refused,
     )
     if not corpus.test:
-        raise DataError(f"data.train={recipe.train}: there is nothing to test on; give data.test")
+        raise DataError(f"data.train={recipe.train}: there are no test problems; set data.test")
     test_name = recipe.test or ("dev part" if corpus.test == corpus.dev else f"{recipe.train} test")
     datasets.check_overlap(corpus.train, corpus.test, train_name=recipe.train, test_name=test_name)
     return corpus
@@ -51,7 +50,7 @@ def _synthetic(settings: SyntheticRecipe, seed: int) -> Corpus:
         num_train=settings.num_train,
         num_dev=settings.num_dev,
         num_test=settings.num_test,
-        num_labelled=settings.num_train,  # data.num_labelled hides rationales below, for every source alike
+        num_labelled=settings.num_train,  # data.num_labelled is applied in load_corpus, for every source
         seed=seed,
         min_steps=settings.min_steps,
         max_steps=settings.max_steps,
@@ -87,7 +86,7 @@ def _test_set(source: str, recipe: DataRecipe, settings: SyntheticRecipe, seed: 
 
 
 def _only_labelled(problems: list[Problem], num_labelled: int | None) -> list[Problem]:
-    """Hide all rationales but the first `num_labelled`."""
+    """Remove all but the first `num_labelled` rationales."""
     if num_labelled is None:
         return problems
     labelled = [problem.id for problem in problems if problem.rationale][:num_labelled]
@@ -95,7 +94,7 @@ def _only_labelled(problems: list[Problem], num_labelled: int | None) -> list[Pr
 
 
 def digests(recipe: DataRecipe) -> dict[str, str]:
-    """Return the SHA-256 of each file that the recipe's problems come from, so that an edited one is noticed."""
+    """Return the SHA-256 of each file the recipe's problems come from, by path, so that edits are detected."""
     files = [path for path in (recipe.split_file, recipe.train, recipe.test) if path and Path(path).is_file()]
     if recipe.data_dir:
         files += sorted(recipe.data_dir.glob("*.jsonl")) + sorted(recipe.data_dir.glob("gsm8k/*.jsonl"))

@@ -1,11 +1,11 @@
-"""Where problems come from: four published sets, or a user's own file; and how they are split and kept apart.
+"""Load problems from four published sets or the user's own file, split them, and check train and test for overlap.
 
-    load ──▶ split_train_dev ──▶ train, dev          check_overlap(train, test) before anything is trained
+    load ──▶ split_train_dev ──▶ train, dev          check_overlap(train, test) before any training
 
-The sets are the paper's: GSM8K to train on, MultiArith, ASDiv and SVAMP to evaluate out of domain ("Self-Training with
-Direct Preference Optimization Improves Chain-of-Thought Reasoning", Table 2). Departures: a question that repeats
-another of its set is left out (20 of MultiArith's 600, 1 of ASDiv's 2,096), and the 6,705/768 division of GSM8K follows
-a rule that works for any file, unless the authors' own lists are given as a split file.
+The sets are the paper's: GSM8K for training, MultiArith, ASDiv and SVAMP for out-of-domain evaluation ("Self-Training
+with Direct Preference Optimization Improves Chain-of-Thought Reasoning", Table 2). Departures: questions that repeat
+within a set are dropped (20 of MultiArith's 600, 1 of ASDiv's 2,096), and GSM8K's 6,705/768 split follows a rule that
+works for any file, unless the authors' own lists are given as a split file.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from dpost_lite.errors import DataError, nearest
 from dpost_lite.problems.files import (
     EXPECTED_FORM,
     QUESTION_ANSWER,
-    Refused,
+    RefusedRow,
     Row,
     detect_format,
     normal_question,
@@ -31,12 +31,12 @@ from dpost_lite.problems.files import (
 )
 from dpost_lite.problems.records import Problem
 
-__all__ = ["NAMED", "Loaded", "Refused", "check_overlap", "load", "normal_question", "split_train_dev"]
+__all__ = ["NAMED", "Loaded", "RefusedRow", "check_overlap", "load", "normal_question", "split_train_dev"]
 
 NAMED = ("gsm8k", "multiarith", "asdiv", "svamp")
 
-# name -> (repository, configuration, split) on the Hugging Face hub. The sets without a training part are published
-# there in parts all the same; the paper evaluates on the whole.
+# name -> (repository, configuration, split) on the Hugging Face hub. Evaluation-only sets are split there too; like the
+# paper, we evaluate on all of their problems.
 HUB: dict[str, tuple[str, str | None, str]] = {
     "gsm8k": ("openai/gsm8k", "main", "{split}"),
     "multiarith": ("ChilleD/MultiArith", None, "train+test"),
@@ -47,13 +47,13 @@ HUB: dict[str, tuple[str, str | None, str]] = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """The problems of one source in their order, the rows that were refused, and the format they were read as.
+    """The problems of one source in order, the rows that were refused, and the format that was detected.
 
-    `format` is the set's name, or for a file "question/answer", "prompt/completion", "alpaca", "messages" ….
+    `format` is the name of the set, or for a file "question/answer", "prompt/completion", "alpaca", "messages" ….
     """
 
     problems: list[Problem]
-    refused: list[Refused]
+    refused: list[RefusedRow]
     format: str
 
 
@@ -62,16 +62,16 @@ def load(
 ) -> Loaded:
     """Load the problems of a named set or of a `.jsonl`, `.json`, `.csv` or `.parquet` file.
 
-    A named set comes from the files in `data_dir`, or else from the Hugging Face hub; with `offline`, from the hub's
-    cache on this machine alone. `split` matters for named sets only: a file has one part.
+    A named set is read from `data_dir` if given, else from the Hugging Face hub (with `offline`, only from its local
+    cache). `split` applies to named sets only.
 
     Raises:
-        DataError: the source is missing, unreachable, for evaluation only, or has no usable row.
+        DataError: the source is missing, unreachable, for evaluation only, or without a usable row.
     """
     if source not in NAMED:
         return _load_file(Path(os.path.expanduser(source)))
     if split == "train" and source != "gsm8k":
-        raise DataError(f"{source} is for evaluation only: train on gsm8k, synthetic or a file of your own")
+        raise DataError(f"{source} is for evaluation only: train on gsm8k, synthetic or your own file")
     if data_dir is not None:
         rows = _rows_from_folder(source, split, data_dir)
     else:
@@ -85,22 +85,22 @@ def load(
 def split_train_dev(
     problems: list[Problem], *, dev_size: int, split_file: Path | None = None
 ) -> tuple[list[Problem], list[Problem]]:
-    """Divide the problems of a training source into train and dev, each in the order of `problems`.
+    """Split the problems of a training source into train and dev, each in the order of `problems`.
 
-    By rule, dev is the `dev_size` problems whose questions have the smallest SHA-256: the same ones on every machine
-    and in whatever order the rows stand. Or `split_file` says: JSON with the lists `train` and `dev` of 0-based
-    positions, which together name every problem once, and optionally `questions_sha256` of either list (over its
-    questions, each followed by a line feed). Give all problems of the source: a limit comes after the split.
+    By default, dev is the `dev_size` problems whose questions have the smallest SHA-256: the same on every machine and
+    for any order of rows. A `split_file` overrides this: JSON with the lists `train` and `dev` of 0-based positions,
+    which together name every problem once, and optionally `questions_sha256` for either list (over its questions, each
+    followed by a line feed). Pass all problems of the source; limits apply after the split.
 
     Raises:
-        DataError: nothing would be left to train on, or the split file does not belong to these problems.
+        DataError: no training problems would be left, or the split file does not match these problems.
     """
     assert dev_size >= 0, dev_size
     if split_file is not None:
         dev = set(_read_split(split_file, problems))
     elif dev_size >= len(problems):
         raise DataError(
-            f"data.dev_size={dev_size} leaves nothing of {len(problems)} problems to train on: give a smaller one"
+            f"data.dev_size={dev_size} leaves none of {len(problems)} problems to train on: give a smaller size"
         )
     else:
         dev = set(sorted(range(len(problems)), key=lambda k: _sha256([problems[k].question]))[:dev_size])
@@ -108,10 +108,10 @@ def split_train_dev(
 
 
 def check_overlap(train: list[Problem], test: list[Problem], *, train_name: str, test_name: str) -> None:
-    """Refuse a test question that was trained on, compared by letters and digits alone.
+    """Check that no test question is also a training question; only letters and digits are compared.
 
     Raises:
-        DataError: with the number of shared questions and one example.
+        DataError: questions are shared; the message gives their number and one example.
     """
     trained = {normal_question(problem.question): problem.id for problem in train}
     shared = [(trained[key], p.id) for p in test if (key := normal_question(p.question)) in trained]
@@ -119,7 +119,7 @@ def check_overlap(train: list[Problem], test: list[Problem], *, train_name: str,
         train_id, test_id = shared[0]
         raise DataError(
             f"{len(shared)} of {len(test)} test questions of {test_name} are also in the training data {train_name} "
-            f"(such as {test_id} = {train_id}): take them out of one of the two, or evaluate on other problems"
+            f"(such as {test_id} = {train_id}): remove them from one of the two, or evaluate on other problems"
         )
 
 
@@ -127,7 +127,7 @@ def check_overlap(train: list[Problem], test: list[Problem], *, train_name: str,
 
 
 def _load_file(path: Path) -> Loaded:
-    if not os.path.exists(path):  # unlike Path.exists, it says no to a name too long for a file
+    if not os.path.exists(path):  # unlike Path.exists, False for a name that is too long
         known = (*NAMED, "synthetic")
         raise DataError(
             f"there is no file or set '{path}'{nearest(str(path).lower(), known)}: give {', '.join(known)} or a path"
@@ -140,49 +140,49 @@ def _load_file(path: Path) -> Loaded:
     return Loaded(problems, refused, form.name)
 
 
-def _rows_from_folder(name: str, split: str, data_dir: Path) -> list[Row | Refused]:
+def _rows_from_folder(name: str, split: str, data_dir: Path) -> list[Row | RefusedRow]:
     path = data_dir / ("gsm8k" if name == "gsm8k" else "") / f"{split if name == 'gsm8k' else name}.jsonl"
     if not path.is_file():
         raise DataError(
-            f"--data-dir {data_dir} has no file {path.relative_to(data_dir)}: put it there, or name another folder"
+            f"--data-dir {data_dir} has no file {path.relative_to(data_dir)}: add it, or give another folder"
         )
     return read_rows(path)
 
 
-def _no_usable_row(source: str, refused: Sequence[Refused]) -> DataError:
+def _no_usable_row(source: str, refused: Sequence[RefusedRow]) -> DataError:
     reasons = "; ".join(f"{row.where}: {row.reason}" for row in refused[:3]) or "it is empty"
-    return DataError(f"{source} has no usable row ({reasons}); expected are {EXPECTED_FORM}")
+    return DataError(f"{source} has no usable row ({reasons}); expected {EXPECTED_FORM}")
 
 
 # The hub
 
 
-def _rows_from_hub(name: str, split: str, *, offline: bool) -> list[Row | Refused]:
+def _rows_from_hub(name: str, split: str, *, offline: bool) -> list[Row | RefusedRow]:
     repository, configuration, part = HUB[name]
     part = part.format(split=split)
-    way_out = f"give the files with --data-dir DIR (DIR/{'gsm8k/' + split if name == 'gsm8k' else name}.jsonl)"
+    remedy = f"give the files with --data-dir DIR (DIR/{'gsm8k/' + split if name == 'gsm8k' else name}.jsonl)"
     with _hub_offline(offline):
         import datasets
 
         try:
             hub_rows = datasets.load_dataset(repository, configuration, split=part)
-        # Whatever the hub, the network or the cache raises (their types vary by version), the way out is the same.
+        # Hub, network and cache errors vary in type by version; the remedy is the same for all of them.
         except Exception as error:
             cause = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(f"{name} cannot be had from the Hugging Face hub ({cause}): {way_out}") from error
-    rows: list[Row | Refused] = []
+            raise DataError(f"{name} cannot be loaded from the Hugging Face hub ({cause}): {remedy}") from error
+    rows: list[Row | RefusedRow] = []
     try:
         for number, values in enumerate(hub_rows, start=1):
             if columns := _from_hub_columns(name, values):
                 rows.append(Row(f"{repository}[{part}] row {number}", columns))
     except KeyError as error:
-        raise DataError(f"{repository} on the Hugging Face hub has no column {error} any more: {way_out}") from error
+        raise DataError(f"{repository} on the Hugging Face hub no longer has a column {error}: {remedy}") from error
     return rows
 
 
 @contextlib.contextmanager
 def _hub_offline(offline: bool) -> Iterator[None]:
-    """Let `datasets` look into its cache only, at once, instead of retrying the network for half a minute."""
+    """With `offline`, have `datasets` read its cache only, instead of retrying the network for half a minute."""
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
@@ -194,7 +194,7 @@ def _hub_offline(offline: bool) -> Iterator[None]:
 
 
 def _from_hub_columns(name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a hub row as question and answer, or None if it is not of the published subset of its set."""
+    """Return a hub row as question and answer, or None if the row is outside the published subset."""
     if name == "gsm8k":
         return {"question": values["question"], "answer": values["answer"]}
     if name == "multiarith":
@@ -203,7 +203,7 @@ def _from_hub_columns(name: str, values: Mapping[str, Any]) -> dict[str, Any] | 
         body = values["Body"].strip()
         joint = " " if body.endswith((".", ",", "?", "!", ";", ":")) else ". "
         return {"question": body + joint + values["Question"].strip(), "answer": values["Answer"]}
-    # ASDiv: a whole number with an optional unit, "9 (apples)", as in PAL's 2,096 of the 2,305 problems.
+    # ASDiv: keep whole numbers with an optional unit, "9 (apples)": the 2,096 of 2,305 problems that PAL uses.
     number = re.fullmatch(r"(\d+)( \(.*\))?", values["answer"])
     question = " ".join(f"{values['body']} {values['question']}".split())
     return {"question": question, "answer": number[1]} if number else None
@@ -219,23 +219,23 @@ def _read_split(path: Path, problems: Sequence[Problem]) -> list[int]:
         parts = {"train": split["train"], "dev": split["dev"]}
         digests = dict(split.get("questions_sha256", {}))
     except OSError as error:
-        raise DataError(f"the split file {path} cannot be read ({error.strerror}): name another") from error
+        raise DataError(f"data.split_file: {path} cannot be read ({error.strerror}); give another file") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is no split file: it must be a JSON object with the lists train and dev") from error
-    if not _all_whole(parts.values()) or sorted(parts["train"] + parts["dev"]) != list(range(len(problems))):
+        raise DataError(f"data.split_file: {path} must be a JSON object with the lists train and dev") from error
+    if not _all_integers(parts.values()) or sorted(parts["train"] + parts["dev"]) != list(range(len(problems))):
         raise DataError(
-            f"the split file {path} does not name each of these {len(problems)} problems once, by 0-based position: "
-            "use it with the training file that it was made for, and without refused rows"
+            f"data.split_file: {path} does not name each of these {len(problems)} problems once, by 0-based position; "
+            "use it with the training file it was made for, which must have no refused rows"
         )
     for name, positions in parts.items():
         if digests.get(name) not in (None, _sha256([problems[k].question for k in positions], end="\n")):
-            raise DataError(f"the split file {path} was made for other {name} questions: name another")
+            raise DataError(f"data.split_file: {path} was made for other {name} questions; give another file")
     if not parts["train"]:
-        raise DataError(f"the split file {path} leaves no problem to train on: name another")
+        raise DataError(f"data.split_file: {path} leaves no problem to train on; give another file")
     return parts["dev"]
 
 
-def _all_whole(lists: Iterable[Any]) -> bool:
+def _all_integers(lists: Iterable[Any]) -> bool:
     return all(isinstance(part, list) and all(type(k) is int for k in part) for part in lists)
 
 

@@ -1,8 +1,8 @@
-"""A user's own file, row by row: JSONL, JSON, CSV or Parquet, in any of the forms that trainers accept.
+"""Read problems from the user's own file: JSONL, JSON, CSV or Parquet, in any of the formats common trainers accept.
 
-A bad row never stops the reading: it comes back as `Refused`, with its place and the reason, so that one broken line
-in a million costs one problem. Three steps: `read_rows` (bytes to rows), `detect_format` (which column is
-the question), `to_problems` (what the answer is worth). The paper trains on GSM8K alone; own files are our addition.
+A bad row does not stop reading: it is returned as a `RefusedRow` with its location and the reason, so one broken line
+in a million costs one problem. Three steps: `read_rows` (file to rows), `detect_format` (which columns hold question
+and answer), `to_problems` (rows to problems). The paper trains on GSM8K only; own files are our addition.
 """
 
 import codecs
@@ -24,19 +24,19 @@ MAX_QUESTION_CHARS = 20_000
 
 
 class UnusableRow(Exception):
-    """A row that gives no problem; the message is the reason, in the words of `Refused.reason`."""
+    """A row that yields no problem; the message becomes `RefusedRow.reason`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as its file holds it; `where` is `file:line` (in CSV its last line) or `file row N`."""
+    """One row as read; `where` is `file:line` (for CSV, the row's last line) or `file row N`."""
 
     where: str
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedRow:
     """A row that was left out, and why."""
 
     where: str
@@ -45,9 +45,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One way to write a problem: the columns it needs, and how they give the texts of question and answer.
+    """One way to write a problem: the columns it needs, and `read`, which returns (question, answer) from them.
 
-    `read` raises `UnusableRow` for a row that has the columns but not the texts.
+    `read` raises `UnusableRow` if the columns do not hold text.
     """
 
     name: str
@@ -58,17 +58,17 @@ class Format:
         return all(column in row.values for column in self.columns)
 
 
-def read_rows(path: Path) -> list[Row | Refused]:
-    """Read every row of a `.jsonl`, `.json`, `.csv` or `.parquet` file, in order; blank lines are no rows.
+def read_rows(path: Path) -> list[Row | RefusedRow]:
+    """Read every row of a `.jsonl`, `.json`, `.csv` or `.parquet` file, in order; blank lines are skipped.
 
     Raises:
-        DataError: another kind of file, or one that is damaged as a whole.
+        DataError: the file is of another type, unreadable, or damaged as a whole.
     """
     if path.is_dir():
-        raise DataError(f"{path} is a folder: name one file in it ({', '.join(READERS)})")
+        raise DataError(f"{path} is a folder: give one file in it ({', '.join(READERS)})")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: cannot tell what kind of file this is; its name must end in {', '.join(READERS)}")
+        raise DataError(f"{path}: unknown file type; the name must end in {', '.join(READERS)}")
     try:
         return list(reader(path))
     except OSError as error:
@@ -77,8 +77,8 @@ def read_rows(path: Path) -> list[Row | Refused]:
         ) from error
 
 
-def detect_format(rows: Iterable[Row | Refused]) -> Format | None:
-    """Return the format that fits most of the first rows (the first of `FORMATS` in a tie), or None."""
+def detect_format(rows: Iterable[Row | RefusedRow]) -> Format | None:
+    """Return the format that fits most of the first rows (in a tie, the first in `FORMATS`), or None if none fits."""
     sample = list(islice((row for row in rows if isinstance(row, Row)), NUM_ROWS_FOR_DETECTION))
     num_fitting = {form.name: sum(form.fits(row) for row in sample) for form in FORMATS}
     best = max(FORMATS, key=lambda form: num_fitting[form.name])
@@ -86,10 +86,10 @@ def detect_format(rows: Iterable[Row | Refused]) -> Format | None:
 
 
 def text_of(value: Any, column: str) -> str:
-    """Return a cell as text: a number as plain digits (18.0, not 1.8e1), an absent cell as "".
+    """Return a cell as text: numbers as plain digits (18.0, not 1.8e1), an absent cell as "".
 
     Raises:
-        UnusableRow: the cell is neither text nor a number, or not UTF-8.
+        UnusableRow: the cell is neither text nor a number, or is not valid UTF-8.
     """
     if value is None:
         return ""
@@ -99,7 +99,7 @@ def text_of(value: Any, column: str) -> str:
         raise UnusableRow(f"`{column}` is neither text nor a number")
     try:
         value.encode()
-    except UnicodeEncodeError:  # half a surrogate pair: an escape like \ud83d in JSON, or a bad byte in a CSV file
+    except UnicodeEncodeError:  # a lone surrogate: \ud83d in JSON, or a bad byte in CSV
         raise UnusableRow(f"`{column}` is not UTF-8") from None
     return value
 
@@ -107,9 +107,9 @@ def text_of(value: Any, column: str) -> str:
 # Readers: path -> rows
 
 
-def _read_jsonl(path: Path) -> Iterator[Row | Refused]:
-    # Bytes, since a text file's universal newlines and str.splitlines() see line ends (U+2028 …) inside a JSON string;
-    # and since one line that is not UTF-8 must not take the others with it.
+def _read_jsonl(path: Path) -> Iterator[Row | RefusedRow]:
+    # Bytes: str.splitlines() would also break lines at U+2028 and the like inside a JSON string, and one line that is
+    # not UTF-8 must not affect the others.
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
@@ -117,51 +117,51 @@ def _read_jsonl(path: Path) -> Iterator[Row | Refused]:
                 yield _parse_line(f"{path.name}:{number}", line)
 
 
-def _parse_line(where: str, line: bytes) -> Row | Refused:
+def _parse_line(where: str, line: bytes) -> Row | RefusedRow:
     try:
         return _as_row(where, json.loads(line.decode()))
     except UnicodeDecodeError:
-        return Refused(where, "not UTF-8")
-    except (ValueError, RecursionError):  # RecursionError: a line of a hundred thousand brackets
-        return Refused(where, "broken JSON")
+        return RefusedRow(where, "not UTF-8")
+    except (ValueError, RecursionError):  # RecursionError: a line with 100,000 brackets
+        return RefusedRow(where, "broken JSON")
 
 
-def _as_row(where: str, value: Any) -> Row | Refused:
-    return Row(where, value) if isinstance(value, dict) else Refused(where, "not a JSON object")
+def _as_row(where: str, value: Any) -> Row | RefusedRow:
+    return Row(where, value) if isinstance(value, dict) else RefusedRow(where, "not a JSON object")
 
 
-def _read_json(path: Path) -> Iterator[Row | Refused]:
+def _read_json(path: Path) -> Iterator[Row | RefusedRow]:
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    if not content.lstrip().startswith(b"["):  # many a .json file is JSONL
+    if not content.lstrip().startswith(b"["):  # many .json files are really JSONL
         yield from _read_jsonl(path)
         return
     try:
         values = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is not a JSON list ({error}): mend it, or write one object a line as .jsonl"
+            f"{path} is not a JSON list ({error}): fix it, or write one object per line as .jsonl"
         ) from error
     for number, value in enumerate(values, start=1):
         yield _as_row(f"{path.name} row {number}", value)
 
 
-def _read_csv(path: Path) -> Iterator[Row | Refused]:
-    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB stops the whole file at one long cell
-    # surrogateescape lets a bad byte through to `text_of`, which refuses its row alone.
+def _read_csv(path: Path) -> Iterator[Row | RefusedRow]:
+    csv.field_size_limit(2**31 - 1)  # with the default of 128 KiB, one long cell fails the whole file
+    # surrogateescape passes bad bytes on to `text_of`, which refuses only their row.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file)
         try:
             for values in reader:
                 where = f"{path.name}:{reader.line_num}"
-                if None in values:  # an unquoted comma in the question would shift the answer into another column
-                    yield Refused(where, "more cells than the header (is a comma unquoted?)")
+                if None in values:  # an unquoted comma would shift the answer into another column
+                    yield RefusedRow(where, "more cells than the header (unquoted comma?)")
                 else:
                     yield Row(where, values)
         except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num} is not CSV ({error}): mend the file") from error
+            raise DataError(f"{path}:{reader.line_num} is not valid CSV ({error}): fix the file") from error
 
 
-def _read_parquet(path: Path) -> Iterator[Row | Refused]:
+def _read_parquet(path: Path) -> Iterator[Row | RefusedRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -175,10 +175,10 @@ def _read_parquet(path: Path) -> Iterator[Row | Refused]:
                     yield Row(f"{path.name} row {number}", values)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path} is not a readable Parquet file ({reason}): write it again") from error
+        raise DataError(f"{path} is not a readable Parquet file ({reason}): write or download it again") from error
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row | Refused]]] = {
+READERS: dict[str, Callable[[Path], Iterator[Row | RefusedRow]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
@@ -203,31 +203,31 @@ def _read_alpaca(values: Mapping[str, Any]) -> tuple[str, str]:
     return question, text_of(values["output"], "output")
 
 
-def _dialogue(column: str, *, speaker: str, said: str) -> Format:
-    """A list of turns, of which exactly one is the user's (the question) and one the assistant's (the answer)."""
+def _dialogue(column: str, *, speaker: str, content: str) -> Format:
+    """A list of turns with exactly one by the user (the question) and one by the assistant (the answer)."""
 
     def read(values: Mapping[str, Any]) -> tuple[str, str]:
         turns = values[column]
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
             raise UnusableRow(f"`{column}` is not a list of turns")
-        questions = [turn.get(said) for turn in turns if turn.get(speaker) in ("user", "human")]
-        answers = [turn.get(said) for turn in turns if turn.get(speaker) in ("assistant", "gpt", "model")]
+        questions = [turn.get(content) for turn in turns if turn.get(speaker) in ("user", "human")]
+        answers = [turn.get(content) for turn in turns if turn.get(speaker) in ("assistant", "gpt", "model")]
         if len(questions) != 1 or len(answers) != 1:
             raise UnusableRow(f"`{column}` is not one question and one answer")
-        return text_of(questions[0], said), text_of(answers[0], said)
+        return text_of(questions[0], content), text_of(answers[0], content)
 
     return Format(column, (column,), read)
 
 
 QUESTION_ANSWER = _two_columns("question", "answer")
 
-# Plain columns come first: a file that has them beside `messages` holds the same problem twice.
+# Plain columns first: a file with both these and `messages` holds each problem twice.
 FORMATS: tuple[Format, ...] = (
     *(_two_columns(question, answer) for question, answer in product(("question", "problem"), ("answer", "solution"))),
     _two_columns("prompt", "completion"),
     Format("alpaca", ("instruction", "output"), _read_alpaca),
-    _dialogue("messages", speaker="role", said="content"),
-    _dialogue("conversations", speaker="from", said="value"),
+    _dialogue("messages", speaker="role", content="content"),
+    _dialogue("conversations", speaker="from", content="value"),
 )
 KNOWN_COLUMNS = {column for form in FORMATS for column in form.columns} | {"id", "final", "input"}
 EXPECTED_FORM = (
@@ -239,27 +239,29 @@ EXPECTED_FORM = (
 # Rows to problems
 
 
-def to_problems(rows: Sequence[Row | Refused], form: Format, *, id_prefix: str) -> tuple[list[Problem], list[Refused]]:
-    """Turn rows into problems with unique ids and questions; the first of two alike is kept."""
+def to_problems(
+    rows: Sequence[Row | RefusedRow], form: Format, *, id_prefix: str
+) -> tuple[list[Problem], list[RefusedRow]]:
+    """Return the problems in `rows`, with unique ids and questions (the first of duplicates), and the refused rows."""
     problems: list[Problem] = []
-    refused: list[Refused] = []
+    refused: list[RefusedRow] = []
     seen: dict[tuple[str, str], str] = {}
     for number, row in enumerate(rows, start=1):
-        if isinstance(row, Refused):
+        if isinstance(row, RefusedRow):
             refused.append(row)
             continue
         try:
             problem = _to_problem(row, form, default_id=f"{id_prefix}-{number:05d}")
             _refuse_repeat(problem, row.where, seen)
         except UnusableRow as unusable:
-            refused.append(Refused(row.where, str(unusable)))
+            refused.append(RefusedRow(row.where, str(unusable)))
         else:
             problems.append(problem)
     return problems, refused
 
 
 def _refuse_repeat(problem: Problem, where: str, seen: dict[tuple[str, str], str]) -> None:
-    # Digits matter here ("1.5 kg" is not "15 kg"), so the question counts as it stands but for white space and case.
+    # Punctuation matters here ("1.5 kg" is not "15 kg"), so only white space and case are ignored.
     marks = {"question": " ".join(problem.question.casefold().split()), "id": problem.id}
     for kind, mark in marks.items():
         if (kind, mark) in seen:
@@ -281,7 +283,7 @@ def _to_problem(row: Row, form: Format, *, default_id: str) -> Problem:
 
 
 def _read_answer(answer: str, final: str) -> tuple[str, str | None]:
-    """Return the number and, where `answer` is a worked solution that ends in `#### N`, the rationale."""
+    """Return the number and, if `answer` is a worked solution ending in `#### N`, the rationale."""
     _, mark, end = answer.rpartition("####")
     worked = strict_answer(mark + end) if mark and "\n" not in end else None
     number = canonical_number(final) if final else worked or canonical_number(answer)
@@ -293,5 +295,5 @@ def _read_answer(answer: str, final: str) -> tuple[str, str | None]:
 
 
 def normal_question(text: str) -> str:
-    """Return the letters and digits of `text` alone, case-folded: what two spellings of a question have in common."""
+    """Return only the letters and digits of `text`, case-folded, so that spellings of one question compare equal."""
     return "".join(filter(str.isalnum, text.casefold()))

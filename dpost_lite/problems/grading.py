@@ -1,15 +1,16 @@
-"""Read the answer out of a rationale, compare it with the right one, and bound the accuracy.
+"""Extract the answer from a rationale, compare it with the right one, and compute confidence intervals.
 
-Two readings, always both reported, because published figures differ by which one was meant:
+Two ways to extract, both always reported, since published figures use one or the other:
 
-- strict: the number after the last `####` that has one, as the paper's `#+ (-?[0-9.,]+)` reads it;
-- flexible: the last number of the text, whatever stands around it.
+- strict: the number after the last `####` that is followed by one, as the paper's `#+ (-?[0-9.,]+)`;
+- flexible: the last number in the text.
 
-Numbers travel as canonical text: an optional `-`, digits without leading zeros or commas, and only if needed a dot and
+Numbers are kept in canonical form: optional `-`, digits without leading zeros or commas, and if needed a point and
 decimals without trailing zeros ("1,234.50" -> "1234.5", "-$5" -> "-5", "50%" -> "50", "3/4" -> "0.75").
 
-Departures from the paper's code: exact values instead of floats, one comparison for scoring and for building data
-(there: |Δ| < 1e-4 and float equality), fractions and currencies read, and calculator annotations `<<…>>` removed first.
+Departures from the paper's code: exact arithmetic instead of floats, one comparison for both scoring and building data
+(the paper uses |Δ| < 1e-4 and float equality), support for fractions and currencies, and calculator annotations `<<…>>`
+are removed first.
 """
 
 import math
@@ -19,13 +20,13 @@ from fractions import Fraction
 
 from dpost_lite.problems.calculator import decimal_text
 
-MAX_NUMBER_CHARS = 50  # longer runs of digits are no answer; and Python refuses to convert very long ones
+MAX_NUMBER_CHARS = 50  # longer runs of digits are not an answer, and Python limits int() of very long ones
 TOLERANCE = Fraction(1, 10_000)  # as in the paper's evaluation code
 Z_95 = 1.959963984540054  # the 97.5th percentile of the standard normal distribution
 
-_MINUS = "−–-"  # GSM8K has U+2212 and the en dash too; the ASCII one stands last, or [...] would read a range
+_MINUS = "−–-"  # GSM8K also has U+2212 and the en dash; the ASCII one comes last, or [...] would be a range
 _NUMBER_PATTERN = (
-    rf"(?P<sign>(?<![\w)%{_MINUS}])[+{_MINUS}])?"  # after an operand, `-` is no sign: "10-5"
+    rf"(?P<sign>(?<![\w)%{_MINUS}])[+{_MINUS}])?"  # after an operand, `-` is not a sign: "10-5"
     rf"(?:\\?[$€£¥₹] ?(?P<inner_sign>[{_MINUS}])?)?"  # "-$5" and "$-5"
     r"(?P<digits>[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+)"
     r"(?:/(?P<denominator>[0-9]+))?"
@@ -37,31 +38,31 @@ _ANNOTATION = re.compile(r"<<[^<>\n]*>>")
 
 
 def strict_answer(text: str) -> str | None:
-    """Return the number right after the last `####` that is followed by one on its line, canonical, or None.
+    """Return, in canonical form, the number after the last `####` that has one on its line, or None.
 
-    What follows the number is ignored: `#### 18 apples` gives "18".
+    Text after the number is ignored: `#### 18 apples` gives "18".
     """
     return _last(_FINAL, text)
 
 
 def flexible_answer(text: str) -> str | None:
-    """Return the last number of `text` outside closed annotations, canonical, or None."""
+    """Return, in canonical form, the last number of `text` outside closed annotations, or None."""
     return _last(_NUMBER, text)
 
 
 def canonical_number(text: str) -> str | None:
-    """Return the number that is the whole of `text` in canonical form, else None.
+    """Return `text` in canonical form if it is a single number, else None.
 
-    A sign, a currency, thousands commas, `%` and a full stop may stand around it. A unit may not: "3 million" or
-    "2 1/2" must not quietly become 3 or 2. None too for a fraction whose decimal does not end ("1/3"), and for a number
-    of more than `MAX_NUMBER_CHARS` characters.
+    A sign, currency symbol, thousands commas, `%` and a final full stop are accepted; units are not, so that "3
+    million" or "2 1/2" do not silently become 3 or 2. Also None for fractions with a non-terminating decimal ("1/3")
+    and for numbers of more than `MAX_NUMBER_CHARS` characters.
     """
     match = _NUMBER_ALONE.fullmatch(text.strip())
     return _canonical(match) if match else None
 
 
 def same_number(a: str | None, b: str | None) -> bool:
-    """Return whether both are numbers (as `canonical_number` reads them) that differ by less than 1e-4, exactly."""
+    """Return whether both are numbers (by `canonical_number`) that differ by less than 1e-4, computed exactly."""
     first, second = canonical_number(a or ""), canonical_number(b or "")
     if first is None or second is None:
         return False
@@ -69,22 +70,22 @@ def same_number(a: str | None, b: str | None) -> bool:
 
 
 def is_right(predicted: str | None, end: str, answer: str) -> bool:
-    """Return whether an answer is right: finished ("stop"), and the number after its last `####` is `answer`.
+    """Return whether an answer is right: finished (`end` is "stop"), with `answer` as the number after its last `####`.
 
-    DPO-ST, section 4.1; an unfinished answer never is, whatever number it holds.
+    DPO-ST, section 4.1. An unfinished answer is never right.
     """
     return end == "stop" and same_number(predicted, answer)
 
 
 def without_annotations(text: str) -> str:
-    """Return `text` without its calculator annotations: `$<<12/60=0.2>>0.2` -> `$0.2`. An unclosed one stays."""
+    """Remove calculator annotations: `$<<12/60=0.2>>0.2` -> `$0.2`. Unclosed ones stay."""
     return _ANNOTATION.sub("", text)
 
 
 def wilson_interval(num_right: int, num_problems: int) -> tuple[float, float]:
-    """Return the 95 % score interval of an accuracy (Wilson 1927); (0, 1) without problems.
+    """Return the 95 % score interval (low, high) of an accuracy (Wilson 1927); (0, 1) if there are no problems.
 
-    Unlike the textbook ± 1.96 standard errors it stays inside [0, 1] and holds for few problems and rates near 0 or 1.
+    Unlike ± 1.96 standard errors, it stays within [0, 1] and is valid for few problems and rates near 0 or 1.
     """
     assert 0 <= num_right <= num_problems, (num_right, num_problems)
     if num_problems == 0:
@@ -93,7 +94,7 @@ def wilson_interval(num_right: int, num_problems: int) -> tuple[float, float]:
     spread = Z_95**2 / num_problems
     centre = (rate + spread / 2) / (1 + spread)
     half = math.sqrt(rate * (1 - rate) * spread + spread**2 / 4) / (1 + spread)
-    # At the two ends the interval reaches 0 and 1 exactly, which the subtraction misses by a rounding error.
+    # At 0 and 1 the interval ends there exactly; the formula is off by a rounding error.
     low = 0.0 if num_right == 0 else centre - half
     high = 1.0 if num_right == num_problems else centre + half
     return low, high

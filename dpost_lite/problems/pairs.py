@@ -1,11 +1,11 @@
-"""Graded rationales -> chosen/rejected pairs for DPO, and pseudo-labels for the next SFT (DPO-ST, Algorithm 2).
+"""Build preference pairs for DPO, and pseudo-labels for the next SFT, from graded rationales (DPO-ST, Algorithm 2).
 
-Both begin by thinning out near-repeats: a model asked five times often says the same thing in almost the same words,
-and five copies of one easy rationale would drown the rest. Likeness is the Jaccard index of the two sets of token ids.
+Both start by removing near-duplicates: five samples of one problem often have almost the same wording, and copies of
+one easy rationale would dominate the training data. Similarity is the Jaccard index of the sets of token ids.
 
-Departures from the paper's code: unfinished rationales are set aside (the paper counts them as wrong), the gold
-rationale is optional (there it always leads), and every tie is broken by the text, so the order of sampling changes
-nothing. Pooling of earlier rounds is the caller's: it passes the rationales of all of them.
+Departures from the paper's code: unfinished rationales are ignored (the paper counts them as wrong), the gold rationale
+is optional (there it always comes first), and ties are broken by text, so the order of sampling does not matter. To
+pool earlier rounds, the caller passes the rationales of all of them.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ from dpost_lite.problems.records import LabelledRationale, PreferencePair, Probl
 
 
 class Tokenised(Protocol):
-    """A text with its token ids: a `Rationale` or a `LabelledRationale`."""
+    """Text with its token ids: a `Rationale` or a `LabelledRationale`."""
 
     @property
     def text(self) -> str: ...
@@ -30,18 +30,18 @@ Item = TypeVar("Item", bound=Tokenised)
 
 
 def jaccard(a: Collection[int], b: Collection[int]) -> float:
-    """Return |A ∩ B| / |A ∪ B| of two collections as sets: 1 for equal sets (two empty ones too), 0 for disjoint."""
-    first, second = frozenset(a), frozenset(b)  # a frozenset passes through without a copy
+    """Return |A ∩ B| / |A ∪ B| of two collections as sets: 1 if equal (or both empty), 0 if disjoint."""
+    first, second = frozenset(a), frozenset(b)  # no copy if it is a frozenset already
     num_shared = len(first & second)
     num_all = len(first) + len(second) - num_shared
     return num_shared / num_all if num_all else 1.0
 
 
 def deduplicate(items: Iterable[Item], *, threshold: float, kept: Sequence[Item] = ()) -> list[Item]:
-    """Return `kept`, then each item of a new text whose Jaccard index with every one before it is at most `threshold`.
+    """Return `kept` plus each item whose Jaccard index with all items before it is at most `threshold`.
 
-    Greedy over the texts in lexicographic order, as in the paper's code; one of several items with the same text stands
-    for all, the one with the smallest token ids. A threshold of 1 leaves out repeated texts only.
+    Greedy over the texts in lexicographic order, as in the paper's code. Of items with the same text, the one with the
+    smallest token ids is kept. A threshold of 1 removes only repeated texts.
     """
     result = list(kept)
     texts = {item.text for item in result}
@@ -68,10 +68,10 @@ def make_pairs(
 ) -> list[PreferencePair]:
     """Return at most `max_pairs` pairs for each problem, in the order of `problems`.
 
-    Chosen are right, finished rationales, with the problem's gold one (`gold`, by problem id) in front if `gold_first`;
-    rejected are wrong ones, unreadable answers included, unfinished ones among them only if `unfinished_rejected`.
-    Both sides are deduplicated on their own. Of all their combinations those least alike are kept, least alike first;
-    among equals, the earlier chosen (gold, then by text), then the earlier rejected (by text).
+    Chosen: right, finished rationales, preceded by the problem's gold one (`gold`, by problem id) if `gold_first`.
+    Rejected: wrong ones, including those without a readable answer; unfinished ones only if `unfinished_rejected`.
+    Each side is deduplicated separately. Of all combinations, the least similar are kept, least similar first; ties go
+    to the earlier chosen (gold, then by text), then to the earlier rejected (by text).
     """
     sampled = _by_problem(rationales)
     pairs: list[PreferencePair] = []
@@ -81,7 +81,7 @@ def make_pairs(
         first = [gold[problem.id]] if gold_first and problem.id in gold else []
         chosen = deduplicate(_labelled(problem, right), threshold=threshold, kept=first)
         rejected = deduplicate(wrong, threshold=threshold)
-        pairs += _least_alike(problem, chosen, rejected)[:max_pairs]
+        pairs += _least_similar_first(problem, chosen, rejected)[:max_pairs]
     return pairs
 
 
@@ -94,12 +94,12 @@ def make_labels(
     cap_percentile: int = 90,
     max_per_problem: int = 100,
 ) -> list[LabelledRationale]:
-    """Return what SFT trains on: per problem its gold rationale, then the pseudo-labels, in the order of `problems`.
+    """Return the SFT data: for each problem in order, its gold rationale if any, then its pseudo-labels.
 
-    Pseudo-labels are right, finished rationales, deduplicated against the gold one and each other, by text. No problem
-    gives more than the `cap_percentile`-th percentile of the counts (gold included), nor more than `max_per_problem`:
-    else the easy problems would crowd out the hard ones. The percentile is numpy's default, linear between ranks, then
-    rounded down. It is taken over the problems with at least one rationale: in the paper that is all of them.
+    Pseudo-labels are right, finished rationales, deduplicated against the gold one and each other, in order of text. To
+    keep easy problems from crowding out hard ones, a problem contributes at most the `cap_percentile`-th percentile of
+    the counts (gold included), and at most `max_per_problem`. The percentile is numpy's default (linear interpolation),
+    rounded down, over the problems with at least one rationale; in the paper, all problems have one.
     """
     sampled = _by_problem(rationales)
     labels: list[list[LabelledRationale]] = []
@@ -127,8 +127,10 @@ def _labelled(problem: Problem, rationales: Iterable[Rationale]) -> list[Labelle
     return [LabelledRationale(problem.id, problem.question, r.text, r.token_ids, is_gold=False) for r in rationales]
 
 
-def _least_alike(problem: Problem, chosen: Sequence[Tokenised], rejected: Sequence[Tokenised]) -> list[PreferencePair]:
-    """Return every pairing of the two sides, the least similar first."""
+def _least_similar_first(
+    problem: Problem, chosen: Sequence[Tokenised], rejected: Sequence[Tokenised]
+) -> list[PreferencePair]:
+    """Return all pairs of the two sides, the least similar first."""
     combinations = sorted(product(chosen, rejected), key=lambda pair: jaccard(pair[0].token_ids, pair[1].token_ids))
     return [
         PreferencePair(problem.id, problem.question, win.text, lose.text, win.token_ids, lose.token_ids)
@@ -137,7 +139,7 @@ def _least_alike(problem: Problem, chosen: Sequence[Tokenised], rejected: Sequen
 
 
 def _percentile(counts: Sequence[int], percent: int) -> int:
-    """Return the percentile, linear between the nearest ranks, rounded down; in integers, so without float error."""
+    """Return the percentile (linear interpolation, rounded down) in integer arithmetic, free of float error."""
     ordered = sorted(counts)
     below, hundredths = divmod((len(ordered) - 1) * percent, 100)
     above = min(below + 1, len(ordered) - 1)

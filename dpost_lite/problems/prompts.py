@@ -1,10 +1,11 @@
-"""The one prompt template: training, sampling, export and solver all read it from the tokenizer.
+"""The prompt template, stored in the tokenizer and used by training, sampling, export and solver alike.
 
-A model that brings a chat template keeps it. A base model without one gets `PLAIN_TEMPLATE`, written into its
-tokenizer files, so that whatever reads the exported model later asks in the words it was trained on (the paper uses
-an Alpaca-style prompt; the wording is immaterial, its being the same everywhere is not).
+A model with a chat template keeps it. A base model without one gets `PLAIN_TEMPLATE`, saved in its tokenizer files, so
+that anything that loads the exported model uses the prompt it was trained with. (The paper uses an Alpaca-style prompt;
+the wording does not matter, consistency does.)
 
-Prompt and answer are tokenised apart and joined as ids: the boundary lies where the sampler will find it.
+Prompt and answer are tokenised separately and concatenated as ids, so that training sees the same token boundary as
+sampling.
 """
 
 from collections.abc import Callable
@@ -18,10 +19,10 @@ PLAIN_TEMPLATE = (
 
 
 class Prompter:
-    """Turns questions and rationales into token ids, and back, for one tokenizer.
+    """Converts questions and rationales to token ids and back, for one tokenizer.
 
-    `style` is "chat", "plain", or "auto": the tokenizer's chat template where it has one. `stop_id` is the token that
-    ends an answer. The tokenizer's `chat_template` is set to what is used, so saving it saves the template.
+    `style` is "chat", "plain" or "auto" (the tokenizer's chat template if it has one). `stop_id` is the token that ends
+    an answer. The template in use is set as the tokenizer's `chat_template`, so saving the tokenizer saves it.
     """
 
     def __init__(self, tokenizer: Any, style: str = "auto") -> None:
@@ -33,19 +34,19 @@ class Prompter:
         self.stop_id = self._stop_id()
 
     def prompt(self, question: str) -> str:
-        """Return the text that asks for an answer to `question`."""
+        """Return the full prompt text for `question`."""
         messages = [{"role": "user", "content": question}]
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def prompt_ids(self, question: str) -> tuple[int, ...]:
-        """Return the prompt's token ids; a special token named in the question's own text stays text."""
+        """Return the prompt's token ids; special tokens spelled out in the question are encoded as plain text."""
         if not any(token in question for token in self.tokenizer.all_special_tokens):
             return tuple(self.encode(self.prompt(question)))
         before, _, after = self.prompt("\x00").partition("\x00")
         return (*self.encode(before), *self._encode_text(question), *self.encode(after))
 
     def answer_ids(self, rationale: str) -> tuple[int, ...]:
-        """Return the token ids of a written rationale, with the stop token."""
+        """Return the token ids of a rationale, followed by the stop token."""
         return (*self._encode_text(rationale), self.stop_id)
 
     def text(self, token_ids: tuple[int, ...] | list[int]) -> str:
@@ -53,11 +54,11 @@ class Prompter:
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text of our own, special tokens recognised, none added."""
+        """Return the token ids of trusted text: special tokens are recognised, none are added."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def token_text(self) -> Callable[[int], str]:
-        """Return a cached function: token id -> the text it adds in the middle of a line ("" for special tokens)."""
+        """Return a cached function from token id to the text it adds mid-line ("" for special tokens)."""
         anchor = self.encode("a")[-1]
         decode = self.tokenizer.decode
         special = frozenset(self.tokenizer.all_special_ids)
@@ -72,7 +73,7 @@ class Prompter:
         return text_of
 
     def step_ids(self) -> frozenset[int]:
-        """Return the tokens that end a step of a rationale: those with a line break."""
+        """Return the tokens that end a reasoning step: those containing a line feed."""
         text_of = self.token_text()
         return frozenset(i for i in range(len(self.tokenizer)) if "\n" in text_of(i))
 
@@ -80,7 +81,7 @@ class Prompter:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def _stop_id(self) -> int:
-        """The special token that the template puts behind an answer, or else end-of-sequence."""
+        """The special token that the template puts after an answer, or else the end-of-sequence token."""
         messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "\x00"}]
         rendered = self.tokenizer.apply_chat_template(messages, tokenize=False)
         ids = self.encode(rendered.rpartition("\x00")[2])

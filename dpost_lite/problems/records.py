@@ -1,6 +1,7 @@
-"""The records that flow through a run: frozen, and JSONL in and out.
+"""The records of a run, and how they are written to and read from JSONL.
 
-Token ids travel with the text, from the sampler to the trainer: what a model wrote is never tokenised again.
+Field names are the keys in the files. Token ids are kept with the text from sampler to trainer: model output is never
+tokenised again.
 """
 
 import json
@@ -15,8 +16,8 @@ from typing import Any, Literal, TextIO, TypeVar
 class Problem:
     """One maths word problem.
 
-    `answer` is the final number in canonical form ("18", "-2.5"). `rationale` is a worked solution that ends in
-    `#### N`, where the source has one: such a problem is labelled.
+    `answer` is the final number in canonical form ("18", "-2.5"). `rationale` is a worked solution ending in `#### N`,
+    if the source has one; the problem is then labelled.
     """
 
     id: str
@@ -27,11 +28,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Rationale:
-    """One sampled answer to a problem, graded.
+    """One sampled and graded answer to a problem.
 
-    `token_ids` are the answer's tokens without the prompt, with the stop token if it was written; `forced` holds a 1
-    for each token that the calculator wrote and a 0 for each that the model chose. `end` is "stop", or "limit" for an
-    unfinished answer. `logprob` is the sum over sampled tokens of log π(token), in nats, at temperature 1.
+    `token_ids` are the answer's tokens: without the prompt, with the stop token if there was one. `forced` has a 1 for
+    each token the calculator inserted and a 0 for each token the model chose. `end` is "stop", or "limit" if the answer
+    was cut off. `logprob` is the sum of log π(token) over the sampled tokens, in nats, at temperature 1.
+    `num_calculated` counts expressions the calculator completed, `num_refused` those it left to the model.
     """
 
     problem_id: str
@@ -49,7 +51,7 @@ class Rationale:
 
 @dataclass(frozen=True, slots=True)
 class LabelledRationale:
-    """A right rationale that SFT trains on: a gold one, or a pseudo-label the model wrote itself."""
+    """A right rationale for SFT: a gold one, or a pseudo-label written by the model itself."""
 
     problem_id: str
     question: str
@@ -71,8 +73,11 @@ class PreferencePair:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """One graded answer of an evaluation, with what was asked. Answers of a run's own scores carry no question."""
+class GradedAnswer:
+    """One graded answer of an evaluation, with its question and right answer (both empty in a run's own scores).
+
+    `num_calculated` and `num_refused` as in `Rationale`.
+    """
 
     problem_id: str
     sample: int
@@ -88,7 +93,11 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Greedy accuracy of one model on one set of problems; `low` and `high`: the 95 % Wilson interval of `strict`."""
+    """Greedy accuracy (0..1) of one model on one set of problems.
+
+    `low` and `high` are the 95 % Wilson interval of `strict`; `num_calculated` and `num_refused` are sums over all
+    answers, as in `Rationale`.
+    """
 
     name: str
     num_problems: int
@@ -101,15 +110,15 @@ class Score:
     num_refused: int
     calculator: bool = True
     num_unparsed: int = 0
-    """Answers without a number after `####`."""
+    """Answers with no number after `####`."""
     num_characters: int = 0
-    """Of all answers together."""
+    """Total length of all answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampledScore:
-    """What several samples per problem show: the chance that one of k is right, `pass_at[k]`, and that their majority
-    is.
+    """Accuracy (0..1) over several samples per problem: `pass_at[k]`, at least one of k is right; `majority`, the most
+    frequent answer of all samples is.
     """
 
     name: str
@@ -124,7 +133,7 @@ Record = TypeVar("Record")
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> int:
-    """Write records to `path`, one JSON object a line, through a temporary file; return how many."""
+    """Write records to `path` as JSONL through a temporary file, flushed to disk and renamed; return how many."""
     temporary = path.with_name(path.name + ".partial")
     num_records = 0
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -138,13 +147,13 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> int:
 
 
 def append_jsonl(file: TextIO, record: Any) -> None:
-    """Append one record to an open file, and let the system have it: a process that is killed loses no whole line."""
+    """Append one record to an open file and flush it, so that a killed process loses no complete line."""
     file.write(as_line(record))
     file.flush()
 
 
 def resume_jsonl(path: Path, kind: type[Record]) -> list[Record]:
-    """Return the records that a process appended before it was stopped; from the first broken line on they are cut."""
+    """Return the records that an interrupted process appended; truncate the file at the first broken line."""
     if not path.exists():
         return []
     records, whole = [], 0
@@ -163,18 +172,18 @@ def resume_jsonl(path: Path, kind: type[Record]) -> list[Record]:
 
 
 def as_line(record: Any) -> str:
-    """Return a record as its JSON object, with the end of the line."""
+    """Return a record as one line of JSON, newline included."""
     return json.dumps(asdict(record), ensure_ascii=False) + "\n"
 
 
 def read_jsonl(path: Path, kind: type[Record]) -> Iterator[Record]:
-    """Yield the records of type `kind` in a file that `write_jsonl` wrote."""
+    """Yield the records of type `kind` from a JSONL file."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             yield from_dict(kind, json.loads(line))
 
 
 def from_dict(kind: type[Record], values: dict[str, Any]) -> Record:
-    """Build a record from its JSON object; lists become tuples again."""
+    """Build a record from its JSON object: lists become tuples, unknown keys are ignored."""
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})

@@ -1,4 +1,4 @@
-"""Graded greedy answers -> one score with its interval."""
+"""Score graded greedy answers: accuracy with its confidence interval."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from dpost_lite.problems.records import Problem, Rationale, Score
 
 
 def score(name: str, answers: Sequence[Rationale], problems: Sequence[Problem], *, has_calculator: bool) -> Score:
-    """Return strict accuracy (the number after the last `####`) and flexible accuracy (the last number), both in 0..1.
+    """Return a Score with strict accuracy (number after the last `####`) and flexible accuracy (last number), in 0..1.
 
-    An unfinished answer is wrong by the strict rule; by the flexible one its last number counts.
+    Unfinished answers are wrong under the strict rule; under the flexible rule their last number counts.
     """
     expected = {problem.id: problem.answer for problem in problems}
     num_strict = sum(answer.correct for answer in answers)

@@ -1,12 +1,12 @@
-"""Built-in maths word problems: one to four steps, with rationales in GSM8K's form.
+"""Built-in maths word problems: one to four steps, with rationales in GSM8K's format.
 
-The embedded default must run without a download, and a 135M model must be able to learn from it without learning it by
-heart. So a problem is no filled-in form but a short walk: an opening introduces a quantity, each move transforms it
-(gives away a third, sells the rest at $2.50 each …), and the story ends with a question. Every move comes in several
-wordings, for question and rationale alike; `synthetic_stories` holds them. One step is one line of the rationale with
-one annotation, `EXPR=<<EXPR=RESULT>>RESULT`, which the calculator would write the same way.
+The default run must work without a download, and a 135M model must be able to learn from these problems without
+memorising them. So a problem is not a template but a random walk: an opening introduces a quantity, each move
+transforms it (gives away a third, sells the rest at $2.50 each …), and the story ends with a question. Every move has
+several wordings for question and rationale; see `synthetic_stories`. Each step is one line of the rationale with one
+annotation, `EXPR=<<EXPR=RESULT>>RESULT`, as the calculator would write it.
 
-The papers use GSM8K and its kin only; these problems stand in for them, and no accuracy on them is comparable.
+The papers use GSM8K and similar sets only. Accuracies on these problems are not comparable with theirs.
 """
 
 import random
@@ -31,12 +31,12 @@ from dpost_lite.problems.synthetic_stories import (
     Move,
 )
 
-# The test problems are the same whatever seed a run has, so that seeds are compared on equal terms.
+# Test problems do not depend on the run's seed, so that seeds can be compared.
 TEST_SEED = "test problems of dpost-lite"
 
-_MAX_DRAWS = 20  # tries to find numbers that a move divides evenly
-_MAX_GROUPS = 12  # a remainder's quotient is found in the head: no annotation computes it
-_MAX_FAILURES = 2000  # stories in a row that came to nothing or were told before
+_MAX_DRAWS = 20  # attempts to draw numbers that a move divides evenly
+_MAX_GROUPS = 12  # a remainder's quotient has to be found without an annotation
+_MAX_FAILURES = 2000  # consecutive stories that hit a dead end or repeat an earlier one
 
 _FEMALE = {"she": "she", "her": "her", "him": "her"}
 _MALE = {"she": "he", "her": "his", "him": "him"}
@@ -46,67 +46,68 @@ _SHARES = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
 
 
 def generate(num_problems: int, *, seed: int, min_steps: int = 1, max_steps: int = 4) -> list[Problem]:
-    """Return distinct problems, each with its rationale; the same arguments give the same problems on any machine.
+    """Return distinct problems with rationales; equal arguments give equal problems on any machine.
 
-    The number of steps is drawn uniformly from `min_steps` to `max_steps`, and is the difficulty. A longer list starts
-    with the shorter one. Raises DataError if so many distinct problems, or problems of so many steps, cannot be found.
+    The number of steps, which sets the difficulty, is uniform from `min_steps` to `max_steps`. The first n problems of
+    a longer list equal the list of n. Raises DataError if there are not enough distinct problems, or for impossible
+    arguments.
     """
-    return _generate(num_problems, f"problems {seed}", "synthetic", (min_steps, max_steps), told=set())
+    return _generate(num_problems, f"problems {seed}", "synthetic", (min_steps, max_steps), taken=set())
 
 
 def split(
     *, num_train: int, num_dev: int, num_test: int, num_labelled: int, seed: int, min_steps: int, max_steps: int
 ) -> tuple[list[Problem], list[Problem], list[Problem]]:
-    """Return (train, dev, test) problems, no question twice.
+    """Return (train, dev, test) problems with no question in common.
 
-    Only the first `num_labelled` train problems keep their rationale; dev and test keep theirs. Train and dev depend on
-    `seed`, test does not. Raises DataError as `generate` does, and if more labelled than train problems are asked for.
+    Only the first `num_labelled` train problems keep their rationale; all of dev and test do. Train and dev depend on
+    `seed`, test does not. Raises DataError as `generate` does, and if `num_labelled` exceeds `num_train`.
     """
     if not 0 <= num_labelled <= num_train:
-        raise DataError(f"num_labelled={num_labelled} does not fit num_train={num_train}: take 0 to {num_train}")
+        raise DataError(f"num_labelled={num_labelled} does not fit num_train={num_train}: give 0 to {num_train}")
     steps = (min_steps, max_steps)
-    told: set[str] = set()
-    test = _generate(num_test, TEST_SEED, "synthetic-test", steps, told)
-    dev = _generate(num_dev, f"dev {seed}", "synthetic-dev", steps, told)
-    train = _generate(num_train, f"train {seed}", "synthetic-train", steps, told)
+    taken: set[str] = set()
+    test = _generate(num_test, TEST_SEED, "synthetic-test", steps, taken)
+    dev = _generate(num_dev, f"dev {seed}", "synthetic-dev", steps, taken)
+    train = _generate(num_train, f"train {seed}", "synthetic-train", steps, taken)
     unlabelled = [replace(problem, rationale=None) for problem in train[num_labelled:]]
     return train[:num_labelled] + unlabelled, dev, test
 
 
-def _generate(num_problems: int, seed: str, prefix: str, steps: tuple[int, int], told: set[str]) -> list[Problem]:
-    """Tell stories until enough are new; `told` holds the questions that are taken, and grows."""
+def _generate(num_problems: int, seed: str, prefix: str, steps: tuple[int, int], taken: set[str]) -> list[Problem]:
+    """Generate stories until enough are new; their questions are added to `taken`."""
     min_steps, max_steps = steps
     if not 1 <= min_steps <= max_steps:
-        raise DataError(f"min_steps={min_steps}, max_steps={max_steps}: take 1 <= min_steps <= max_steps")
+        raise DataError(f"min_steps={min_steps}, max_steps={max_steps}: give 1 <= min_steps <= max_steps")
     if num_problems < 0:
-        raise DataError(f"num_problems={num_problems}: take 0 or more synthetic problems")
-    rng = random.Random(seed)  # a string is seeded by its SHA-512, whatever PYTHONHASHSEED says
+        raise DataError(f"num_problems={num_problems}: give 0 or more")
+    rng = random.Random(seed)  # strings are seeded by SHA-512, independent of PYTHONHASHSEED
     problems: list[Problem] = []
     while len(problems) < num_problems:
-        story = _new_story(rng, rng.randint(min_steps, max_steps), told)
+        story = _new_story(rng, rng.randint(min_steps, max_steps), taken)
         if story is None:
             raise DataError(
                 f"found only {len(problems)} distinct synthetic problems of {min_steps} to {max_steps} steps, "
-                f"not {num_problems}: ask for fewer problems or other steps"
+                f"not {num_problems}: ask for fewer problems or other numbers of steps"
             )
-        told.add(story.question)
+        taken.add(story.question)
         problems.append(
             Problem(f"{prefix}-{len(problems) + 1:05d}", story.question, str(story.number), story.rationale)
         )
     return problems
 
 
-def _new_story(rng: random.Random, num_steps: int, told: Collection[str]) -> "_Story | None":
-    """Return a story whose question is not in `told`, or None if none turns up."""
+def _new_story(rng: random.Random, num_steps: int, taken: Collection[str]) -> "_Story | None":
+    """Return a story whose question is not in `taken`, or None if too many attempts fail."""
     for _ in range(_MAX_FAILURES):
         story = _Story(rng)
-        if story.unfold(num_steps) and story.question not in told:
+        if story.build(num_steps) and story.question not in taken:
             return story
     return None
 
 
 class _Story:
-    """A problem being told: its sentences and rationale so far, the state it is in and the running number."""
+    """A problem under construction: its sentences and rationale so far, its state, and the running number."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -114,8 +115,8 @@ class _Story:
         self.number = Fraction(0)
         self.sentences: list[str] = []
         self.lines: list[str] = []
-        self.is_she_unclear = False
-        self.untold = list(MOVES)
+        self.is_pronoun_ambiguous = False
+        self.unused_moves = list(MOVES)
         name = rng.choice((*GIRLS, *BOYS))
         self.named = {name}
         pronouns = _FEMALE if name in GIRLS else _MALE
@@ -130,31 +131,31 @@ class _Story:
     def rationale(self) -> str:
         return "\n".join((*self.lines, f"#### {_Number(self.number)}"))
 
-    def unfold(self, num_steps: int) -> bool:
-        """Tell a whole story of `num_steps` calculations; return False if it runs into a dead end."""
+    def build(self, num_steps: int) -> bool:
+        """Build a whole story of `num_steps` calculations; return False at a dead end."""
         while self.state == START or len(self.lines) < num_steps:
-            if not self._go_on(num_steps):
+            if not self._add_move(num_steps):
                 return False
         if self.state != END:
             self._say(self.rng.choice(QUESTIONS[self.state]), self.words)
         return True
 
-    def _go_on(self, num_steps: int) -> bool:
-        """Make one more move that fits the numbers; a closing move only as the last of `num_steps`."""
+    def _add_move(self, num_steps: int) -> bool:
+        """Add a move that fits the running number, a closing one only as the last step; return False if none fits."""
         is_last = len(self.lines) + 1 == num_steps
-        moves = [move for move in self.untold if move.start == self.state and (is_last or move.end != END)]
+        moves = [move for move in self.unused_moves if move.start == self.state and (is_last or move.end != END)]
         for move in self.rng.sample(moves, len(moves)):
             numbers = self._draw(move)
             if numbers is not None:
-                self.untold.remove(move)
-                self._tell(move, numbers)
+                self.unused_moves.remove(move)
+                self._write(move, numbers)
                 return True
         return False
 
     def _draw(self, move: Move) -> "dict[str, _Number] | None":
-        """Draw a and b until shares and result are whole and of a sensible size; None if that does not happen.
+        """Draw a and b until the result is a whole number within the state's limits; None if no attempt succeeds.
 
-        The result joins the numbers as `result`.
+        Returns x, a, b, q and `result`.
         """
         low, high = LIMITS[move.end]
         for _ in range(_MAX_DRAWS):
@@ -167,8 +168,8 @@ class _Story:
                 return {key: _Number(value) for key, value in (*values.items(), ("result", result))}
         return None
 
-    def _tell(self, move: Move, numbers: "dict[str, _Number]") -> None:
-        """Add the move's sentence and, if it calculates, its line of the rationale."""
+    def _write(self, move: Move, numbers: "dict[str, _Number]") -> None:
+        """Add the move's sentence and, if it calculates, a line of the rationale; update state and number."""
         self.words |= self.rng.choice(move.scenes)
         friend = self.rng.choice([name for name in (*GIRLS, *BOYS) if name not in self.named])
         self.named.add(friend)
@@ -184,11 +185,11 @@ class _Story:
             self.words["who"] = friend
 
     def _say(self, sentence: str, words: Mapping[str, object]) -> None:
-        """Add a sentence; after another person was mentioned, "she" becomes a name once, lest it mean the other."""
-        if self.is_she_unclear:
+        """Add a sentence. After another person was mentioned, the next pronoun is replaced by the name, to be clear."""
+        if self.is_pronoun_ambiguous:
             sentence, num_names = _PERSON.subn(_name_instead, sentence, count=1)
-            self.is_she_unclear = num_names == 0
-        self.is_she_unclear |= "{friend}" in sentence or "{kin}" in sentence
+            self.is_pronoun_ambiguous = num_names == 0
+        self.is_pronoun_ambiguous |= "{friend}" in sentence or "{kin}" in sentence
         self.sentences.append(sentence.format(**words))
 
 
@@ -197,13 +198,13 @@ def _name_instead(pronoun: re.Match[str]) -> str:
 
 
 def _fill_in(formula: str, values: dict[str, Fraction]) -> str:
-    """Put the numbers in the place of a formula's letters: "x+a*b" becomes "24+3*2.5"."""
+    """Replace the letters of a formula by numbers: "x+a*b" becomes "24+3*2.5"."""
     return re.sub("[xabq]", lambda letter: str(_Number(values[letter[0]])), formula)
 
 
 @dataclass(frozen=True, slots=True)
 class _Number:
-    """A number that a sentence can write in several ways; see `synthetic_stories`."""
+    """A number with the format specs that sentences use; see `synthetic_stories`."""
 
     value: Fraction
 

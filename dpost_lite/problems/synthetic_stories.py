@@ -1,12 +1,12 @@
-"""What the built-in word problems are made of: names, things, and the moves that stories are put together from.
+"""The vocabulary of the built-in word problems: names, things, and the moves that make up a story. Data only.
 
-Only data. A story is a walk over *states*, each saying what its running number means (things a person has, a bill, the
-pages left to read …). An opening enters a state; a move takes the number on to the same or another state; a closing
-move ends in `END` and carries its own question, any other story ends with one of its state's `QUESTIONS`.
+A story is a walk over *states*; a state defines what the running number means (things a person has, a bill, the pages
+left to read …). An opening enters a state; a move updates the number and leads to the same or another state. A closing
+move leads to `END` and includes its own question; any other story ends with one of its state's `QUESTIONS`.
 
-In a sentence, `{x}` is the running number before the move, `{a}` and `{b}` are the numbers that the move draws, and
-`{q}` is how many times b goes into x. A number can be written as `{b:money}` ($2.50), `{a:word}` (three), `{a:times}`
-(twice, three times) or `{a:share}` (half, a third). In a rationale, `{expr}` is the annotated calculation.
+In a sentence, `{x}` is the running number before the move, `{a}` and `{b}` are numbers drawn for the move, and `{q}` is
+how many times b goes into x. Formats: `{b:money}` ($2.50), `{a:word}` (three), `{a:times}` (twice, three times),
+`{a:share}` (half, a third). In a rationale, `{expr}` is the annotated calculation.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ START = "start"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Move:
-    """One step of a story: a calculation, with ways to tell it (sentences) and ways to solve it (rationales).
+    """One step of a story: a calculation, with alternative wordings for the question and for the rationale.
 
-    The formula "a" only states a number, so it has no rationale. `scenes` are the words that an opening chooses from.
+    The formula "a" just states a number, so it has no rationale. `scenes` are the word sets an opening chooses from.
     """
 
     start: str
@@ -35,7 +35,7 @@ class Move:
 
 
 def _scenes(fields: str, rows: str) -> tuple[dict[str, str], ...]:
-    """Return one dict per row; `;` ends a row, `,` a word."""
+    """Return one dict per row; rows are separated by `;`, words by `,`."""
     return tuple(dict(zip(fields.split(), row.strip().split(","), strict=True)) for row in rows.split(";"))
 
 

@@ -1,1 +1,1 @@
-"""What a run looks like to its user: events and files in, text out. Knows neither weights nor recipes."""
+"""Reports of a run for its user, made from events and files only: terminal output, tables, figures, HTML page."""

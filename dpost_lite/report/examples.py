@@ -1,4 +1,4 @@
-"""Rationales and pairs of a run, picked to be read, and cut into pieces that a page can mark."""
+"""Select example rationales and preference pairs of a run, split into pieces that the page can highlight."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import Literal
 
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.grading import same_number
-from dpost_lite.problems.records import Answered, PreferencePair, read_jsonl
+from dpost_lite.problems.records import GradedAnswer, PreferencePair, read_jsonl
 from dpost_lite.report import results
 from dpost_lite.runs.stage_names import StageName
 
@@ -25,7 +25,7 @@ Pieces = list[tuple[str, Mark]]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One graded answer: `kind` is right, wrong, or repaired (right, where the policy before was wrong)."""
+    """One graded answer; `kind` "repaired" means right where the previous policy was wrong."""
 
     kind: Kind
     question: str
@@ -35,8 +35,8 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class PairShown:
-    """A preference pair; what only one side says is marked "differs"."""
+class PairExample:
+    """A preference pair; words on one side only are marked "differs"."""
 
     question: str
     chosen: Pieces
@@ -44,16 +44,16 @@ class PairShown:
 
 
 def rationales(run: Path, name: str, before: str | None) -> list[Example]:
-    """Return ten answers of one policy to test problems: as far as there are, four repaired, three wrong, three right.
+    """Return ten answers of one policy to test problems: if available, four repaired, three wrong, three right.
 
-    `before` names the policy that it is held against; None leaves "repaired" out.
+    `before` is the policy to compare with; if None, no answer counts as repaired.
     """
     was_right = results.right(run, before) if before else {}
     problems = {problem.id: problem for problem in results.problems(run)}
     settings = results.recipe_of(run)["calculator"]
     calculator = Calculator(settings["max_decimals"], settings["rounded_decimals"])
     kinds: dict[Kind, list[Example]] = {"repaired": [], "wrong": [], "right": []}
-    for answer in read_jsonl(run / "score" / name / "test.jsonl", Answered):
+    for answer in read_jsonl(run / "score" / name / "test.jsonl", GradedAnswer):
         kind: Kind = "right" if answer.correct else "wrong"
         if answer.correct and not was_right.get(answer.problem_id, True):
             kind = "repaired"
@@ -64,16 +64,16 @@ def rationales(run: Path, name: str, before: str | None) -> list[Example]:
             )
         )
     picked = {kind: found[:most] for (kind, found), most in zip(kinds.items(), (4, 3, 3), strict=True)}
-    for name_of_kind, found in kinds.items():  # fewer of one kind make room for more of another
+    for name_of_kind, found in kinds.items():  # if there are too few of one kind, show more of another
         room = NUM_RATIONALES - sum(map(len, picked.values()))
         picked[name_of_kind] = found[: len(picked[name_of_kind]) + room]
     return [example for some in picked.values() for example in some]
 
 
 def marked(text: str, calculator: Calculator) -> Pieces:
-    """Cut a rationale into pieces; the result in `<<expression=result>>` is "calculated" if `calculator` gives it.
+    """Split a rationale into pieces; in `<<expression=result>>`, a result that `calculator` confirms is "calculated".
 
-    Where the expression is not the calculator's, the result is the model's and has no mark.
+    Results of expressions that the calculator leaves to the model are not marked.
     """
     pieces: Pieces = []
     end = 0
@@ -86,19 +86,19 @@ def marked(text: str, calculator: Calculator) -> Pieces:
     return [(piece, mark) for piece, mark in [*pieces, (text[end:], "")] if piece]
 
 
-def pairs(run: Path, number: int) -> list[PairShown]:
-    """Return a few preference pairs of a round, of different problems."""
-    shown: dict[str, PairShown] = {}
+def pairs(run: Path, number: int) -> list[PairExample]:
+    """Return a few preference pairs of a round, each of a different problem."""
+    shown: dict[str, PairExample] = {}
     for pair in read_jsonl(run / str(StageName("pairs", number)) / "pairs.jsonl", PreferencePair):
         if pair.problem_id not in shown:
-            shown[pair.problem_id] = PairShown(pair.question, *different(pair.chosen.strip(), pair.rejected.strip()))
+            shown[pair.problem_id] = PairExample(pair.question, *diff(pair.chosen.strip(), pair.rejected.strip()))
         if len(shown) == NUM_PAIRS:
             break
     return list(shown.values())
 
 
-def different(a: str, b: str) -> tuple[Pieces, Pieces]:
-    """Cut two texts into pieces, word by word; those that only one of them has are marked "differs"."""
+def diff(a: str, b: str) -> tuple[Pieces, Pieces]:
+    """Split two texts into pieces of whole words; pieces that only one of them has are marked "differs"."""
     first, second = _WORDS.findall(a), _WORDS.findall(b)
     blocks = SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()
     return (

@@ -1,7 +1,7 @@
-"""The pictures of a run, by matplotlib: each takes figures that were read from files and returns a `Figure`.
+"""Matplotlib figures of a run: each function takes values read from files and returns a `Figure`.
 
-They are narrow, so that their letters stay readable on a phone. Drawn once, saved twice: as SVG for the page, whose
-letters and axes take the page's colour, light or dark; and as PNG on white. All of it inside `with style():`.
+Figures are narrow, to stay readable on a phone. Each is saved twice: as SVG for the page, with text and axes in the
+page's colour (light or dark), and as PNG on white. Draw and save them inside `with style():`.
 """
 
 import io
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#010203"  # of letters and axes; the page puts its own colour in its place
+INK = "#010203"  # text and axes; replaced by the page's own colour
 BLUE, ORANGE, GREEN, RED, GREY = "#3b82c4", "#d9822b", "#4a9d5b", "#c94f4f", "#8a8f98"
 CYCLE = (BLUE, ORANGE, GREEN, RED, "#8b6fc0", GREY)
 WIDTH_IN, HEIGHT_IN = 4.6, 3.0
@@ -34,7 +34,7 @@ STYLE: dict[Any, Any] = {
 
 
 def accuracy(runs: Mapping[str, Sequence[Score]], dev: Sequence[Score]) -> "Figure":
-    """Strict accuracy by round, in percent with 95 % intervals: one line for each run, the first is the run itself."""
+    """Strict accuracy by round, in percent with 95 % intervals; one line per run, the reported run first."""
     figure, axes = _new("accuracy on the test problems, %")
     names = list(dict.fromkeys(score.name for scores in runs.values() for score in scores))
     for place, (label, scores) in enumerate(runs.items()):
@@ -50,9 +50,9 @@ def accuracy(runs: Mapping[str, Sequence[Score]], dev: Sequence[Score]) -> "Figu
 
 
 def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, has_zero: bool = False) -> "Figure":
-    """Lines through (optimiser step, value) by their labels; `has_zero` draws the line at 0.
+    """Curves of (optimiser step, value) by label; `has_zero` adds a line at 0.
 
-    What is called chosen is green, what is called rejected red.
+    The curve labelled "chosen" is green, "rejected" red.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -68,16 +68,16 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, ha
 
 
 def yields(rounds: Sequence[Round]) -> "Figure":
-    """Share of problems whose rationales are all right, mixed and all wrong, by sampling stage."""
+    """Share of problems whose sampled rationales are all right, mixed or all wrong, by sampling stage."""
     parts = [
         (f"round {one.number}, for {end}", getattr(one, f"for_{end}")) for one in rounds for end in ("pairs", "labels")
     ]
-    names, drawn = zip(*((name, stage) for name, stage in parts if stage), strict=True)
-    figure, axes = _new("share of training problems, %", rows=len(drawn))
-    before = [0.0] * len(drawn)
+    names, stats = zip(*((name, stage) for name, stage in parts if stage), strict=True)
+    figure, axes = _new("share of training problems, %", rows=len(stats))
+    before = [0.0] * len(stats)
     for name, color in (("all_right", GREEN), ("mixed", ORANGE), ("all_wrong", RED)):
-        shares = [100 * getattr(stage, name) for stage in drawn]
-        axes.barh(range(len(drawn)), shares, left=before, color=color, label=name.replace("_", " "), height=0.6)
+        shares = [100 * getattr(stage, name) for stage in stats]
+        axes.barh(range(len(stats)), shares, left=before, color=color, label=name.replace("_", " "), height=0.6)
         before = [b + s for b, s in zip(before, shares, strict=True)]
     _rows(axes, names)
     axes.set_xlim(0, 100)
@@ -86,7 +86,7 @@ def yields(rounds: Sequence[Round]) -> "Figure":
 
 
 def against_plan(title: str, planned: Mapping[str, float], measured: Mapping[str, float]) -> "Figure":
-    """One bar for each stage that was measured, and a mark where the plan saw it."""
+    """One bar per measured stage, with a mark at the planned value."""
     stages = list(measured)
     figure, axes = _new(title, rows=len(stages))
     axes.barh(range(len(stages)), list(measured.values()), color=BLUE, height=0.6, label="measured")
@@ -101,9 +101,9 @@ def against_plan(title: str, planned: Mapping[str, float], measured: Mapping[str
 
 
 def timeline(spans: Sequence[Span]) -> "Figure":
-    """Which stage was worked on after which, in minutes or hours of work; what did not come to its end is hatched.
+    """When each stage was worked on, in minutes or hours of work; interrupted work is hatched.
 
-    Between two commands nothing was done, and nothing is drawn.
+    Time between two commands is not shown.
     """
     worked = sum(span.end - span.start for span in spans)
     unit, length = ("hours", 3600) if worked > 2 * 3600 else ("minutes", 60)
@@ -122,29 +122,29 @@ def timeline(spans: Sequence[Span]) -> "Figure":
 
 
 def style() -> "AbstractContextManager[None]":
-    """Return the context in which all figures are drawn and saved."""
+    """Return the context manager in which figures are drawn and saved."""
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
 
 
 def as_svg(figure: "Figure") -> str:
-    """Return a figure as an SVG element, to stand in a page whose colour it takes."""
+    """Return a figure as an inline SVG element that takes the page's text colour."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)  # of the svg element: the page sets its size
+    return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)  # of the svg element; the page sets the size
 
 
 def save_png(figure: "Figure", file: Path) -> None:
-    """Write a figure as PNG on white, 200 pixels to the inch."""
+    """Save a figure as PNG on white, at 200 dpi."""
     figure.savefig(file, dpi=200, facecolor="white")
 
 
 def _new(title: str, rows: int = 0) -> "tuple[Figure, Axes]":
-    """An empty figure; `rows` of bars make it as high as they need."""
+    """An empty figure, high enough for `rows` of bars."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH_IN, max(HEIGHT_IN, 1.1 + 0.24 * rows)), layout="constrained")

@@ -1,4 +1,4 @@
-"""The health of a round of self-training, counted from the files that it leaves anyway. What is alarming: alarms.py."""
+"""Health statistics of each round of self-training, computed from the run's files. Thresholds: alarms.py."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,14 +14,16 @@ from dpost_lite.runs.journal import read_events, steps_by_stage
 from dpost_lite.runs.stage_names import Kind, StageName, policy_name
 
 NGRAM = 4
-MIN_DISTINCT = 0.5  # share of a rationale's 4-grams that differ, below which it repeats itself
+MIN_DISTINCT = 0.5  # a rationale with a smaller fraction of distinct 4-grams repeats itself
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnStats:
-    """What one sampling stage drew. Shares are of its problems: `all_right`, `all_wrong`, `mixed`; or of its
-    rationales: `right`, `unfinished`, `repetitive`. `tokens` is the mean length of the finished ones, `calculated` and
-    `refused` the calculator's uses for each rationale.
+class SampleStats:
+    """Statistics of one sampling stage.
+
+    Fractions of its problems: `all_right`, `all_wrong`, `mixed`; of its rationales: `right`, `unfinished`,
+    `repetitive`. `tokens` is the mean length of finished rationales; `calculated` and `left_to_model` are
+    expressions per rationale that the calculator did and did not complete.
     """
 
     num_rationales: int
@@ -33,24 +35,24 @@ class DrawnStats:
     repetitive: float
     tokens: float
     calculated: float
-    refused: float
+    left_to_model: float
 
 
 @dataclass(frozen=True, slots=True)
 class PairStats:
-    """Preference pairs of a round. Tokens are mean lengths of either side: DPO learns their bias too."""
+    """Statistics of a round's preference pairs; tokens are mean lengths, since DPO learns a length bias too."""
 
     num_pairs: int
     num_problems: int
-    """That gave any."""
+    """Problems with at least one pair."""
     chosen_tokens: float
     rejected_tokens: float
 
 
 @dataclass(frozen=True, slots=True)
 class LabelStats:
-    """What SFT trains on: `new_per_problem` counts pseudo-labels that the round before did not have, `num_dropped`
-    right rationales that were left out as near-repeats, or above the cap.
+    """Statistics of the SFT data: `new_per_problem` counts pseudo-labels that are new since the previous round,
+    `num_dropped` right rationales dropped as near-duplicates or above the cap.
     """
 
     num_labels: int
@@ -61,11 +63,11 @@ class LabelStats:
 
 @dataclass(frozen=True, slots=True)
 class DpoStats:
-    """What DPO did to the policy, over its last fifth of steps.
+    """Effect of DPO on the policy, averaged over the last fifth of its steps.
 
-    `chosen_change` and `rejected_change` are the means of log π/π_ref of the two sides, in nats for each rationale;
-    `kl` is the mean of -log π/π_ref over both. That is KL(π_ref ‖ π) as far as the reference drew the pairs: gold
-    rationales it did not draw, and of the others pairs are a selection, so it is a rough figure that may fall below 0.
+    `chosen_change` and `rejected_change` are mean log π/π_ref of the two sides, in nats per rationale. `kl` is the mean
+    of -log π/π_ref over both, a rough estimate of KL(π_ref ‖ π) that can be negative: the reference did not sample the
+    gold rationales, and pairs are a biased selection of the others.
     """
 
     num_steps: int
@@ -77,20 +79,20 @@ class DpoStats:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """The health of one round; what it has not come to yet, or its method leaves out, is None."""
+    """Statistics of one round; None for parts that are not done yet or not in the run's method."""
 
     number: int
-    for_pairs: DrawnStats | None
+    for_pairs: SampleStats | None
     pairs: PairStats | None
     dpo: DpoStats | None
-    for_labels: DrawnStats | None
+    for_labels: SampleStats | None
     labels: LabelStats | None
     dev: float | None
-    """Accuracy on the dev problems, if there are any."""
+    """Strict accuracy on the dev problems, if there are any."""
 
 
 def rounds(run: Path) -> list[Round]:
-    """Return the health of every round that a run has begun."""
+    """Return the statistics of every round that a run has started."""
     done = dict(stages_done(run))
     steps = steps_by_stage(read_events(run))
     names = [name for stage in done if (name := StageName.parse(stage))]
@@ -107,26 +109,26 @@ def _round(
 
     return Round(
         number=number,
-        for_pairs=of("samples-pairs", lambda name: drawn(run / name)),
-        pairs=of("pairs", lambda name: paired(run / name)),
-        dpo=of("dpo", lambda name: preferred(steps.get(name, ()))),
-        for_labels=of("samples-labels", lambda name: drawn(run / name)),
-        labels=of("labels", lambda name: labelled(run, number, done)),
+        for_pairs=of("samples-pairs", lambda name: sample_stats(run / name)),
+        pairs=of("pairs", lambda name: pair_stats(run / name)),
+        dpo=of("dpo", lambda name: dpo_stats(steps.get(name, ()))),
+        for_labels=of("samples-labels", lambda name: sample_stats(run / name)),
+        labels=of("labels", lambda name: label_stats(run, number, done)),
         dev=done.get(str(StageName.score(policy_name(number))), {}).get("metrics", {}).get("dev", {}).get("strict"),
     )
 
 
-def drawn(stage: Path) -> DrawnStats:
-    """Count what a sampling stage drew; `stage` is its folder. Tens of thousands of rationales take seconds, once."""
+def sample_stats(stage: Path) -> SampleStats:
+    """Return the statistics of a sampling stage, given its folder. Cached, since large stages take seconds to read."""
     file = stage / "rationales.jsonl"
-    return _drawn(file, file.stat().st_mtime_ns)
+    return _sample_stats(file, file.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _drawn(file: Path, _changed: int) -> DrawnStats:
+def _sample_stats(file: Path, _changed: int) -> SampleStats:
     right_of: dict[str, list[bool]] = defaultdict(list)
     tokens: list[int] = []
-    num = num_repetitive = num_calculated = num_refused = 0
+    num = num_repetitive = num_calculated = num_left = 0
     for rationale in read_jsonl(file, Rationale):
         num += 1
         right_of[rationale.problem_id].append(rationale.correct)
@@ -134,10 +136,10 @@ def _drawn(file: Path, _changed: int) -> DrawnStats:
             tokens.append(len(rationale.token_ids))
         num_repetitive += is_repetitive(rationale.token_ids)
         num_calculated += rationale.num_calculated
-        num_refused += rationale.num_refused
+        num_left += rationale.num_refused
     all_right = _mean(all(right) for right in right_of.values())
     all_wrong = _mean(not any(right) for right in right_of.values())
-    return DrawnStats(
+    return SampleStats(
         num_rationales=num,
         all_right=all_right,
         all_wrong=all_wrong,
@@ -147,18 +149,18 @@ def _drawn(file: Path, _changed: int) -> DrawnStats:
         repetitive=num_repetitive / max(1, num),
         tokens=_mean(tokens),
         calculated=num_calculated / max(1, num),
-        refused=num_refused / max(1, num),
+        left_to_model=num_left / max(1, num),
     )
 
 
 def is_repetitive(token_ids: Sequence[int]) -> bool:
-    """Whether fewer than half of a rationale's 4-grams differ: it says the same again and again."""
+    """Whether a rationale repeats itself: less than half of its 4-grams are distinct."""
     ngrams = list(zip(*(token_ids[i:] for i in range(NGRAM)), strict=False))
     return bool(ngrams) and len(set(ngrams)) < MIN_DISTINCT * len(ngrams)
 
 
-def paired(stage: Path) -> PairStats:
-    """Count a round's preference pairs; `stage` is their folder."""
+def pair_stats(stage: Path) -> PairStats:
+    """Return the statistics of a round's preference pairs, given their folder."""
     pairs = list(read_jsonl(stage / "pairs.jsonl", PreferencePair))
     return PairStats(
         num_pairs=len(pairs),
@@ -168,8 +170,8 @@ def paired(stage: Path) -> PairStats:
     )
 
 
-def labelled(run: Path, number: int, done: Mapping[str, Any]) -> LabelStats:
-    """Count what a round's labels are made of. `done` holds the records of a run's stages, by name."""
+def label_stats(run: Path, number: int, done: Mapping[str, Any]) -> LabelStats:
+    """Return the statistics of a round's labels; `done` has the records of the run's finished stages by name."""
     stage = str(StageName("labels", number))
     before = run / str(StageName("labels", number - 1)) / "labels.jsonl"
     labels = list(read_jsonl(run / stage / "labels.jsonl", LabelledRationale))
@@ -185,8 +187,8 @@ def labelled(run: Path, number: int, done: Mapping[str, Any]) -> LabelStats:
     )
 
 
-def preferred(steps: Sequence[Mapping[str, float]]) -> DpoStats | None:
-    """Say what DPO did, from its steps in the journal; None where the journal holds none."""
+def dpo_stats(steps: Sequence[Mapping[str, float]]) -> DpoStats | None:
+    """Return the statistics of a DPO training from its steps in the journal; None if there are none."""
     last = [step for step in steps[-max(1, len(steps) // 5) :] if "chosen_change" in step]
     if not last:
         return None

@@ -1,4 +1,4 @@
-"""The runs below a folder, a line for each, and how far the best is from the others: the command `runs`."""
+"""List the runs below a folder and compare the best with the others (`dpost-lite runs`)."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -20,8 +20,8 @@ MAX_DEPTH = 3  # OUT/seed-N/METHOD below the folder of all runs
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """One run: where it is, what it does, how far it has come. `best` is the test score of what it exported."""
+class RunSummary:
+    """One run in the list: its settings, state, seconds of work, and test scores (`best`: of the exported policy)."""
 
     path: Path
     name: str
@@ -34,36 +34,36 @@ class Listed:
     best: Score | None
 
 
-def find_runs(folder: Path) -> list[Listed]:
-    """Return the runs in a folder, or the one that it is, in the order of their paths.
+def find_runs(folder: Path) -> list[RunSummary]:
+    """Return the runs in `folder` (which may itself be a run), ordered by path.
 
-    Raises RunError if there is none.
+    Raises RunError if there are none.
     """
     found = sorted(path.parent for depth in range(MAX_DEPTH + 1) for path in folder.glob(f"{'*/' * depth}run.json"))
     runs = []
     for path in found:
-        with contextlib.suppress(*results.DAMAGED):  # one that is damaged shall not hide the others
-            runs.append(_listed(path, path.relative_to(folder).as_posix() if path != folder else path.name))
+        with contextlib.suppress(*results.DAMAGED):  # a damaged run must not hide the others
+            runs.append(_summarize(path, path.relative_to(folder).as_posix() if path != folder else path.name))
     if not runs:
-        raise RunError(f"{folder} holds no run; name a folder that `dpost-lite run` wrote into, or begin with it")
+        raise RunError(f"{folder} contains no runs; give a folder with runs, or start one with `dpost-lite run`")
     return runs
 
 
-def _listed(path: Path, name: str) -> Listed:
+def _summarize(path: Path, name: str) -> RunSummary:
     recipe, done = results.recipe_of(path), dict(stages_done(path))
     begun = [stage for stage, _ in stages_begun(path)]
     scores = {score.name: score for score in results.scores(path)}
     best = results.exported(path)
     state = "finished" if results.is_finished(path) else f"in {begun[0]}" if begun else "not finished"
-    return Listed(
+    return RunSummary(
         path=path, name=name, method=recipe["method"], model=Path(recipe["model"]["name"]).name, seed=recipe["seed"],
         state=state, seconds=sum(record["seconds"] for record in done.values()), warm_up=scores.get(WARM_UP),
         best=scores.get(best) if best else None,
     )  # fmt: skip
 
 
-def runs_table(runs: Sequence[Listed]) -> Table:
-    """Return one row per run, its accuracies strict and on its own test problems."""
+def runs_table(runs: Sequence[RunSummary]) -> Table:
+    """Return a table with one row per run; accuracies are strict, on the run's own test problems."""
     table = summary.table_of("method", "sft-0", "best", "95 %\ninterval", "n", "time")
     table.add_column("state", overflow="fold")
     for run in runs:
@@ -76,9 +76,9 @@ def runs_table(runs: Sequence[Listed]) -> Table:
     return table
 
 
-def comparisons(runs: Sequence[Listed]) -> Iterator[Text]:
-    """Yield how far the most accurate finished run is ahead of each other that was tested on the same problems."""
-    groups: dict[tuple[Problem, ...], list[tuple[Score, Listed]]] = {}
+def comparisons(runs: Sequence[RunSummary]) -> Iterator[Text]:
+    """Yield the lead of the most accurate finished run over each other run tested on the same problems."""
+    groups: dict[tuple[Problem, ...], list[tuple[Score, RunSummary]]] = {}
     for run in runs:
         with contextlib.suppress(*results.DAMAGED):
             if run.best and (problems := tuple(results.problems(run.path))):

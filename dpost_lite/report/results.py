@@ -1,4 +1,4 @@
-"""What a run's folder says of its policies: scores, graded answers, and which of them was exported."""
+"""Read a run's results from its folder: scores, graded answers, and which policy was exported."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,56 +7,54 @@ from typing import Any, Literal
 
 from dpost_lite.errors import DpostError
 from dpost_lite.problems.comparing import Comparison, compare
-from dpost_lite.problems.records import Answered, Problem, Score, from_dict, read_jsonl
+from dpost_lite.problems.records import GradedAnswer, Problem, Score, from_dict, read_jsonl
 from dpost_lite.runs.folder import Run, read_json
 from dpost_lite.runs.stage_names import BASE, WARM_UP, StageName, is_round, policy_name, policy_of, rounds_in
 
 Part = Literal["test", "dev"]
-DAMAGED = (DpostError, OSError, ValueError, KeyError, TypeError)  # what reading a folder that is no whole run may raise
+DAMAGED = (DpostError, OSError, ValueError, KeyError, TypeError)  # what reading a damaged or incomplete run may raise
 
 
 def recipe_of(run: Path) -> dict[str, Any]:
-    """Return a run's recipe as nested values, with the defaults of what an older version did not have."""
+    """Return a run's recipe as nested values, with defaults for keys that an older version did not have."""
     return Run.open(run).recipe.model_dump(mode="json")
 
 
 def scores(run: Path) -> list[Score]:
-    """Return the scores on the test problems that a run has so far, in order: base, sft-0, round-1, round-2 …"""
+    """Return a run's scores on the test problems so far, in order: base, sft-0, round-1, round-2 …"""
     return list(_scores(run, "test"))
 
 
 def dev_scores(run: Path) -> list[Score]:
-    """Return the same on the dev problems, of the policies: without the base, which is never exported."""
+    """Return the scores on the dev problems, without the base, which is never exported."""
     return [score for score in _scores(run, "dev") if score.name != BASE]
 
 
 def right(run: Path, name: str, part: Part = "test") -> dict[str, bool]:
-    """Return whether one policy's greedy answer to each problem was right, by the problem's id."""
-    answers = read_jsonl(run / str(StageName.score(name)) / f"{part}.jsonl", Answered)
+    """Return by problem id whether one policy's greedy answer was right."""
+    answers = read_jsonl(run / str(StageName.score(name)) / f"{part}.jsonl", GradedAnswer)
     return {answer.problem_id: answer.correct for answer in answers}
 
 
 def problems(run: Path) -> list[Problem]:
-    """Return the problems that a run is tested on."""
+    """Return a run's test problems."""
     file = run / "data" / "test.jsonl"
     return list(read_jsonl(file, Problem)) if file.is_file() else []
 
 
 def exported(run: Path) -> str | None:
-    """Return the name of the policy that a run exported: sft-0, round-1 …; None where it has come to no export."""
+    """Return the name of the exported policy (sft-0, round-1 …), or None if there is no export yet."""
     record = run / "export" / "done.json"
     return policy_of(read_json(record)["metrics"]["policy"]) if record.is_file() else None
 
 
 def is_finished(run: Path) -> bool:
-    """Whether a run's last command came to its end: it then leaves a manifest, which the next one removes."""
+    """Whether a run's last command finished: it then writes a manifest, which any later stage removes."""
     return (run / "solved" / "done.json").is_file() and (run / "manifest.json").is_file()
 
 
 def gain(run: Path, name: str | None = None) -> tuple[str, Comparison] | None:
-    """Return the round that was exported, or the one named, with its paired comparison with sft-0; None where it is
-    no round.
-    """
+    """Return the exported round (or `name`) and its paired comparison with sft-0; None if it is not a round."""
     name = name or exported(run)
     if name is None or not is_round(name):
         return None
@@ -64,11 +62,11 @@ def gain(run: Path, name: str | None = None) -> tuple[str, Comparison] | None:
 
 
 def siblings(run: Path) -> Iterator[Path]:
-    """Yield the finished runs beside this one that differ in method alone, as `run --method dpo-st,st` leaves them."""
-    own = _but_method(recipe_of(run))
+    """Yield the finished runs in the same folder that differ only in method, as made by `run --method dpo-st,st`."""
+    own = _without_method(recipe_of(run))
     for other in sorted(path.parent for path in run.resolve().parent.glob("*/run.json")):
-        with contextlib.suppress(*DAMAGED):  # another run's trouble
-            differs_in_method = other != run.resolve() and _but_method(recipe_of(other)) == own
+        with contextlib.suppress(*DAMAGED):  # another run is damaged
+            differs_in_method = other != run.resolve() and _without_method(recipe_of(other)) == own
             if differs_in_method and exported(other) and same_problems(run, other):
                 yield other
 
@@ -78,14 +76,14 @@ def same_problems(a: Path, b: Path) -> bool:
     return bool(problems(a)) and problems(a) == problems(b)
 
 
-def _but_method(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without its method, and without how many samples that draws."""
+def _without_method(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without its method and the number of samples, which depends on the method."""
     sampling = {key: value for key, value in recipe["sampling"].items() if key != "samples_for_labels"}
     return {**recipe, "method": None, "sampling": sampling}
 
 
 def _scores(run: Path, part: Part) -> Iterator[Score]:
-    """Scores of policies in their order, of which not all need be there."""
+    """Yield the scores of all scored policies in order."""
     for name in [BASE, WARM_UP, *map(policy_name, rounds_in(run / "score"))]:
         record = run / str(StageName.score(name)) / "done.json"
         metrics = read_json(record)["metrics"] if record.is_file() else {}

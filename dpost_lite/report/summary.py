@@ -1,4 +1,4 @@
-"""What the command line says when the work is done: the table of scores, whether there was a gain, solved problems."""
+"""Tables and sentences printed by the command line: scores, gains, comparisons, plans, solved problems."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +10,14 @@ from rich.text import Text
 
 from dpost_lite.problems.comparing import Comparison, mean_difference
 from dpost_lite.problems.grading import is_right
-from dpost_lite.problems.records import Answered, SampledScore, Score
+from dpost_lite.problems.records import GradedAnswer, SampledScore, Score
 from dpost_lite.report.terminal import plain
 
-NUM_COMPARED = 5  # problems shown of those that only one model solves
+NUM_COMPARED = 5  # problems shown per model of those it alone solves
 
 
 def score_table(scores: Sequence[Score]) -> Table:
-    """Return one row per score, in percent. The interval is the 95 % Wilson interval of the strict accuracy."""
+    """Return a table with one row per score, in percent; the 95 % Wilson interval is that of the strict accuracy."""
     table = table_of("calculator", "strict", "95 %\ninterval", "flexible", "unfinished", "n")
     for score in scores:
         table.add_row(
@@ -33,9 +33,9 @@ def score_table(scores: Sequence[Score]) -> Table:
 
 
 def answers_table(scores: Sequence[Score]) -> Table:
-    """Return what the answers were like: those without a number after `####`, and means of calculations and length."""
+    """Return a table of answer statistics: answers without a number after `####`, mean calculations and length."""
     table = table_of(
-        "calculator", "no number\nafter ####", "calculations\nan answer", "left to\nthe model", "characters"
+        "calculator", "no number\nafter ####", "calculations\nper answer", "left to\nthe model", "characters"
     )
     for score in scores:
         table.add_row(
@@ -55,16 +55,16 @@ def interval(score: Score) -> str:
 
 
 def table_of(*columns: str, first: str = "") -> Table:
-    """Return an empty table of figures, whose first column names a row."""
+    """Return an empty table of numbers whose first column holds row names."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold")  # a long name may take two lines, figures never
+    table.add_column(first, overflow="fold")  # long names may wrap, numbers may not
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
 def samples_table(scores: Sequence[SampledScore]) -> Table:
-    """Return one row per model: the chance that one of k samples is right, and that the majority of all is."""
+    """Return a table with one row per model: pass@k and the accuracy of the majority vote."""
     ks = sorted({k for score in scores for k in score.pass_at})
     majority = f"maj@{max(score.num_samples for score in scores)}"
     table = table_of("calculator", *(f"pass@{k}" for k in ks), majority, "n")
@@ -76,11 +76,11 @@ def samples_table(scores: Sequence[SampledScore]) -> Table:
 
 
 def comparison(
-    a: str, b: str, compared: Comparison, answers: Mapping[str, tuple[Answered, Answered]]
+    a: str, b: str, compared: Comparison, answers: Mapping[str, tuple[GradedAnswer, GradedAnswer]]
 ) -> Iterator[Text]:
-    """Yield what two models, named `a` and `b`, solve on the same problems, and samples of what only one does.
+    """Yield the comparison of two models named `a` and `b`, with some problems that only one of them solves.
 
-    `answers` holds both answers to each problem by its id.
+    `answers` has the answers of both by problem id.
     """
     yield plain(f"A  {a}: {compared.a:.1%}\nB  {b}: {compared.b:.1%}", "bold")
     yield plain(
@@ -98,26 +98,26 @@ def comparison(
 
 
 def verdict(name: str, compared: Comparison) -> str:
-    """Say in one sentence what the round `name` changed against the warm-up (sft-0), and how sure that is.
+    """Return a sentence on the gain of round `name` over the warm-up (sft-0) and its significance.
 
-    `compared` holds both against each other, problem by problem, sft-0 first.
+    `compared` is the paired comparison with sft-0 as a.
     """
     gain = 100 * compared.difference
     figures = f"{name} is at {compared.b:.1%}, sft-0 at {compared.a:.1%}; {_certainty(compared)}"
     if gain <= 0:
         return f"Self-training did not help ({figures})."
-    if compared.low <= 0 or compared.p >= 0.05:  # of few differences the bootstrap makes too short an interval
+    if compared.low <= 0 or compared.p >= 0.05:  # the bootstrap interval is too short if few problems differ
         return (
-            f"Self-training gained {gain:.1f} points ({figures}): this may be chance, so test on more problems or "
-            "repeat with --seeds 3."
+            f"Self-training gained {gain:.1f} points ({figures}). This may be chance: test on more problems, or repeat "
+            "with --seeds 3."
         )
     return f"Self-training gained {gain:.1f} points ({figures})."
 
 
-def fallen(dev_scores: Sequence[Score]) -> str:
-    """Say so if accuracy on the dev problems fell after its best round, which is the one to export.
+def dev_drop(dev_scores: Sequence[Score]) -> str:
+    """Return a sentence if dev accuracy dropped after its best policy, which is the one exported, else "".
 
-    `dev_scores` are of the policies, without the base, in order.
+    `dev_scores` are those of the policies, without the base, in order.
     """
     if not dev_scores:
         return ""
@@ -125,13 +125,13 @@ def fallen(dev_scores: Sequence[Score]) -> str:
     if last.strict >= best.strict:
         return ""
     return (
-        f"On the dev problems accuracy fell from {best.strict:.1%} of {best.name} to {last.strict:.1%} of {last.name}: "
-        f"{best.name} is the best."
+        f"Dev accuracy dropped from {best.strict:.1%} ({best.name}) to {last.strict:.1%} ({last.name}); "
+        f"{best.name} is the best policy."
     )
 
 
 def methods_table(runs: Sequence[tuple[str, int, Score]]) -> Table:
-    """Return one row per method with the best policy's test accuracy: of each seed, their mean and spread."""
+    """Return a table with one row per method: the best policy's test accuracy for each seed, mean and spread."""
     seeds = sorted({seed for _, seed, _ in runs})
     extra = ["mean", "standard\ndeviation"] if len(seeds) > 1 else ["95 %\ninterval"]
     table = table_of(*(f"seed {seed}" for seed in seeds), *extra, "n", first="strict")
@@ -148,9 +148,9 @@ def methods_table(runs: Sequence[tuple[str, int, Score]]) -> Table:
 
 
 def method_difference(a: str, b: str, compared: Sequence[Comparison]) -> str:
-    """Say by how many points method `b` is better than `a`, from a comparison for each seed.
+    """Return a sentence on how many points method `b` is better than `a`, given a comparison for each seed.
 
-    All seeds answer the same problems, so they are no larger test set: the mean stands beside each seed's own test.
+    Seeds share their test problems, so they do not make a larger test set: the mean comes with each seed's own test.
     """
     if len(compared) == 1:
         (one,) = compared
@@ -158,8 +158,8 @@ def method_difference(a: str, b: str, compared: Sequence[Comparison]) -> str:
     mean_points, low, high = (100 * value for value in mean_difference(compared))
     each = ", ".join(f"{100 * one.difference:+.1f} (p = {one.p:.2g})" for one in compared)
     return (
-        f"{b} - {a}: {mean_points:+.1f} points in the mean of {len(compared)} seeds, 95 % interval {low:+.1f} to "
-        f"{high:+.1f} (bootstrap over problems, for these seeds); each {each}, p by McNemar's exact test"
+        f"{b} - {a}: {mean_points:+.1f} points on average over {len(compared)} seeds, 95 % interval {low:+.1f} to "
+        f"{high:+.1f} (bootstrap over problems, for these seeds); by seed {each}, p by McNemar's exact test"
     )
 
 
@@ -171,9 +171,9 @@ def _certainty(compared: Comparison) -> str:
 
 
 def plan_table(stages: Sequence[Mapping[str, Any]], *, is_cpu: bool = False) -> Table:
-    """Return a plan's sizes in GiB: a row per part, the peak of the GPU (or RAM), RAM and disk; a column per stage.
+    """Return a plan as a table with one column per stage.
 
-    Below them millions of tokens and hours.
+    Rows: memory by part, peak of the GPU (or RAM), RAM and disk, all in GiB; then millions of tokens, and hours.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("GiB")
@@ -194,10 +194,10 @@ def plan_table(stages: Sequence[Mapping[str, Any]], *, is_cpu: bool = False) -> 
 
 
 def solved_problem(solved: Mapping[str, Any]) -> Text:
-    """Return one entry of a run's solved.json as text: question, the model's rationale, and ✓ or ✗ with the answer."""
+    """Format one entry of a run's solved.json: question, the model's rationale, ✓ or ✗, and the right answer."""
     solution = solved["solution"]
     right = is_right(solution["strict"], solution["end"], solved["answer"])
-    known = f"the answer is {solved['answer']}{', this one was cut off' if solution['end'] == 'limit' else ''}"
+    known = f"the answer is {solved['answer']}{' (output was cut off)' if solution['end'] == 'limit' else ''}"
     return Text.assemble(
         plain(f"\n{solved['question']}\n", "bold"),
         plain(f"{solution['text'].strip()}\n"),
@@ -205,17 +205,18 @@ def solved_problem(solved: Mapping[str, Any]) -> Text:
     )
 
 
-def whereabouts(folder: Path, *, best: str, file: Path | None) -> Text:
-    """Say what a run left where, and what to try next. `best` is the stage of the best policy; `file`, its GGUF file,
-    is None where it could not be made.
+def next_steps(folder: Path, *, best: str, file: Path | None) -> Text:
+    """List what a run wrote, and the commands to try next. `best` is the stage of the best policy; `file` is its GGUF
+    file, or None if it could not be made.
     """
     is_adapter = (folder / best / "adapter_config.json").is_file()
-    exported = [f"{file} ({file.stat().st_size / 2**20:,.0f} MiB), made from {best}"] if file else []
+    exported = [f"{file}: the model ({file.stat().st_size / 2**20:,.0f} MiB), exported from {best}"] if file else []
     solve = [f'dpost-lite solve {folder} "…"'] if file else []
     written = [
         *exported,
-        f"{folder / best}, {'its' if file else 'the best'} {'LoRA adapter' if is_adapter else 'weights'}",
-        f"{folder / 'score'}, every graded answer; {folder / 'events.jsonl'}, the journal",
+        f"{folder / best}: {'its' if file else 'the best'} {'LoRA adapter' if is_adapter else 'weights'}",
+        f"{folder / 'score'}: every graded answer",
+        f"{folder / 'events.jsonl'}: the journal",
     ]
     following = [
         *solve,

@@ -1,4 +1,4 @@
-"""The tables of the report: stages beside their plan, and the health of each round."""
+"""The tables of the report: stages with their plan, and the health of each round."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dpost_lite.report.health import Round
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One finished stage beside its plan; None where there is nothing to say. Times in seconds, memory in bytes."""
+    """One finished stage with its plan: times in seconds, memory in bytes, None if unknown; `rate` as text."""
 
     name: str
     seconds: float
@@ -20,7 +20,7 @@ class Stage:
 
 
 def stages_of(done: Mapping[str, Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> list[Stage]:
-    """Finished stages in the order of the journal."""
+    """Return the finished stages, in the order of the journal."""
     plans = [event for event in events if event["kind"] == "planned"]
     seconds = {name: estimate["seconds"] for plan in plans for name, estimate in plan["stages"].items()}
     peaks = {name: size for plan in plans for name, size in plan["peak_bytes"].items()}
@@ -41,12 +41,12 @@ def stages_of(done: Mapping[str, Mapping[str, Any]], events: Sequence[Mapping[st
 
 
 def memory_of(done: Mapping[str, Mapping[str, Any]]) -> str:
-    """Which memory a run is about: where a GPU was used, that of others is no part of the plan."""
+    """Which memory the plan is about: "GPU" if one was used, else "RAM"."""
     return "GPU" if any(record.get("gpu_bytes") for record in done.values()) else "RAM"
 
 
 def _rate(record: Mapping[str, Any]) -> str:
-    """What a stage did in a second or a minute."""
+    """The throughput of a stage, as text."""
     metrics, seconds = record["metrics"], record["seconds"]
     if not seconds:
         return ""
@@ -61,7 +61,7 @@ def _rate(record: Mapping[str, Any]) -> str:
 
 
 def health_table(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
-    """Rows of (what, a figure for each round); rows without any figure are left out."""
+    """Return rows of (name, a value per round), without empty rows."""
 
     def of(part: str, name: str, form: str) -> list[str]:
         parts = [getattr(one, part) for one in rounds]
@@ -70,7 +70,7 @@ def health_table(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
     rows = [
         *(
             (f"{label}: {what}", of(part, name, form))
-            for part, label in (("for_pairs", "drawn for pairs"), ("for_labels", "drawn for labels"))
+            for part, label in (("for_pairs", "samples for pairs"), ("for_labels", "samples for labels"))
             for what, name, form in (
                 ("rationales", "num_rationales", ",d"),
                 ("right", "right", ".1%"),
@@ -79,24 +79,24 @@ def health_table(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
                 ("problems all wrong", "all_wrong", ".1%"),
                 ("unfinished", "unfinished", ".1%"),
                 ("repetitive", "repetitive", ".1%"),
-                ("tokens a rationale", "tokens", ".0f"),
-                ("calculated a rationale", "calculated", ".2f"),
-                ("left to the model", "refused", ".2f"),
+                ("tokens per rationale", "tokens", ".0f"),
+                ("calculations per rationale", "calculated", ".2f"),
+                ("left to the model per rationale", "left_to_model", ".2f"),
             )
         ),
         ("pairs", of("pairs", "num_pairs", ",d")),
-        ("problems that gave pairs", of("pairs", "num_problems", ",d")),
-        ("tokens of chosen", of("pairs", "chosen_tokens", ".0f")),
-        ("tokens of rejected", of("pairs", "rejected_tokens", ".0f")),
+        ("problems with pairs", of("pairs", "num_problems", ",d")),
+        ("tokens per chosen", of("pairs", "chosen_tokens", ".0f")),
+        ("tokens per rejected", of("pairs", "rejected_tokens", ".0f")),
         ("DPO steps", of("dpo", "num_steps", ",d")),
         ("DPO margin at the end", of("dpo", "margin", ".3f")),
         ("chosen log π/π_ref, nats", of("dpo", "chosen_change", "+.2f")),
         ("rejected log π/π_ref, nats", of("dpo", "rejected_change", "+.2f")),
-        ("KL to the reference, rough, nats", of("dpo", "kl", ".2f")),
+        ("KL to the reference (rough), nats", of("dpo", "kl", ".2f")),
         ("labels", of("labels", "num_labels", ",d")),
         ("gold labels", of("labels", "num_gold", ",d")),
-        ("new pseudo-labels a problem", of("labels", "new_per_problem", ".2f")),
-        ("right ones dropped as repeats, or above the cap", of("labels", "num_dropped", ",d")),
+        ("new pseudo-labels per problem", of("labels", "new_per_problem", ".2f")),
+        ("right rationales dropped (duplicates, cap)", of("labels", "num_dropped", ",d")),
         ("dev accuracy", ["" if one.dev is None else f"{one.dev:.1%}" for one in rounds]),
     ]
     return [(what, values) for what, values in rows if any(values)]

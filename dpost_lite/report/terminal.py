@@ -1,10 +1,10 @@
-"""The events of a run, as they happen, on a terminal or in a log.
+"""Show the events of a run live, on a terminal or in a log.
 
-On a terminal: finished stages scroll up, and below them one live block shows the running stage (bar, rate, time left,
-last metrics) and the whole run. Elsewhere: one plain line for each start and end, and now and then one for progress.
+On a terminal, finished stages scroll up, and a live block below shows the running stage (bar, rate, time left, latest
+metrics) and the whole run. Elsewhere: one plain line for each start and end of a stage, and occasional progress lines.
 
-What a model, a data file or an error says is text of strangers: it is never read as rich markup, and control characters
-that would move the cursor or recolour the terminal are replaced.
+Text from models, data files and errors is untrusted: it is never interpreted as rich markup, and control characters
+that could move the cursor or change colours are replaced.
 """
 
 import time
@@ -19,13 +19,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_INTERVAL_S = 10.0  # at most one progress line in this time where the output is no terminal
+PLAIN_INTERVAL_S = 10.0  # minimum time between progress lines if the output is not a terminal
 BAR_WIDTH = 24
 
 
 @dataclass(slots=True)
 class _Running:
-    """The running stage; its rate is counted from `since` and `done_before`, since loading a model is no progress."""
+    """The running stage; its rate counts from `since` and `done_before`, to exclude the time to load a model."""
 
     name: str
     started: float
@@ -38,13 +38,13 @@ class _Running:
     updated: float = 0
 
     def update(self, event: Mapping[str, Any], now: float) -> None:
-        if self.since is None or event["done"] < self.done:  # a second part of the stage counts from the start again
+        if self.since is None or event["done"] < self.done:  # a stage's second part starts at 0 again
             self.since, self.done_before = now, event["done"]
         self.done, self.total, self.unit, self.updated = event["done"], event["total"], event["unit"], now
         self.metrics = event.get("metrics") or {}
 
     def rate(self) -> float | None:
-        """Units per second, once there is something to divide."""
+        """Units per second, or None if not known yet."""
         if self.since is None or self.updated <= self.since or self.done <= self.done_before:
             return None
         return (self.done - self.done_before) / (self.updated - self.since)
@@ -54,21 +54,20 @@ class _Running:
         return max(0.0, (self.total - self.done) / rate - (now - self.updated)) if rate else None
 
     def status(self, now: float) -> str:
-        """`120/960 rationales, 3.1 a second, 4:30 left`, as far as it is known."""
+        """`120/960 rationales, 3.1/s, 4:30 left`, as far as known."""
         if not self.unit:
             return f"{as_time(now - self.started)} so far"
         parts = [f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"]
         rate, left = self.rate(), self.seconds_left(now)
         if rate is not None and left is not None:
-            parts += [f"{rate:.3g} a second" if rate >= 0.1 else f"{1 / rate:.0f} s each", f"{as_time(left)} left"]
+            parts += [f"{rate:.3g}/s" if rate >= 0.1 else f"{1 / rate:.0f} s each", f"{as_time(left)} left"]
         return ", ".join(parts)
 
 
 class TerminalView:
-    """Shows events; give it to a Run as a listener and keep it open (`with`) while the run works.
+    """Shows events: pass it to a Run as a listener and keep it open (`with`) during the run.
 
-    `stages` are the names of the stages to come, in order, where they are known: then the view says how far the whole
-    run is.
+    `stages` are the names of all stages in order, if known: the view then shows the position in the whole run.
     """
 
     def __init__(
@@ -77,8 +76,8 @@ class TerminalView:
         self._console = console
         self._clock = clock
         self._stages = list(stages)
-        self._rates = ""  # whose rates the time is estimated from
-        self._time_left_at: tuple[float, float] | None = None  # of the run: seconds, and when that was said
+        self._rates = ""  # where the rates behind the estimate come from
+        self._time_left_at: tuple[float, float] | None = None  # of the run: seconds, and time of the estimate
         self._opened = clock()
         self._running: _Running | None = None
         self._last_line = 0.0
@@ -96,7 +95,7 @@ class TerminalView:
             self._live.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show one event of a run's journal (see runs/folder.py); kinds that are not known here are passed over."""
+        """Show one event (see runs/journal.py); unknown kinds are ignored."""
         show = getattr(self, f"_on_{event['kind']}", None)
         if show is not None:
             show(event)
@@ -122,10 +121,10 @@ class TerminalView:
         is_first = self._time_left_at is None
         self._time_left_at = event["seconds"], self._clock()
         if is_first:
-            self._print(f"about {as_time(event['seconds'])} to go, estimated from rates {self._rates}")
+            self._print(f"ETA {as_time(event['seconds'])} ({self._rates})")
         elif event.get("stage"):
-            pace = f"{event['stage']} planned {as_time(event['planned'])}, at this pace {as_time(event['expected'])}"
-            self._print(f"about {as_time(event['seconds'])} to go: {pace}")
+            pace = f"{event['stage']} takes {as_time(event['expected'])}, planned {as_time(event['planned'])}"
+            self._print(f"ETA {as_time(event['seconds'])}: {pace}")
 
     def _on_notice(self, event: Mapping[str, Any]) -> None:
         self._print(f"note: {event['text']}", style="yellow")
@@ -155,14 +154,14 @@ class TerminalView:
         self._console.print(plain(text, style), soft_wrap=not self._live)
 
     def _block(self) -> RenderableType:
-        """The live part of the screen: the running stage and the whole run."""
+        """The live block: the running stage and the whole run."""
         running, now = self._running, self._clock()
         if running is None:
             return Text("")
         row = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=running.total or 1, completed=running.done, width=BAR_WIDTH)
         row.add_row(plain(f"▶ {running.name}", "bold"), bar, plain(running.status(now)))
-        whole = f"  {as_time(now - self._opened)} since the start{self._place()}{self._time_left(now)}"
+        whole = f"  {as_time(now - self._opened)} elapsed{self._place()}{self._time_left(now)}"
         figures = [plain(f"  {as_figures(running.metrics)}")] if running.metrics else []
         return Group(row, *figures, plain(whole, style="dim"))
 
@@ -173,20 +172,20 @@ class TerminalView:
         return f" (stage {self._stages.index(running.name) + 1} of {len(self._stages)})"
 
     def _time_left(self, now: float) -> str:
-        """What the whole run still takes, as the clock last said."""
+        """The time left for the whole run, from the last estimate."""
         if self._time_left_at is None:
             return ""
-        seconds, told = self._time_left_at
-        return f", about {as_time(max(0.0, seconds - (now - told)))} to go"
+        seconds, estimated_at = self._time_left_at
+        return f", ETA {as_time(max(0.0, seconds - (now - estimated_at)))}"
 
 
 def printable(text: str) -> str:
-    """Return `text` with the characters that a terminal would obey, or that cannot be encoded, replaced by �."""
+    """Return `text` with control characters and characters that cannot be encoded replaced by �."""
     return "".join("�" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)
 
 
 def plain(text: str, style: str = "") -> Text:
-    """Return `text` to be printed as it is: no markup, no control characters."""
+    """Return `text` as rich Text without markup or control characters."""
     return Text(printable(text), style=style)
 
 
@@ -198,7 +197,7 @@ def as_time(seconds: float) -> str:
 
 
 def as_hours(seconds: float) -> str:
-    """`12 minutes`, `3.4 hours`, `2.1 days`: as exact as an estimate is."""
+    """`12 minutes`, `3.4 hours`, `2.1 days`: rounded, for estimates."""
     for unit, length in (("days", 48 * 3600), ("hours", 2 * 3600)):
         if seconds >= length:
             return f"{seconds / {'days': 86400, 'hours': 3600}[unit]:.1f} {unit}"
@@ -206,7 +205,7 @@ def as_hours(seconds: float) -> str:
 
 
 def as_figures(metrics: Mapping[str, Any]) -> str:
-    """Return a stage's metrics on one line: `labels 240, gold 80`; of a score, the strict accuracy and its interval."""
+    """Return a stage's metrics on one line: `labels 240, gold 80`; for a score, strict accuracy and interval."""
     return ", ".join(
         f"{key.removeprefix('num_').replace('_', ' ')} {_figure(key, value)}"
         for key, value in metrics.items()

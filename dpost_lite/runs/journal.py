@@ -1,18 +1,18 @@
-"""A run's journal, `events.jsonl`: one JSON object a line, appended and never changed.
+"""A run's journal, `events.jsonl`: one JSON object per line, append-only.
 
-Each has `time` (seconds since 1970; it never goes back within one command) and `kind`:
+Each event has `time` (seconds since 1970, monotonic within one command) and `kind`:
 
-    stage_started    stage, resumed: whether it goes on with what a stopped process left
-    progress         done, total, unit "steps", metrics: of a training, one for each optimiser step (work in other
-                     units is told to the terminal only). Steps that are done again after a stop stand there twice
-    stage_stopped    stage; one that was killed says nothing
-    stage_finished   stage, seconds, ram_bytes, gpu_bytes where there is a GPU, metrics
-    stage_skipped    stage, seconds, metrics: it was finished before
+    stage_started    stage, resumed: whether it continues from what an interrupted process left
+    progress         done, total, unit "steps", metrics: one per optimiser step of a training (progress in other units
+                     is shown on the terminal only). Steps repeated after an interruption appear twice
+    stage_stopped    stage; missing if the process was killed
+    stage_finished   stage, seconds, ram_bytes, gpu_bytes (if there is a GPU), metrics
+    stage_skipped    stage, seconds, metrics: it was finished by an earlier command
     planned          seconds, rates; by stage: stages (tokens, seconds) and peak_bytes (planner/plan.py)
-    time_left        seconds; of a stage that was found slower or faster than planned: stage, planned, expected
-    notice, alarm    text; an alarm names its stage (see alarms.py)
+    time_left        seconds; if a stage turns out slower or faster than planned: stage, planned, expected
+    notice, alarm    text; an alarm also has a stage (report/alarms.py)
 
-The terminal shows these events as they come, the report reads them from the file.
+The terminal shows events as they are emitted; the report reads them from the file.
 """
 
 import json
@@ -26,7 +26,7 @@ NAME = "events.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Work on one stage by one command, in seconds since 1970; `finished` is False where it was stopped, or goes on."""
+    """Work on one stage by one command, in seconds since 1970; `finished` is False if interrupted or running."""
 
     stage: str
     start: float
@@ -35,21 +35,21 @@ class Span:
 
 
 def read_events(run: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a run's folder, none where it has no journal; a line that is no event is passed over."""
+    """Yield the events of a run folder (none if it has no journal), skipping damaged lines."""
     if not (run / NAME).is_file():
         return
     with (run / NAME).open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
                 event = json.loads(line)
-            except ValueError:  # a full disk cut it off
+            except ValueError:  # truncated by a full disk
                 continue
             if isinstance(event, dict) and "kind" in event and "time" in event:
                 yield event
 
 
 def steps_by_stage(events: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, float]]]:
-    """Return each training's steps in order, as `step` with its metrics. Of a step that was done twice, the last."""
+    """Return each training's steps in order, as `step` plus metrics; the last record of a repeated step counts."""
     found: dict[str, dict[int, dict[str, float]]] = {}
     stage = ""
     for event in events:
@@ -63,7 +63,7 @@ def steps_by_stage(events: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[s
 
 
 def spans(events: Iterable[Mapping[str, Any]]) -> list[Span]:
-    """Return when each stage was worked on; one that was killed lasts until the last that was heard of it."""
+    """Return when each stage was worked on; a killed stage ends at its last event."""
     done: list[Span] = []
     begun: tuple[str, float] | None = None
     last = 0.0
@@ -77,6 +77,6 @@ def spans(events: Iterable[Mapping[str, Any]]) -> list[Span]:
         elif kind in ("stage_finished", "stage_stopped") and begun:
             done.append(Span(*begun, event["time"], finished=kind == "stage_finished"))
             begun = None
-        if kind.startswith("stage_") or kind in ("progress", "time_left"):  # not what the next command says first
+        if kind.startswith("stage_") or kind in ("progress", "time_left"):  # a notice or plan may be by a later command
             last = event["time"]
     return [*done, Span(*begun, last, finished=False)] if begun else done

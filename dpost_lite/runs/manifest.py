@@ -1,8 +1,8 @@
-"""What a finished run was made of and made: `manifest.json`, and the verb `verify`.
+"""The manifest of a finished run, `manifest.json`, and the check behind `dpost-lite verify`.
 
-Holds the command, the recipe in full, versions, hardware and commit, time and peak memory of each stage, and SHA-256
-of the data files, of the base's weights, and of every file that the run left, but for its journal, logs and report.
-Written when the last stage is done; a stage that is done afterwards removes it.
+It records the command, the full recipe, versions, hardware and commit, time and peak memory of each stage, and the
+SHA-256 of the data files, the base's weights and every file of the run except its journal, logs and report. It is
+written when the last stage finishes; any stage that runs later removes it.
 """
 
 import hashlib
@@ -13,15 +13,15 @@ from pathlib import Path
 from dpost_lite.errors import RunError
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import Run, is_archived, read_json, stages_done, write_json
-from dpost_lite.system.machine import describe
+from dpost_lite.system.machine import machine_info
 
 NAME = "manifest.json"
-CHANGING = {NAME, "events.jsonl", ".lock"}  # by commands that leave the run as it is
-TAKEN = ("seconds", "ram_bytes", "gpu_bytes")
+MUTABLE = {NAME, "events.jsonl", ".lock"}  # may change without changing the run
+STAGE_KEYS = ("seconds", "ram_bytes", "gpu_bytes")
 
 
 def write_manifest(run: Run, recipe: Recipe, model_dir: Path, command: list[str]) -> None:
-    """Write the manifest of a finished run. `model_dir` holds the base, `command` is what the user typed."""
+    """Write the manifest of a finished run. `model_dir` is the base model's folder, `command` the command line."""
     weights = sorted(model_dir.glob("*.safetensors"))
     write_json(
         run.path / NAME,
@@ -29,30 +29,32 @@ def write_manifest(run: Run, recipe: Recipe, model_dir: Path, command: list[str]
             "command": command,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "commit": _commit(),
-            "machine": describe(),
+            "machine": machine_info(),
             "recipe": recipe.model_dump(mode="json"),
-            "data": read_json(run.path / "data" / "done.json")["settings"]["files"],  # as they were when they were read
+            "data": read_json(run.path / "data" / "done.json")["settings"]["files"],
             "base": {file.name: _sha256(file) for file in weights},
-            "stages": {name: {key: done[key] for key in TAKEN if key in done} for name, done in stages_done(run.path)},
+            "stages": {
+                name: {key: done[key] for key in STAGE_KEYS if key in done} for name, done in stages_done(run.path)
+            },
             "files": {name: _sha256(run.path / name) for name in _files(run.path)},
         },
     )
 
 
 def verify(folder: Path) -> list[str]:
-    """Return what is not as the manifest of a run says: a line for each file that was changed or is missing.
+    """Compare a run's files with its manifest; return one line per changed or missing file.
 
-    Files that were added, by `export` for instance, do no harm.
+    Added files, for instance by `export`, are ignored.
 
-    Raises RunError if the folder holds no manifest that can be read.
+    Raises RunError if the manifest is missing or unreadable.
     """
     try:
         recorded = dict(read_json(folder / NAME)["files"])
     except FileNotFoundError as error:
-        raise RunError(f"{folder} holds no {NAME}: its run is not finished; give its command again") from error
+        raise RunError(f"{folder} has no {NAME}: the run is not finished; run its command again") from error
     except (OSError, RunError, KeyError, TypeError) as error:
         raise RunError(
-            f"{folder / NAME} cannot be read, so nothing can be verified; remove it and give the run's command again"
+            f"{folder / NAME} cannot be read; delete it and run the run's command again to rewrite it"
         ) from error
     found = set(_files(folder))
     lines = [f"missing: {name}" for name in sorted(recorded.keys() - found)]
@@ -61,13 +63,13 @@ def verify(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> list[str]:
-    """Names of a run's files that stay as they are, relative to its folder."""
+    """Names of a run's immutable files, relative to its folder."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(
         path.as_posix()
         for path in paths
         if path.parts[0] not in ("logs", "report")
-        and path.as_posix() not in CHANGING
+        and path.as_posix() not in MUTABLE
         and not is_archived(path)
         and not _is_partial(path)
     )
@@ -83,7 +85,7 @@ def _sha256(path: Path) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this source tree, if it is one; an installed package may lie in somebody else's."""
+    """The commit of this source tree; None for an installed package, which may lie in another repository."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None

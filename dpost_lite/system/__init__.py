@@ -1,1 +1,1 @@
-"""This computer: hardware, threads, signals, and what libraries print."""
+"""The machine: hardware, threads, signals, and redirecting library output."""

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first asks the work to stop after the step at hand, the second stops it at once."""
+"""Ctrl-C: the first press asks the work to stop after the current step, the second stops it immediately."""
 
 import signal
 import threading
@@ -6,21 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_asked = threading.Event()
+_stop_requested = threading.Event()
 
 
 def asked() -> bool:
-    """Whether the user asked to stop."""
-    return _asked.is_set()
+    """Whether the user has asked to stop."""
+    return _stop_requested.is_set()
 
 
 @contextmanager
-def graceful(tell: Callable[[], None]) -> Iterator[None]:
-    """Within the block, the first Ctrl-C is noted and `tell` is called; the second raises KeyboardInterrupt as ever.
+def graceful(notify: Callable[[], None]) -> Iterator[None]:
+    """Within the block, the first Ctrl-C sets `asked()` and calls `notify`; a second one raises KeyboardInterrupt.
 
-    What came to its end all the same raises KeyboardInterrupt behind it: nothing further shall begin. Nothing changes
-    outside of the main thread, where Python allows no handler, and where the signal is ignored, as a shell has it for
-    jobs in the background.
+    If the block finishes after the first Ctrl-C, KeyboardInterrupt is raised on exit, so that nothing else starts. Does
+    nothing outside the main thread, where Python allows no handlers, or if SIGINT is ignored or handled already, as in
+    background jobs of a shell.
     """
     if (
         threading.current_thread() is not threading.main_thread()
@@ -29,16 +29,16 @@ def graceful(tell: Callable[[], None]) -> Iterator[None]:
         yield
         return
 
-    def note(*_: Any) -> None:
+    def on_interrupt(*_: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _asked.set()
-        tell()
+        _stop_requested.set()
+        notify()
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield
-        if _asked.is_set():
+        if _stop_requested.is_set():
             raise KeyboardInterrupt
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _asked.clear()
+        _stop_requested.clear()

@@ -1,4 +1,4 @@
-"""What something ran on: hardware and versions, for manifests and benchmarks."""
+"""Hardware and package versions of this machine, for manifests and benchmarks; its cache folder; OpenMP settings."""
 
 import importlib.metadata
 import os
@@ -6,14 +6,14 @@ import platform
 from pathlib import Path
 from typing import Any
 
-PACKAGES = (
+REPORTED_PACKAGES = (
     "dpost-lite", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth",
     "llama-cpp-python",
 )  # fmt: skip
 
 
-def describe() -> dict[str, Any]:
-    """Return processor, GPU, memory and package versions of this machine."""
+def machine_info() -> dict[str, Any]:
+    """Return processor, GPU, memory and package versions of this machine, as written to manifests."""
     import psutil
     import torch
 
@@ -24,41 +24,39 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: version(name) for name in REPORTED_PACKAGES},
     }
 
 
 def cache_dir() -> Path:
-    """Return the folder for converted models and what is learnt of a machine: `$DPOST_LITE_CACHE`, or
-    `~/.cache/dpost-lite`.
-    """
+    """Return the folder for converted models and cached test results: `$DPOST_LITE_CACHE`, or `~/.cache/dpost-lite`."""
     return Path(os.environ.get("DPOST_LITE_CACHE") or Path.home() / ".cache" / "dpost-lite")
 
 
 def ram_share_gib() -> float:
-    """Return how much RAM sampling may take for its cache and logits: a third of what the machine has."""
+    """Return how much RAM (GiB) sampling may use for KV cache and logits: a third of the machine's total."""
     import psutil
 
     return psutil.virtual_memory().total / 3 / 2**30
 
 
-WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how OpenMP's threads wait for each other
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # settings for how OpenMP threads wait
 
 
 def let_threads_sleep() -> None:
-    """Make OpenMP's threads sleep soon when they wait for each other, in this process and its children.
+    """Make waiting OpenMP threads sleep early instead of spinning, in this process and its children.
 
-    By default they spin for milliseconds. Beside any other work that is time taken from the thread they wait for: two
-    commands at once then take 11 times as long as one, and 3 times with this (bench/together.py). A user's own setting
-    wins. To be called before PyTorch or llama.cpp is imported.
+    By default they spin for milliseconds, which takes CPU time from other work: two commands at once take 11 times as
+    long as one, but 3 times with this setting (bench/together.py). The user's own settings take precedence. Call this
+    before importing PyTorch or llama.cpp.
     """
     if not any(name in os.environ for name in WAITING):
-        os.environ["GOMP_SPINCOUNT"] = "10000"  # libgomp, Linux; rounds of its loop, half a millisecond or so
-        os.environ["KMP_BLOCKTIME"] = "1"  # libomp, macOS and Windows; in milliseconds, 200 by default
+        os.environ["GOMP_SPINCOUNT"] = "10000"  # libgomp (Linux), in loop iterations: about half a millisecond
+        os.environ["KMP_BLOCKTIME"] = "1"  # libomp (macOS, Windows), in milliseconds; the default is 200
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
+    """Return the processor's name as reported by the system."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
@@ -68,7 +66,7 @@ def cpu_name() -> str:
 
 
 def version(package: str) -> str | None:
-    """Return the installed version of a package, or None."""
+    """Return the installed version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -76,6 +74,6 @@ def version(package: str) -> str | None:
 
 
 def minor_version(package: str) -> str | None:
-    """Return major and minor of the installed version of a package, or None."""
+    """Return the installed version of a package as "major.minor", or None if it is not installed."""
     found = version(package)
     return found and ".".join(found.split("+")[0].split(".")[:2])

@@ -1,4 +1,4 @@
-"""Keep what libraries print away from the user's terminal: bars, advice, warnings that are meant for developers."""
+"""Keep library output off the user's terminal: progress bars, advice, warnings meant for developers."""
 
 import contextlib
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def stderr_to(path: str | Path = os.devnull) -> Iterator[None]:
-    """Within the block, append what this process and its new children write to stderr to `path`.
+    """Within the block, redirect stderr of this process and its new children to `path` (appending).
 
-    Works below Python too: what C++ prints and what a child inherits go there as well.
+    Works on the file descriptor, so output of C++ code and of children is redirected too.
     """
     with open(path, "a", encoding="utf-8", errors="replace") as file, contextlib.ExitStack() as restored:
         if sys.stderr is not None:

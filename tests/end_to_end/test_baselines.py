@@ -91,7 +91,7 @@ def test_several_methods_do_not_go_into_a_single_run(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     result = CliRunner().invoke(app, ["run", "--method", "st,sft", "--out", str(tmp_path)])
     assert result.exit_code == 2
-    assert "holds a single run; name another folder" in result.stderr
+    assert "contains a single run; give another folder" in result.stderr
 
 
 @pytest.mark.parametrize("restarts", [True, False])
@@ -103,8 +103,8 @@ def test_a_restart_is_not_to_be_given_again(tmp_path, monkeypatch, restarts):
     option = ["--restart-from", "sft-0"] if restarts else []
     result = CliRunner().invoke(app, ["run", "--out", str(tmp_path / "run"), *option])
     assert result.exit_code == 130
-    assert "the same command goes on" in result.stderr
-    assert ("leave out --restart-from" in result.stderr) == restarts
+    assert "run the same command to resume" in result.stderr
+    assert ("without --restart-from" in result.stderr) == restarts
 
 
 def test_every_other_method_is_held_against_the_first_seed_by_seed(tmp_path):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dpost_lite.cli.app import app
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.report import results
-from dpost_lite.report.examples import different, marked
+from dpost_lite.report.examples import diff, marked
 from dpost_lite.report.page import write_report
 from dpost_lite.report.tables import stages_of
 from dpost_lite.runs.folder import read_json, stages_done
@@ -47,7 +47,7 @@ def page(two_methods) -> Path:
     result = CliRunner().invoke(app, ["report", str(two_methods.folders["dpo-st"])])
     assert result.exit_code == 0, result.output
     path = two_methods.folders["dpo-st"] / "report" / "index.html"
-    assert f"written: {path}" in result.stdout
+    assert f"wrote {path}" in result.stdout
     return path
 
 
@@ -236,7 +236,7 @@ def test_runs_are_listed_and_compared(two_methods) -> None:
 def test_a_folder_without_runs_is_one_line(tmp_path) -> None:
     result = CliRunner().invoke(app, ["runs", str(tmp_path)])
     assert result.exit_code == 2
-    assert "holds no run" in result.stderr
+    assert "contains no runs" in result.stderr
     assert CliRunner().invoke(app, ["runs", str(tmp_path / "absent")]).exit_code == 2
 
 
@@ -274,8 +274,8 @@ def test_results_of_the_calculator_are_told_from_others() -> None:
 
 
 def test_what_differs_between_two_texts() -> None:
-    first, second = different("Ann has 3 apples.\n#### 3", "Ann sold 3 pears.\n#### 3")
+    first, second = diff("Ann has 3 apples.\n#### 3", "Ann sold 3 pears.\n#### 3")
     assert first == [("Ann ", ""), ("has", "differs"), (" 3 ", ""), ("apples.", "differs"), ("\n#### 3", "")]
     assert second == [("Ann ", ""), ("sold", "differs"), (" 3 ", ""), ("pears.", "differs"), ("\n#### 3", "")]
-    assert different("same", "same") == ([("same", "")], [("same", "")])
-    assert different("", "all") == ([], [("all", "differs")])
+    assert diff("same", "same") == ([("same", "")], [("same", "")])
+    assert diff("", "all") == ([], [("all", "differs")])

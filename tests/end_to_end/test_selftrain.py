@@ -355,7 +355,7 @@ def test_a_late_failure_takes_nothing_away(sft, tmp_path, monkeypatch, stage, er
     assert failed.exit_code == 3, failed.output
     (line,) = failed.stderr.splitlines()
     assert says in line
-    assert "; all else is done" in line
+    assert "; everything else is done" in line
     assert line.count("the same command") == 1
     assert re.search(r"sft-0 +on +[\d.]+%", failed.stdout)
     assert f"{tmp_path / 'run' / 'sft-0'}, {'the best' if stage == 'export' else 'its'} LoRA adapter" in failed.stdout
