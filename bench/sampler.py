@@ -40,8 +40,9 @@ from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import Forcer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.recipe import ModelRecipe
-from dpost_lite.sampling.engine import Engine, Request
-from dpost_lite.sampling.kvcache import kv_shape
+from dpost_lite.sampling.cache import kv_shape
+from dpost_lite.sampling.engine import Engine
+from dpost_lite.sampling.request import Request
 
 PAPERS_BATCH = 32
 CONTINUOUS_REQUESTS = 64  # at once; its attention multiplies every query with every cache: 256 took 1.5 times as long
@@ -202,7 +203,7 @@ class Ours:
 
     def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
         setting = self._setting
-        engine = Engine(self._model, forcer=self._forcer, max_rows=setting.num_rows)
+        engine = Engine(self._model, writer=self._forcer, max_rows=setting.num_rows)
         requests = [
             Request(
                 key=i, prompt_ids=prompt, stop_ids=frozenset({setting.prompter.stop_id}), seed=i,

@@ -1,9 +1,10 @@
 """The batched engine against transformers' `generate` and against a loop over one row: what must hold, to the token."""
 
+# ruff: noqa: F811 - a fixture is imported and then named as an argument
+
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -12,72 +13,33 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from conftest import FAMILIES, tiny_model  # noqa: E402
+from stories import (  # noqa: E402
+    FORCER,
+    ID,
+    STARTS,
+    STOP,
+    Dictation,
+    Forward,
+    ask,
+    encode,
+    generated,
+    one_row,
+    plain_logprobs,
+    prompts,
+    run,
+    same,
+    story_prompt,
+    storyteller,  # noqa: F401  (a fixture)
+    text_of,
+    told,
+    watched,
+    words,
+)
 
 from dpost_lite.errors import ModelError  # noqa: E402
 from dpost_lite.problems.calculator import Calculator  # noqa: E402
-from dpost_lite.problems.forcing import Forcer  # noqa: E402
-from dpost_lite.sampling import kvcache  # noqa: E402
-from dpost_lite.sampling.engine import Engine, Request, Sample  # noqa: E402
-from dpost_lite.sampling.kvcache import Prefill  # noqa: E402
-from dpost_lite.sampling.layout import Row  # noqa: E402
-
-STOP = 2
-
-
-def prompts(num_prompts: int, vocabulary: int = 64, longest: int = 23, seed: int = 0) -> list[tuple[int, ...]]:
-    """Random prompts of mixed lengths, the first a single token."""
-    dice = random.Random(seed)
-    lengths = [1, *(dice.randint(2, longest) for _ in range(num_prompts - 1))]
-    return [tuple(dice.randrange(3, vocabulary) for _ in range(length)) for length in lengths]
-
-
-def ask(prompt: Iterable[int], key: Any = None, **settings: Any) -> Request:
-    prompt = tuple(prompt)
-    settings.setdefault("stop_ids", frozenset({STOP}))
-    return Request(key=prompt if key is None else key, prompt_ids=prompt, **settings)
-
-
-def run(model: Any, requests: Iterable[Request], num_rows: int = 4, forcer: Forcer | None = None) -> dict[Any, Sample]:
-    """All samples by (key, sample number), each of which must come exactly once."""
-    requests = list(requests)
-    samples = list(Engine(model, forcer=forcer, max_rows=num_rows).run(requests))
-    found = {(sample.key, sample.sample): sample for sample in samples}
-    assert len(found) == len(samples)
-    assert found.keys() == {(request.key, i) for request in requests for i in range(request.num_samples)}
-    return found
-
-
-def generated(model: Any, prompt: tuple[int, ...], max_new_tokens: int, stops: Iterable[int] = (STOP,)) -> list[int]:
-    """What transformers' own greedy `generate` writes behind a prompt."""
-    output = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(stops),
-        pad_token_id=0,
-    )
-    return output[0, len(prompt) :].tolist()
-
-
-@torch.inference_mode()
-def plain_logprobs(model: Any, prompt: Iterable[int], answer: list[int]) -> list[float]:
-    """log π of each answer token at temperature 1, by one forward over the finished sequence."""
-    ids = [*prompt, *answer]
-    logprobs = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
-    start = len(ids) - len(answer) - 1
-    return [logprobs[start + i, token].item() for i, token in enumerate(answer)]
-
-
-def same(first: dict[Any, Sample], second: dict[Any, Sample]) -> None:
-    """Assert that two runs drew the same samples."""
-    assert first.keys() == second.keys()
-    for key, a in first.items():
-        b = second[key]
-        assert (a.token_ids, a.forced, a.end) == (b.token_ids, b.forced, b.end), key
-        assert (a.num_calculated, a.num_refused) == (b.num_calculated, b.num_refused), key
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4), key
-
+from dpost_lite.sampling import attention  # noqa: E402
+from dpost_lite.sampling.engine import Engine  # noqa: E402
 
 # --- greedy, without a calculator ------------------------------------------------------------------------------------
 
@@ -111,18 +73,12 @@ def test_a_window_hides_what_lies_before_it(model_of):
 
 def test_one_prompt_after_the_other_packed_beyond_one_prefill(model_of, monkeypatch):
     """Prompts that do not fit one packed prefill are computed in several, each as full as may be."""
-    monkeypatch.setattr("dpost_lite.sampling.engine.MAX_PREFILL_TOKENS", 30)
+    monkeypatch.setattr("dpost_lite.sampling.scheduler.MAX_PREFILL_TOKENS", 30)
     model = model_of("llama")
-    questions, inner = prompts(9), Engine._call
-    prefills: list[tuple[int, ...]] = []
-
-    def counted(self, ids, positions, batch, ends):
-        if isinstance(batch, Prefill):
-            prefills.append(batch.lengths)
-        return inner(self, ids, positions, batch, ends)
-
-    monkeypatch.setattr(Engine, "_call", counted)
-    found = run(model, [ask(p, max_new_tokens=6) for p in questions], num_rows=9)
+    questions, forwards = prompts(9), list[Forward]()
+    with watched(model, forwards.append):
+        found = run(model, [ask(p, max_new_tokens=6) for p in questions], num_rows=9)
+    prefills = [forward.prompt_lengths for forward in forwards if forward.is_prefill]
     assert {p: s.token_ids for (p, _), s in found.items()} == {p: generated(model, p, 6) for p in questions}
     assert sum(prefills, ()) == tuple(map(len, questions))
     assert all(sum(lengths) <= 30 or len(lengths) == 1 for lengths in prefills)
@@ -148,7 +104,7 @@ def test_a_prefix_is_read_but_not_returned(model_of):
 
 
 def test_answers_come_as_they_end(model_of):
-    engine = Engine(model_of("llama"), forcer=None, max_rows=2)
+    engine = Engine(model_of("llama"), writer=None, max_rows=2)
     asked = [ask(p, max_new_tokens=5, stop_ids=frozenset()) for p in prompts(6)]
     steps = [engine.statistics.num_steps for _ in engine.run(asked)]
     assert steps == [4, 4, 8, 8, 12, 12]
@@ -164,13 +120,13 @@ def test_layers_without_keys_and_values_are_refused():
     model = tiny_model("llama")
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ModelError, match="llama: layers of linear_attention cannot be sampled from"):
-        Engine(model, forcer=None, max_rows=2)
+        Engine(model, writer=None, max_rows=2)
 
 
 def test_attention_sinks_are_refused(model_of, monkeypatch):
     """gpt-oss hands them to the attention function as `s_aux`."""
-    model, inner = tiny_model("llama"), kvcache.attend
-    monkeypatch.setattr(kvcache, "attend", lambda *args, **kw: inner(*args, **kw, s_aux=torch.zeros(4)))
+    model, inner = tiny_model("llama"), attention.attend
+    monkeypatch.setattr(attention, "attend", lambda *args, **kw: inner(*args, **kw, s_aux=torch.zeros(4)))
     with pytest.raises(ModelError, match="sinks, which cannot be sampled from yet"):
         run(model, [ask((3, 4))])
 
@@ -273,112 +229,6 @@ def chi_square_limit(degrees: int) -> float:
 
 # --- with the calculator ---------------------------------------------------------------------------------------------
 
-SPECIAL = ["<pad>", "<s>", "</s>"]
-STORIES = {  # first word, which ends the prompt -> the words that follow it; each word always has the same successor
-    "plain": ["plain", " one", " two", " three", " four", "</s>"],
-    "sum": ["sum", " has", " <<", "48", "/2", "=", "99", " wrong"],  # `=` -> 24>>24
-    "kept digit": ["kept digit", "=<<", "3", "*5", "=1"],  # a merge with the right first digit
-    "changed digit": ["changed digit", "c<<", "7", "*8", "=1"],  # a merge with a wrong one: the token is replaced
-    "long": ["long", "l<<", "12345678", "*1001", "="],  # a result of eleven tokens, and that twice
-    "refused": ["refused", "r<<", "5/0", "=0", ">>", " apples"],
-    "unclosed": ["unclosed", "u<<", "7+", " two"],
-    "nested": ["nested", "n<<", "1+", "<<", "48"],
-    "closed": ["closed", "d<<", "2+2>>", "4", " one"],
-    "newline": ["newline", "w<<", "6+\n", "6", "=", "99"],
-    "first": ["first", "f<<1+1=", "99"],  # one token that opens, asks, and is the answer's first
-    "three": ["three", "<<<", "9", "/2", "="],
-    "after": ["24", " apples", ".", " four"],
-    "after two": ["15", " apples"],
-    "after three": ["56", " pears", " sum", " has"],
-    "after four": ["8", " five", " <<"],
-    "after five": ["2", " apples"],
-    "after six": ["5", " five"],
-    "after seven": [" wrong", "</s>"],
-}
-WORDS = [
-    *SPECIAL,
-    *dict.fromkeys(["\n", *"0123456789.-", *(w for s in STORIES.values() for w in s if w not in SPECIAL)]),
-]
-ID = {word: i for i, word in enumerate(WORDS)}
-STARTS = [name for name in STORIES if not name.startswith("after")]
-
-
-def encode(text: str) -> list[int]:
-    """Longest match first, as a tokenizer whose merges cross everything."""
-    ids = []
-    while text:
-        word = max((w for w in WORDS if w not in SPECIAL and text.startswith(w)), key=len, default=None)
-        if word is not None:
-            ids.append(ID[word])
-        text = text[len(word or "?") :]
-    return ids
-
-
-def text_of(token_id: int) -> str:
-    word = WORDS[token_id] if token_id < len(WORDS) else "?"
-    return "" if word in SPECIAL else word
-
-
-FORCER = Forcer(text_of, encode, Calculator())
-
-
-@pytest.fixture(scope="module")
-def storyteller() -> Any:
-    """A Llama that tells the stories: the next word's logit is about 6 nats above all others.
-
-    That is enough for greedy answers to keep to the story, and for sampled ones to lose the thread now and then.
-
-    Embeddings are unit vectors, so the head's columns are the successors. The layers add a little of everything that
-    was read before: log-probabilities, not the greedy words, depend on each position of the cache.
-    """
-    size = -(-len(WORDS) // 64) * 64
-    model = tiny_model("llama", vocab_size=size, hidden_size=size, num_attention_heads=4, head_dim=16)
-    with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(torch.eye(size))
-        head = model.lm_head.weight.copy_(torch.randn(size, size) * 0.02)
-        for story in STORIES.values():
-            for word, successor in pairwise(story):
-                head[ID[successor], ID[word]] = 6.0 / size**0.5  # RMSNorm makes a unit vector this long
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight *= 0.007
-            layer.mlp.down_proj.weight *= 0.0005
-    return model
-
-
-def story_prompt(start: str, seed: int) -> tuple[int, ...]:
-    """Random words, then the one that starts a story."""
-    dice = random.Random(seed)
-    return (*(dice.randrange(3, len(WORDS)) for _ in range(dice.randint(0, 12))), ID[start])
-
-
-@torch.inference_mode()
-def one_row(model: Any, request: Request, forcer: Forcer) -> Sample:
-    """The reference: one row, the whole text read again at each step, greedy."""
-    read = [*request.prompt_ids, *request.prefix_ids]
-    sample, row = Sample(request.key, 0), forcer.row()
-    while len(sample.token_ids) < request.max_new_tokens:
-        logprobs = model(input_ids=torch.tensor([read + sample.token_ids])).logits[0, -1].log_softmax(-1)
-        token = int(logprobs.argmax())
-        written = row.push(token) or [token]
-        is_kept = written[0] == token
-        room = request.max_new_tokens - len(sample.token_ids)
-        sample.token_ids += written[:room]
-        sample.forced += ([not is_kept] + [True] * (len(written) - 1))[:room]
-        sample.logprobs += ([logprobs[token].item() if is_kept else 0.0] + [0.0] * (len(written) - 1))[:room]
-        if token in request.stop_ids:
-            sample.end = "stop"
-            break
-    sample.num_calculated, sample.num_refused = row.num_calculated, row.num_refused
-    return sample
-
-
-def told(model: Any, requests: list[Request]) -> dict[Any, Sample]:
-    return {(r.key, i): one_row(model, r, FORCER) for r in requests for i in range(r.num_samples)}
-
-
-def words(sample: Sample) -> str:
-    return "".join(map(text_of, sample.token_ids))
-
 
 def test_the_storyteller_reads_all_that_went_before(storyteller):
     """Else its log-probabilities would not show a forced token missing from the cache."""
@@ -413,40 +263,47 @@ def test_stories_with_annotations_equal_the_one_row_reference(storyteller):
     assert {sample.end for sample in expected.values()} == {"stop", "limit"}
 
 
-def test_forced_tokens_take_no_step_of_their_own(storyteller, monkeypatch):
+class Counted:
+    """The calculator's writer, counting the tokens that it is shown: those that were drawn."""
+
+    def __init__(self, shown: list[int]) -> None:
+        self._shown = shown
+
+    def row(self) -> Any:
+        return CountedRow(FORCER.row(), self._shown)
+
+
+class CountedRow:
+    def __init__(self, inner: Any, shown: list[int]) -> None:
+        self._inner, self._shown = inner, shown
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def push(self, token_id: int) -> list[int] | None:
+        self._shown.append(token_id)
+        return self._inner.push(token_id)
+
+
+def test_forced_tokens_take_no_step_of_their_own(storyteller):
     """A row is in one step for each token it drew, but for the first, which the prompt's own pass gives."""
-    drawn, take = [], Row.take
-    monkeypatch.setattr(
-        Row, "take", lambda row, token, *args, **kw: drawn.append(token) or take(row, token, *args, **kw)
-    )
-    engine = Engine(storyteller, forcer=FORCER, max_rows=5)
+    drawn: list[int] = []
+    engine = Engine(storyteller, writer=Counted(drawn), max_rows=5)
     asked = [ask(story_prompt(start, i), max_new_tokens=30) for i, start in enumerate(STARTS)]
     samples = list(engine.run(asked))
     assert engine.statistics.num_row_steps == len(drawn) - len(samples)
     assert sum(len(sample.token_ids) for sample in samples) > len(drawn) + 40
 
 
-class Dictation:
-    """Stands in for the calculator's forcer: every fourth token brings up to three others with it."""
-
-    num_calculated = num_refused = 0
-
-    def row(self) -> "Dictation":
-        return Dictation()
-
-    def push(self, token_id: int) -> list[int] | None:
-        return [token_id, *range(3, 4 + token_id % 3)] if token_id % 4 == 1 else None
-
-
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forced_tokens_in_every_architecture(model_of, family, static):
     """Within windows and beyond them, capped or not: several tokens of a row in one forward equal one after another."""
-    model, forcer = model_of(family), Dictation()
+    model, writer = model_of(family), Dictation()
     asked = [ask(p, key=i, max_new_tokens=18, num_samples=2) for i, p in enumerate(prompts(7))]
-    engine = Engine(model, forcer=forcer, max_rows=5, static=static)  # type: ignore[arg-type]
-    found = {(sample.key, sample.sample): sample for sample in engine.run(asked)}
-    same(found, {(r.key, i): one_row(model, r, forcer) for r in asked for i in range(2)})  # type: ignore[arg-type]
+    engine = Engine(model, writer=writer, max_rows=5, static=static)
+    found = {(sample.key, sample.index): sample for sample in engine.run(asked)}
+    same(found, {(r.key, i): one_row(model, r, writer) for r in asked for i in range(2)})
     assert sum(sum(sample.forced) for sample in found.values()) > 10
 
 
@@ -558,7 +415,7 @@ def test_the_model_is_left_as_it_was(attention, training):
     ids = torch.tensor([prompts(2)[1]])
     before = model(input_ids=ids).logits
     model.train(training)
-    engine = Engine(model, forcer=None, max_rows=2)
+    engine = Engine(model, writer=None, max_rows=2)
     list(engine.run([ask(p, max_new_tokens=4) for p in prompts(3)]))
     assert (model.config._attn_implementation, model.training) == (attention, training)
     stopped = engine.run([ask(p, num_samples=3, max_new_tokens=4) for p in prompts(5)])
@@ -571,20 +428,19 @@ def test_the_model_is_left_as_it_was(attention, training):
 
 
 def test_an_engine_that_was_stopped_early_starts_afresh(model_of):
-    engine = Engine(model_of("llama"), forcer=None, max_rows=2)
+    engine = Engine(model_of("llama"), writer=None, max_rows=2)
     stopped = engine.run([ask(p, num_samples=3, max_new_tokens=4) for p in prompts(5)])
     next(stopped)
     stopped.close()
     asked = [ask(p, key=i, max_new_tokens=5) for i, p in enumerate(prompts(3, seed=7))]
-    found = {(sample.key, sample.sample): sample for sample in engine.run(asked)}
+    found = {(sample.key, sample.index): sample for sample in engine.run(asked)}
     same(found, run(model_of("llama"), asked))
 
 
-def test_an_error_on_the_way_leaves_the_model_as_it_was(monkeypatch):
+def test_an_error_on_the_way_leaves_the_model_as_it_was():
     model = tiny_model("llama")
-    monkeypatch.setattr("dpost_lite.sampling.engine.choose", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        list(Engine(model, forcer=None, max_rows=2).run([ask(prompts(1)[0])]))
+    with watched(model, lambda _: 1 / 0), pytest.raises(ZeroDivisionError):
+        list(Engine(model, writer=None, max_rows=2).run([ask(prompts(1)[0])]))
     assert model.config._attn_implementation == "sdpa"
 
 

@@ -1,17 +1,19 @@
 """When steps are recorded as CUDA graphs, and what happens where they cannot be; that they change nothing, on a GPU."""
 
+# ruff: noqa: F811 - a fixture is imported and then named as an argument
+
 import copy
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from test_engine import FORCER, ask, generated, prompts, run, same, storyteller  # noqa: E402, F401  (a fixture)
-from test_layout import drawn, stories  # noqa: E402
+from stories import FORCER, ask, generated, prompts, run, same, storyteller  # noqa: E402, F401  (a fixture)
+from test_step_inputs import drawn, stories  # noqa: E402
 
 from dpost_lite.sampling.engine import Engine  # noqa: E402
 from dpost_lite.sampling.graphs import RECORD_AT, Graphs  # noqa: E402
-from dpost_lite.sampling.layout import Shape  # noqa: E402
+from dpost_lite.sampling.step_inputs import StepShape  # noqa: E402
 
 
 def graphs_of_refused(monkeypatch, error: Exception) -> tuple[Graphs, list[str]]:
@@ -45,9 +47,9 @@ def test_a_model_whose_steps_cannot_be_graphs_runs_without(monkeypatch):
     assert tried == ["one"]
 
 
-def recordings(monkeypatch) -> list[Shape]:
+def recordings(monkeypatch) -> list[StepShape]:
     """The shapes that are recorded from now on."""
-    recorded: list[Shape] = []
+    recorded: list[StepShape] = []
     inner = Graphs._record
 
     def noted(self, numbers, shape):
@@ -69,7 +71,7 @@ def test_graphs_change_nothing(model_of, family, monkeypatch):
     asked = [ask(p, max_new_tokens=14, num_samples=2) for p in prompts(6)]
     expected = {request.prompt_ids: generated(model, request.prompt_ids, 14) for request in asked}
     recorded = recordings(monkeypatch)
-    engine = Engine(copy.deepcopy(model).cuda(), forcer=None, max_rows=5)
+    engine = Engine(copy.deepcopy(model).cuda(), writer=None, max_rows=5)
     for (prompt, _), sample in drawn(engine, asked).items():
         assert sample.token_ids == expected[prompt]
     assert recorded
@@ -77,11 +79,11 @@ def test_graphs_change_nothing(model_of, family, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("error:this model's steps cannot be CUDA graphs")
-def test_graphs_with_forced_tokens_change_nothing(storyteller, monkeypatch):  # noqa: F811
+def test_graphs_with_forced_tokens_change_nothing(storyteller, monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     recorded = recordings(monkeypatch)
-    engine = Engine(copy.deepcopy(storyteller).cuda(), forcer=FORCER, max_rows=13)
+    engine = Engine(copy.deepcopy(storyteller).cuda(), writer=FORCER, max_rows=13)
     asked = stories(num_samples=10, max_new_tokens=60)
     same(run(storyteller, asked, 13, FORCER), drawn(engine, asked))
     assert any(shape.num_extra for shape in recorded)

@@ -116,7 +116,7 @@ def test_parts_add_up_and_are_what_they_are_called(whole_logits):
 def test_cache_bytes_are_the_engines(model_of):
     torch = pytest.importorskip("torch")
     from dpost_lite.models.shapes import shape_of
-    from dpost_lite.sampling.kvcache import position_bytes
+    from dpost_lite.sampling.cache import position_bytes
 
     for family in ("llama", "qwen3", "gemma2"):
         config = model_of(family).config

@@ -35,7 +35,7 @@ class Script:
         return self.ids.pop(0)
 
 
-def write(monkeypatch, answerer: Solver, *texts: str) -> tuple[solver.Solved, Script]:
+def write(monkeypatch, answerer: Solver, *texts: str) -> tuple[solver.Solution, Script]:
     """Let the model 'choose' the texts."""
     script = Script(answerer, *texts)
     monkeypatch.setattr(solver, "_chooser", lambda temperature, seed: script)
@@ -81,7 +81,8 @@ def test_limit_counts_forced_tokens_too(tiny, monkeypatch, limit):
     answerer = make_solver(tiny, max_new_tokens=limit)
     script = Script(answerer, "<<11111*11111=", " and so on and so on and so on")
     monkeypatch.setattr(solver, "_chooser", lambda temperature, seed: script)
-    steps = list(answerer._steps(answerer._prompt_ids("?"), script, answerer._forcer.row()))
+    prompt_ids = answerer._prompt_ids("?")
+    steps = list(answerer._steps(prompt_ids, answerer._new_answer(prompt_ids), script))
     assert sum(map(len, steps)) == limit
 
 
@@ -137,7 +138,7 @@ def test_question_too_long_for_the_context(tiny):
 def test_last_room_of_the_context_is_used(tiny):
     answerer = make_solver(tiny, max_new_tokens=1000)
     prompt_ids = answerer._prompt_ids("How many?")
-    steps = answerer._steps(prompt_ids, lambda logits: prompt_ids[-1], None)
+    steps = answerer._steps(prompt_ids, answerer._new_answer(prompt_ids), lambda logits: prompt_ids[-1])
     assert sum(map(len, steps)) == 256 - len(prompt_ids)
 
 

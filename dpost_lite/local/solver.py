@@ -1,8 +1,8 @@
-"""A GGUF file answers questions, with the calculator that the model was trained with.
+"""Answers questions with a GGUF file, and with the calculator that the model was trained with.
 
-The loop is our own: llama-cpp-python's generators cannot take tokens that the model did not choose. Each step takes the
-last token's logits, chooses, lets `problems.forcing` put the calculator's tokens in place, and has the model read what
-is new in one forward. The question is put as the file's own chat template has it.
+The loop is our own because llama-cpp-python's generators cannot take tokens that the model did not choose. Each step
+chooses a token from the last logits, appends it to an `AnswerTokens` (as the batched sampler does), where a writer may
+insert more, and evaluates all new tokens in one forward. The prompt comes from the file's own chat template.
 """
 
 import codecs
@@ -16,8 +16,9 @@ from dpost_lite.errors import DataError, ExportError
 from dpost_lite.local.chat import render_chat
 from dpost_lite.local.header import read_header
 from dpost_lite.local.llama import open_gguf, uses_extra_buffers
+from dpost_lite.problems.answer_tokens import AnswerTokens
 from dpost_lite.problems.calculator import Calculator
-from dpost_lite.problems.forcing import Forcer, RowForcer
+from dpost_lite.problems.forcing import Forcer, Writer
 from dpost_lite.problems.grading import flexible_answer, strict_answer
 
 MAX_CONTEXT = 4096  # tokens; a word problem and its rationale need a few hundred, and each costs cache memory
@@ -26,7 +27,7 @@ Choose = Callable[[Any], int]  # logits (vocab,) -> token id
 
 
 @dataclass(frozen=True, slots=True)
-class Solved:
+class Solution:
     """One answer. `strict` is the number after `####`, `flexible` the last number; `end` is "limit" if cut off."""
 
     text: str
@@ -41,7 +42,7 @@ class Solver:
     """Answers questions with one GGUF file, one at a time (not from two threads at once).
 
     Without a calculator the model computes by itself. `extra_buffers` lets llama.cpp repack weights into its extra
-    buffers; None takes what works on this machine. A crash of llama.cpp ends the process: see `SolverProcess`.
+    buffers; None means whatever works on this machine. A crash of llama.cpp ends the process: see `SolverProcess`.
     Raises ExportError if the file is missing, broken, or carries no chat template.
     """
 
@@ -65,60 +66,61 @@ class Solver:
             gguf_path,
             extra_buffers=uses_extra_buffers(gguf_path) if extra_buffers is None else extra_buffers,
             n_ctx=min(num_context, MAX_CONTEXT),
-            n_threads=num_threads,  # None: llama-cpp-python takes half the logical cores, which are the real ones
+            n_threads=num_threads,  # None: llama-cpp-python uses half the logical cores, the physical ones
             n_threads_batch=num_threads,
         )
         self._vocab = llama_cpp.llama_model_get_vocab(self._llm.model)
         self._max_new_tokens = max_new_tokens
-        self._forcer = Forcer(lru_cache(2**16)(self._text_of), self._encode, calculator) if calculator else None
+        self._writer: Writer | None = None
+        if calculator:
+            self._writer = Forcer(lru_cache(2**16)(self._text_of), self._encode, calculator)
 
-    def solve(self, question: str, *, temperature: float = 0.0, seed: int = 0) -> Solved:
+    def solve(self, question: str, *, temperature: float = 0.0, seed: int = 0) -> Solution:
         """Answer `question`, greedily or by sampling from the whole vocabulary at `temperature`.
 
         Raises DataError if the question leaves no room in the model's context.
         """
-        row = self._forcer.row() if self._forcer else None
-        steps = self._steps(self._prompt_ids(question), _chooser(temperature, seed), row)
-        ids = [token_id for new in steps for token_id in new]
-        text = self._bytes_of(ids).decode(errors="replace")
-        return Solved(
+        prompt_ids = self._prompt_ids(question)
+        answer = self._new_answer(prompt_ids)
+        for _ in self._steps(prompt_ids, answer, _chooser(temperature, seed)):
+            pass
+        text = self._bytes_of(answer.token_ids).decode(errors="replace")
+        return Solution(
             text=text,
             strict=strict_answer(text),
             flexible=flexible_answer(text),
-            num_calculated=row.num_calculated if row else 0,
-            num_refused=row.num_refused if row else 0,
-            end="stop" if ids and self._is_stop(ids[-1]) else "limit",
+            num_calculated=answer.num_calculated,
+            num_refused=answer.num_refused,
+            end=answer.end,
         )
 
     def stream(self, question: str, *, temperature: float = 0.0, seed: int = 0) -> Iterator[str]:
         """Yield the answer in pieces as it is written, forced text included. Raises DataError as `solve` does."""
         decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
-        row = self._forcer.row() if self._forcer else None
-        for new in self._steps(self._prompt_ids(question), _chooser(temperature, seed), row):
+        prompt_ids = self._prompt_ids(question)
+        for new in self._steps(prompt_ids, self._new_answer(prompt_ids), _chooser(temperature, seed)):
             if piece := decode(self._bytes_of(new)):
                 yield piece
         if rest := decode(b"", final=True):
             yield rest
 
-    def _steps(self, prompt_ids: list[int], choose: Choose, row: RowForcer | None) -> Iterator[list[int]]:
-        """Yield the tokens of each step: the chosen one with what the calculator forces; a stop token comes last."""
+    def _new_answer(self, prompt_ids: list[int]) -> AnswerTokens:
         room = min(self._max_new_tokens, self._llm.n_ctx() - len(prompt_ids))
+        return AnswerTokens(self._writer.row() if self._writer else None, self._is_stop, room)
+
+    def _steps(self, prompt_ids: list[int], answer: AnswerTokens, choose: Choose) -> Iterator[list[int]]:
+        """Write the answer; yield the new tokens of each step. Blocks while the writer's reply is pending."""
         self._llm.reset()
         new = prompt_ids
-        while room > 0:
+        while not answer.is_finished:
             self._llm.eval(new)
-            token_id = choose(self._logits())
-            forced = row.push(token_id) if row else None
-            new = (forced or [token_id])[:room]
-            room -= len(new)
+            new = answer.append_token(choose(self._logits())) or answer.wait()
             yield new
-            if self._is_stop(token_id):
-                return
 
     def _prompt_ids(self, question: str) -> list[int]:
-        """Return the tokens of the question in the chat template, which writes the BOS token where there is one.
+        """Return the tokens of the question in the chat template, which also writes the BOS token if there is one.
 
-        A special token named in the question's own text stays text, as in training.
+        The name of a special token in the question stays plain text, as in training.
         """
         ids = self._encode_prompt(self._render(question))
         if self._encode_prompt(question) != self._llm.tokenize(_utf8(question), add_bos=False, special=False):
@@ -175,8 +177,8 @@ class Solver:
     def _encode(self, text: str) -> list[int]:
         """Return the tokens of `text` in the middle of a line.
 
-        SentencePiece vocabularies put a space before a first word. A line feed before the text takes that space, and is
-        cut off again; it is a byte token, which never merges with what follows.
+        SentencePiece vocabularies put a space before the first word. A line feed before the text takes that space, and
+        is cut off again; it is a byte token, which never merges with the next one.
         """
         anchor = self._llm.tokenize(b"\n", add_bos=False, special=False)
         if len(anchor) == 1:

@@ -18,7 +18,7 @@ from typing import Any
 from dpost_lite import errors
 from dpost_lite.errors import DpostError, ExportError
 from dpost_lite.local import llama
-from dpost_lite.local.solver import Solved, Solver
+from dpost_lite.local.solver import Solution, Solver
 from dpost_lite.problems.calculator import Calculator
 
 SECONDS_TO_END = 10
@@ -56,10 +56,10 @@ class SolverProcess:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self.close(at_once=error is not None)
 
-    def solve(self, question: str, *, temperature: float = 0.0, seed: int = 0) -> Solved:
+    def solve(self, question: str, *, temperature: float = 0.0, seed: int = 0) -> Solution:
         """Answer as `Solver.solve` does. Raises DataError as it does, and ExportError if llama.cpp crashes."""
         self._ask(question, temperature, seed, streams=False)
-        return Solved(**self._answer())
+        return Solution(**self._answer())
 
     def stream(self, question: str, *, temperature: float = 0.0, seed: int = 0) -> Iterator[str]:
         """Yield the answer in pieces as `Solver.stream` does, to be read to its end. Raises as `solve`."""

@@ -1,33 +1,73 @@
-"""The calculator's hand on the pen: a state machine per row that says which tokens must come next.
+"""Calculator forcing: a per-row state machine that decides which tokens to insert, and the protocol it follows.
 
 A model writes `<<48/2=`; the calculator then writes `24>>24` (the result, the closing brackets, and the repeated
 number: in GSM8K the text after `>>` repeats the result in 27,995 of 27,998 places). The paper's hook (papers' code,
-`generate.py`) decodes every row at every step, indexes tokens by characters and forces only the annotation; this one
-is fed with the newest token alone, follows its text, and does nothing at all until a `<` appears, so a step costs
+`generate.py`) decodes every row at every step, indexes tokens by characters and forces only the annotation. This one
+sees only the newest token, keeps track of the text itself, and does nothing until a `<` appears, so a step costs
 O(1) per row whatever the length.
 
 It works for any tokenizer. Forced text is tokenised as the training text is: the annotation's own tokens are encoded
-again together with the forced text, and if a merge crosses the `=` (a token `=2`, say) the newest token, which no
-model has read yet, is replaced. That also corrects a token that carried a wrong first digit along with its `=`.
+again together with the forced text, and if a merge crosses the `=` (a token `=2`, say) the newest token, which the
+model has not read yet, is replaced. That also corrects a token that carried a wrong first digit along with its `=`.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Final, Protocol
 
 from dpost_lite.problems.calculator import Calculator
 
 MAX_ANNOTATION_CHARS = 200
 
-_COMPLETE = re.compile(r"<<(?!<)((?:(?!<<)[^>=\n])*)=")  # of nested `<<` the last one counts
-_OPEN = re.compile(r"<(?:<(?!<)(?:(?!<<)[^>=\n])*)?\Z")  # a text's end that may grow to match `_COMPLETE`
+_COMPLETE = re.compile(r"<<(?!<)((?:(?!<<)[^>=\n])*)=")  # the last of nested `<<` counts
+_OPEN = re.compile(r"<(?:<(?!<)(?:(?!<<)[^>=\n])*)?\Z")  # an end of text that may grow to match `_COMPLETE`
 _ANCHORS = ("\n", "=", "a")
 
 
+class Pending(Enum):
+    """The type of `PENDING`, a writer's answer that has not arrived yet."""
+
+    PENDING = "pending"
+
+
+PENDING: Final = Pending.PENDING
+
+
+class RowWriter(Protocol):
+    """Follows the tokens of one row and may insert some of its own.
+
+    An answer is None to keep the newest token, or the ids that replace it (they usually begin with the token itself):
+    the model reads all of them before it chooses again. `PENDING` means that the answer comes later. The row then
+    waits, without holding up other rows, and `poll` is called from time to time. `num_calculated` counts completed
+    annotations, `num_refused` those left to the model; both are read when no answer is pending.
+
+    A writer may be dropped at any time, with an answer pending: when memory runs out, the engine starts the sample
+    again with a new writer.
+    """
+
+    num_calculated: int
+    num_refused: int
+
+    def push(self, token_id: int) -> list[int] | Pending | None:
+        """Answer the newest token."""
+
+    def poll(self) -> list[int] | Pending | None:
+        """Return the answer to the token for which `push` returned PENDING, or PENDING again. Must not block."""
+
+
+class Writer(Protocol):
+    """Makes the writers of all rows of one vocabulary."""
+
+    def row(self) -> RowWriter:
+        """Return the writer of a new, empty row."""
+
+
 class Forcer:
-    """What all rows of one vocabulary share.
+    """The `Writer` that inserts the calculator's results; what all rows of one vocabulary share.
 
     `text_of(token_id)` is the text that one token adds in the middle of a line ("" for special tokens), `encode(text)`
-    the token ids of a text without special tokens. Hand both in cached form: they are asked once per token.
+    the token ids of a text without special tokens. Pass cached functions: both are called once per token.
     """
 
     def __init__(
@@ -45,10 +85,10 @@ class Forcer:
         return "".join(map(self.text_of, ids))
 
     def _replacement(self, window: list[int], target: str) -> list[int] | None:
-        """Return the ids that take the newest token's place so that the window's text becomes `target`.
+        """Return the ids that replace the newest token so that the window's text becomes `target`.
 
-        First choice is the tokenizer's own encoding of the whole annotation, as training text has it; where a merge
-        would reach back into tokens the model has already read, only the missing text is encoded.
+        The tokenizer's own encoding of the whole annotation, as in training text, is preferred. If a merge would
+        reach back into tokens the model has already read, only the missing text is encoded.
         """
         fixed, newest = window[:-1], window[-1]
         canonical = self._encode_inside(target)
@@ -60,9 +100,9 @@ class Forcer:
         return None if rest is None else kept + rest
 
     def _encode_inside(self, text: str) -> list[int] | None:
-        """Encode `text` as the middle of a line, where no tokenizer puts a space in front.
+        """Encode `text` as in the middle of a line, where no tokenizer adds a leading space.
 
-        It is encoded behind an anchor, which is then cut off: one that no merge ties to the text, usually the newline.
+        It is encoded after an anchor, which is then cut off: one that does not merge with the text, usually a newline.
         """
         for anchor in _ANCHORS:
             ids = self.encode(anchor + text)
@@ -76,7 +116,7 @@ class Forcer:
 
 
 class RowForcer:
-    """Follows one row. `num_calculated` counts annotations it completed, `num_refused` those it left to the model."""
+    """The calculator's `RowWriter`: it answers at once."""
 
     __slots__ = ("_done", "_forcer", "_text", "_window", "num_calculated", "num_refused")
 
@@ -84,15 +124,16 @@ class RowForcer:
         self._forcer = forcer
         self._window: list[int] = []  # tokens since (and with) the one that may have opened `<<`
         self._text = ""  # their text
-        self._done = 0  # characters of it that belong to annotations dealt with
+        self._done = 0  # characters of it in annotations that are already handled
         self.num_calculated = 0
         self.num_refused = 0
 
-    def push(self, token_id: int) -> list[int] | None:
-        """Take the newest token; return None to keep it, or the ids that stand in its place.
+    def poll(self) -> list[int] | None:
+        """Never called, because `push` never returns PENDING."""
+        raise AssertionError("push answers at once")
 
-        The returned ids usually begin with the token itself. None of them may be sampled over: the row reads them next.
-        """
+    def push(self, token_id: int) -> list[int] | None:
+        """Answer the newest token: None to keep it, or the ids that replace it."""
         piece = self._forcer.text_of(token_id)
         if not self._window and "<" not in piece:
             return None
@@ -112,7 +153,7 @@ class RowForcer:
         return None
 
     def _complete(self, expression: str) -> list[int] | None:
-        """Return what takes the newest token's place now that its text holds `expression` and `=`; None to keep it."""
+        """Return the ids that replace the newest token, whose text completes `expression` and `=`; None to keep it."""
         result = self._forcer.calculator(expression)
         forced = f"{result}>>{result}"
         if result is not None and self._text.startswith(forced, self._done):

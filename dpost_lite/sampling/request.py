@@ -1,16 +1,16 @@
-"""What the engine is asked for, what it answers with, and how much it holds at once; no torch, the planner reads it."""
+"""The engine's requests and completions, and how much it holds at once. Without torch: the planner imports it."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-MAX_PREFILL_TOKENS = 2048  # of all prompts that are computed together
+MAX_PREFILL_TOKENS = 2048  # of all prompts computed in one forward
 
 
 def max_prompts(num_rows: int, samples_per_prompt: float) -> int:
-    """Return the prompts to hold for `num_rows` rows, so that hardly any is idle while a prompt waits.
+    """Return how many prompts the cache should hold so that rows are rarely idle while prompts are queued.
 
-    A prompt leaves the cache with its last sample. Of K answers of exponentially distributed length the longest is
+    A prompt leaves the cache with its last sample. The longest of K answers of exponentially distributed length is
     1 + 1/2 + … + 1/K times as long as the mean; real lengths vary less.
     """
     longest = sum(1 / k for k in range(1, math.ceil(samples_per_prompt) + 1))
@@ -18,18 +18,18 @@ def max_prompts(num_rows: int, samples_per_prompt: float) -> int:
 
 
 def logit_copies(top_p: float) -> int:
-    """Return how many float32 copies of a step's logits are there at once while tokens are chosen; top-p sorts."""
+    """Return how many float32 copies of a step's logits exist at once while tokens are chosen; top-p sorts them."""
     return 4 if top_p == 1 else 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Ask for `num_samples` answers to one prompt. `key` is the caller's own handle and comes back with each answer.
+    """A request for `num_samples` answers to one prompt. `key` is the caller's own and is returned with each answer.
 
     `prefix_ids` is an optional start of the answer; it is not part of the output. `temperature` 0 is greedy; a tuple is
-    a schedule by step of the rationale: its first value for the first step that is written (a prefix's do not count),
-    its last for all that follow (SCDPO, section 3.2). Equal `(seed, sample)` draw equal answers; those in `done` are
-    there already and not drawn again. Raises ValueError for what cannot be answered.
+    a schedule by step of the rationale: the first value for the first step written (those of a prefix do not count),
+    the last for all later steps (SCDPO, section 3.2). Equal `(seed, index)` give equal answers; the indices in `done`
+    exist already and are skipped. Raises ValueError for an empty prompt or settings out of range.
     """
 
     key: Any
@@ -48,26 +48,46 @@ class Request:
             raise ValueError("a request needs a prompt, a limit of at least one token, and top_p above 0 and up to 1")
 
     @property
-    def samples(self) -> list[int]:
-        """The samples to draw."""
-        return [sample for sample in range(self.num_samples) if sample not in self.done]
+    def indices(self) -> list[int]:
+        """The indices of the samples to draw."""
+        return [index for index in range(self.num_samples) if index not in self.done]
 
     @property
     def read_ids(self) -> tuple[int, ...]:
-        """What the model reads before it writes."""
+        """The tokens the model reads before it writes."""
         return self.prompt_ids + self.prefix_ids
 
 
 @dataclass(slots=True)
-class Sample:
-    """One finished answer. `forced[i]` is True where the calculator wrote token i; `logprobs[i]` is log π of a sampled
-    token in nats at temperature 1, and 0.0 where forced. `end` is "stop" (its stop token is the last id) or "limit"."""
+class Completion:
+    """One finished answer: sample `index` of the request with this `key`. `forced[i]` is True where the calculator
+    wrote token i; `logprobs[i]` is log π of a sampled token in nats at temperature 1, and 0.0 where forced. `end` is
+    "stop" (its stop token is the last id) or "limit"."""
 
     key: Any
-    sample: int
+    index: int
     token_ids: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     end: Literal["stop", "limit"] = "limit"
     num_calculated: int = 0
     num_refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """Prompts and rows that the cache holds, their lengths in positions, and the copies of logits budgeted for."""
+
+    num_prompts: int
+    prompt_length: int
+    num_rows: int
+    row_length: int
+    num_logit_copies: int
+
+    def fits(self, request: Request) -> bool:
+        """Whether the request can run on a cache of this size."""
+        return (
+            len(request.read_ids) <= self.prompt_length
+            and request.max_new_tokens <= self.row_length
+            and logit_copies(request.top_p) <= self.num_logit_copies
+        )

@@ -15,7 +15,8 @@ from dpost_lite.problems.grading import is_right, strict_answer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import Problem, Rationale
 from dpost_lite.recipe import Recipe
-from dpost_lite.sampling.engine import Engine, Request, Sample
+from dpost_lite.sampling.engine import Engine
+from dpost_lite.sampling.request import Completion, Request
 from dpost_lite.system.machine import ram_share_gib
 
 
@@ -63,7 +64,7 @@ def sample(
     requests.sort(key=lambda request: len(request.prompt_ids), reverse=True)  # the long ones do not trail alone
     engine = Engine(
         model,
-        forcer=forcer,
+        writer=forcer,
         max_rows=max_rows,
         memory_gib=memory_gib or share_gib(model.device),
         step_ids=prompter.step_ids() if isinstance(temperature, tuple) else frozenset(),
@@ -123,13 +124,13 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def _grade(finished: Sample, prompter: Prompter) -> Rationale:
+def _grade(finished: Completion, prompter: Prompter) -> Rationale:
     problem: Problem = finished.key
     text = prompter.text(finished.token_ids)
     predicted = strict_answer(text)
     return Rationale(
         problem_id=problem.id,
-        sample=finished.sample,
+        sample=finished.index,
         text=text,
         token_ids=tuple(finished.token_ids),
         forced=tuple(map(int, finished.forced)),

@@ -1,0 +1,188 @@
+"""The attention function that reads the cache, registered with transformers as `dpost_rows`.
+
+Any transformers model that looks its attention up by name can run on it. The model's forward sees a flat batch
+`(1, tokens)` without padding; only `attend` knows about rows. A row attends to two parts, the prompt it shares with
+other samples and its own tokens, and the two results are combined by their log-sum-exp.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dpost_lite.errors import ModelError
+from dpost_lite.sampling.cache import KVCache
+
+ATTENTION_NAME = "dpost_rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """A packed batch of prompts without padding, stored in the cache's prompt slots from `first_slot` on."""
+
+    cache: KVCache
+    lengths: tuple[int, ...]
+    first_slot: int
+
+
+@dataclass(slots=True)
+class Part:
+    """Some tokens of a decode step, and the part of the cache they attend to.
+
+    `tokens` selects `n * width` tokens of the flat batch, `(n, width)`, or is a slice of `n`; `slots` selects the `n`
+    prompts or rows they attend to. `length` positions of each slot are read, and those after `max_key_position` are
+    masked. `query_position` is counted from the slot's first position: a window reaches back from there.
+    `scatter_index` says where the results of this part's tokens lie among the `n * width`; None means all, in order.
+    """
+
+    tokens: slice | torch.Tensor
+    slots: slice | torch.Tensor
+    length: int
+    max_key_position: torch.Tensor  # (n, width) or (n, 1)
+    query_position: torch.Tensor  # (n, width)
+    scatter_index: torch.Tensor | None = None
+    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> torch.Tensor:
+        """Additive float32 mask, `(n, width or 1, length)`. Finite instead of −∞: a window may hide every position."""
+        if window not in self._masks:
+            positions = torch.arange(self.length, device=self.max_key_position.device)
+            hidden = positions > self.max_key_position[..., None]
+            if window is not None:
+                hidden = hidden | (positions <= self.query_position[..., None] - window)
+            mask = torch.zeros(hidden.shape, device=hidden.device)
+            self._masks[window] = mask.masked_fill_(hidden, torch.finfo(torch.float32).min)
+        return self._masks[window]
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """A decode step over a flat batch. Token i is written to `row[i]` at `position[i]`; then the parts in `rows` attend
+    to the rows and those in `prompts` to the prompts. Both lists cover all tokens, in order."""
+
+    cache: KVCache
+    row: torch.Tensor  # (tokens,)
+    position: torch.Tensor  # (tokens,)
+    rows: list[Part]
+    prompts: list[Part]
+
+
+def register() -> str:
+    """Register `attend` with transformers (idempotent) and return its name."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION_NAME, attend)
+    AttentionMaskInterface.register(ATTENTION_NAME, lambda *args, **kwargs: None)
+    return ATTENTION_NAME
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    batch: Prefill | Decode,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer over a flat batch; the signature is transformers'.
+
+    `query` is `(1, heads, tokens, head_dim)`, `key` and `value` `(1, kv_heads, tokens, head_dim)`; returns
+    `(1, tokens, heads, head_dim)`. The model's own causal mask is not used; `batch` replaces it. Raises ModelError for
+    attention sinks (`s_aux`), which are not supported.
+    """
+    if s_aux is not None:
+        raise ModelError("this model's attention has sinks, which cannot be sampled from yet; use another model")
+    layer = _Layer(int(module.layer_idx), scaling, sliding_window, softcap)  # type: ignore[arg-type]
+    if isinstance(batch, Prefill):
+        return layer.prefill(query, key, value, batch), None
+    return layer.decode(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), batch)[None], None
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    index: int
+    scaling: float
+    window: int | None
+    softcap: float | None
+
+    def prefill(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Prefill) -> torch.Tensor:
+        outputs = []
+        parts = zip(*(t.split(batch.lengths, dim=2) for t in (query, key, value)), strict=True)
+        for slot, (q, k, v) in enumerate(parts, start=batch.first_slot):
+            length = q.shape[2]
+            batch.cache.prompt_keys[self.index, slot, ..., :length] = k[0].transpose(1, 2)
+            batch.cache.prompt_values[self.index, slot, :, :length] = v[0]
+            if self.softcap is None and (self.window is None or length <= self.window):
+                out = torch.nn.functional.scaled_dot_product_attention(
+                    q, k, v, is_causal=True, scale=self.scaling, enable_gqa=True
+                )
+            else:
+                position = torch.arange(length, device=q.device)[None]
+                part = Part(slice(None), slice(None), length, max_key_position=position, query_position=position)
+                grouped = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3).flatten(2, 3)  # tokens before heads
+                mixed, _ = self._softmax_attention(grouped * self.scaling, k.transpose(2, 3), v, part.mask(self.window))
+                out = mixed.unflatten(2, (length, -1)).transpose(2, 3).flatten(1, 2)
+            outputs.append(out)
+        return torch.cat(outputs, dim=2).transpose(1, 2)
+
+    def decode(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Decode) -> torch.Tensor:
+        """Attention for `query` `(tokens, heads, head_dim)`, after `key` and `value` were written to their rows."""
+        cache, layer = batch.cache, self.index
+        cache.row_keys[layer][batch.row, :, :, batch.position] = key
+        cache.row_values[layer][batch.row, :, batch.position] = value
+        query = query * self.scaling
+        of_row, row_weight = self._parts(query, cache.row_keys[layer], cache.row_values[layer], batch.rows)
+        of_prompt, prompt_weight = self._parts(
+            query, cache.prompt_keys[layer], cache.prompt_values[layer], batch.prompts
+        )
+        share = torch.sigmoid(row_weight - prompt_weight)  # the softmax mass on the row's own positions
+        return torch.lerp(of_prompt, of_row, share[..., None].to(of_row.dtype))
+
+    def _parts(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, parts: list[Part]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each token's attention output `(tokens, heads, head_dim)` and log-sum-exp `(tokens, heads)`."""
+        found = [self._part(query, keys, values, part) for part in parts]
+        if len(found) == 1:
+            return found[0]
+        outputs, weights = zip(*found, strict=True)
+        return torch.cat(outputs), torch.cat(weights)
+
+    def _part(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, part: Part
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        _, kv_heads, head_dim, _ = keys.shape
+        index = part.scatter_index
+        q = query[part.tokens]
+        q = q.view(*(q.shape[:-2] if q.dim() == 4 else (len(q), 1)), kv_heads, -1, head_dim)
+        num, width, _, group, _ = q.shape
+        q = q.transpose(1, 2).reshape(num, kv_heads, width * group, head_dim)
+        k, v = keys[part.slots, ..., : part.length], values[part.slots, :, : part.length]
+        out, weight = self._softmax_attention(q, k, v, part.mask(self.window))
+        out = out.view(num, kv_heads, width, group, head_dim).transpose(1, 2).reshape(num * width, -1, head_dim)
+        weight = weight.view(num, kv_heads, width, group).transpose(1, 2).reshape(num * width, -1)
+        return (out, weight) if index is None else (out[index], weight[index])
+
+    def _softmax_attention(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Softmax attention of scaled `q` `(n, kv_heads, width * group, head_dim)`, and its log-sum-exp.
+
+        `k` is `(n, kv_heads, head_dim, length)`, `v` `(n, kv_heads, length, head_dim)`.
+
+        Heads that share a key head are rows of one product, so keys are never repeated.
+        """
+        scores = torch.matmul(q, k).float()
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        scores.view(*scores.shape[:2], mask.shape[1], -1, scores.shape[3]).add_(mask[:, None, :, None])
+        weights = torch.softmax(scores, dim=-1)
+        log_sum_exp = scores.amax(dim=-1) - weights.amax(dim=-1).log()  # the largest weight is exp(peak) / sum of exp
+        return torch.matmul(weights.to(v.dtype), v), log_sum_exp

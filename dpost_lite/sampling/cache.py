@@ -1,0 +1,75 @@
+"""Keys and values of running samples.
+
+A prompt is stored once for all of its samples, and each sample's row holds only what was written in it, so that a
+decode step, whose time is spent reading the cache, reads nothing twice.
+"""
+
+from typing import Any
+
+import torch
+
+from dpost_lite.errors import ModelError
+from dpost_lite.sampling.request import CacheSize
+
+
+class KVCache:
+    """Keys and values of all layers, for the prompts and rows of `size` and `num_scratch` more rows for padding.
+
+    Values are `(layers, prompts or rows, kv_heads, length, head_dim)`; keys `(…, head_dim, length)`, the order in which
+    a product with queries reads them, a quarter to a third faster on a CPU than the reverse.
+    """
+
+    def __init__(
+        self, config: Any, size: CacheSize, *, num_scratch: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        heads, head_dim = kv_shape(config)
+        self.size = size
+
+        def store(number: int, *shape: int) -> torch.Tensor:
+            return torch.zeros((config.num_hidden_layers, number, heads, *shape), dtype=dtype, device=device)
+
+        self.prompt_keys = store(size.num_prompts, head_dim, size.prompt_length)
+        self.prompt_values = store(size.num_prompts, size.prompt_length, head_dim)
+        self.row_keys = store(size.num_rows + num_scratch, head_dim, size.row_length)
+        self.row_values = store(size.num_rows + num_scratch, size.row_length, head_dim)
+
+    def move_prompt(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of prompt `source` over prompt `target`."""
+        self.prompt_keys[:, target, ..., :length] = self.prompt_keys[:, source, ..., :length]
+        self.prompt_values[:, target, :, :length] = self.prompt_values[:, source, :, :length]
+
+    def move_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of row `source` over row `target`."""
+        self.row_keys[:, target, ..., :length] = self.row_keys[:, source, ..., :length]
+        self.row_values[:, target, :, :length] = self.row_values[:, source, :, :length]
+
+    def swap_rows(self, first: int, second: int, length: int) -> None:
+        """Exchange the first `length` positions of two rows."""
+        keys, values = self.row_keys[:, first, ..., :length], self.row_values[:, first, :, :length]
+        first_keys, first_values = keys.clone(), values.clone()
+        self.move_row(second, first, length)
+        self.row_keys[:, second, ..., :length] = first_keys
+        self.row_values[:, second, :, :length] = first_values
+
+
+def kv_shape(config: Any) -> tuple[int, int]:
+    """Return (key-value heads, head dimension) of a transformers config."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return heads, head_dim
+
+
+def position_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Return the bytes that one cached position takes over all layers."""
+    heads, head_dim = kv_shape(config)
+    return 2 * config.num_hidden_layers * heads * head_dim * dtype.itemsize
+
+
+def check_layers(config: Any) -> None:
+    """Raise ModelError if a model's config names layers that keep something other than keys and values."""
+    unknown = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ModelError(
+            f"{config.model_type}: layers of {', '.join(sorted(unknown))} cannot be sampled from; take a model whose "
+            "layers are all plain or windowed attention (Llama, Mistral, Qwen2, Qwen3, Gemma, …)"
+        )
