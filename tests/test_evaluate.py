@@ -143,7 +143,7 @@ def test_mistakes_are_one_line(kept, monkeypatch):
         (["eval", "--compare", "a", "empty"], "--compare: empty contains no answers itself"),
         (
             ["eval", "x/y", "--data", "synthetic", "--against", "paper"],
-            "--against paper: the paper has figures on gsm8k",
+            "--against paper: the paper has results on gsm8k",
         ),
         (["eval", "x/y", "--data", "gsm8k", "--against", "papers"], "--against: papers (did you mean 'paper'?)"),
     ):

@@ -185,7 +185,7 @@ def test_commands_survive_a_crash_with_one_line(tiny, dies, tmp_path, monkeypatc
     assert "the same command tries again without its extra buffers" in line
     assert llama.trials() == {"f16": Trial(True, False, "SIGABRT")}
     again = CliRunner().invoke(app, arguments)
-    assert "give another type, such as q8_0: --quant q8_0" in again.stderr
+    assert "choose another type, such as q8_0: `export --quant q8_0`" in again.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
@@ -264,8 +264,8 @@ def told(monkeypatch) -> str:
 
 
 def test_doctor_says_what_was_found_and_what_is_done(monkeypatch):
-    assert "runs with its extra buffers" in told(monkeypatch)
-    assert "none tried here yet" in told(monkeypatch)
+    assert "runs with extra buffers" in told(monkeypatch)
+    assert "none tested yet" in told(monkeypatch)
     llama.remember("q4_k_m", Trial(True, False, "SIGSEGV"))
     llama.remember("q8_0", Trial(False, False, "SIGILL"))
     said = told(monkeypatch)
@@ -273,7 +273,7 @@ def test_doctor_says_what_was_found_and_what_is_done(monkeypatch):
     assert "q4_k_m files: work without extra buffers, crashed with them (SIGSEGV)" in said
     assert "q8_0 files: crash llama.cpp with and without extra buffers (SIGILL); export another type" in said
     monkeypatch.setattr(llama, "system_info", lambda: "AMX_INT8 = 1")
-    assert "without its extra buffers, since its AMX kernels crash" in told(monkeypatch)
+    assert "without extra buffers, because its AMX kernels crash" in told(monkeypatch)
 
 
 def test_the_record_is_json_that_a_person_can_read(tmp_path):

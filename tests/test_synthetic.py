@@ -12,16 +12,8 @@ from dpost_lite.errors import DataError
 from dpost_lite.problems import synthetic
 from dpost_lite.problems.records import Problem
 from dpost_lite.problems.synthetic import generate, split
-from dpost_lite.problems.synthetic_stories import (
-    BOYS,
-    END,
-    GIRLS,
-    LIMITS,
-    MOVES,
-    PASSED_ON,
-    QUESTIONS,
-    START,
-)
+from dpost_lite.problems.synthetic_stories import LIMITS, MOVES, PASSED_ON, QUESTIONS
+from dpost_lite.problems.synthetic_words import BOYS, END, GIRLS, START
 
 ANNOTATION = re.compile(r"([0-9.+\-*/()]+)=<<([^<>=]+)=([^<>=]+)>>([0-9.]+)")
 

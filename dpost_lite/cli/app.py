@@ -54,13 +54,16 @@ def _app(
         warnings.simplefilter("ignore", FutureWarning)  # warnings for developers would garble the live view
 
 
-app.command()(run)
-app.command("eval")(eval_)
-app.command()(report)
-app.command()(runs)
-app.command()(solve)
-app.command()(export)
-app.command()(data)
-app.command()(plan)
-app.command()(verify)
-app.command()(doctor)
+for command, summary in (  # in the order of --help
+    (run, "Self-train a model, score each round and export a GGUF file."),
+    (eval_, "Score a run or a model, or compare two models' answers."),
+    (report, "Write a run's HTML report and its figures."),
+    (runs, "List and compare the runs in a folder."),
+    (solve, "Solve word problems with an exported model."),
+    (export, "Export a policy of a run as a GGUF file."),
+    (data, "Show how problems are read from a set or file."),
+    (plan, "Estimate the memory and time of a run."),
+    (verify, "Check a run's files against its manifest."),
+    (doctor, "Check this machine and list what is missing."),
+):
+    app.command(command.__name__.rstrip("_"), short_help=summary)(command)

@@ -18,18 +18,8 @@ from fractions import Fraction
 from dpost_lite.errors import DataError
 from dpost_lite.problems.calculator import decimal_text, evaluate
 from dpost_lite.problems.records import Problem
-from dpost_lite.problems.synthetic_stories import (
-    BOYS,
-    END,
-    GIRLS,
-    KIN,
-    LIMITS,
-    MOVES,
-    PASSED_ON,
-    QUESTIONS,
-    START,
-    Move,
-)
+from dpost_lite.problems.synthetic_stories import LIMITS, MOVES, PASSED_ON, QUESTIONS
+from dpost_lite.problems.synthetic_words import BOYS, END, GIRLS, KIN, START, Move
 
 # Test problems do not depend on the run's seed, so that seeds can be compared.
 TEST_SEED = "test problems of dpost-lite"

@@ -33,7 +33,7 @@ from dpost_lite.problems.records import LabelledRationale, PreferencePair, Probl
 from dpost_lite.recipe import Recipe
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import UNFINISHED, Run, read_json
-from dpost_lite.runs.manifest import CHANGING
+from dpost_lite.runs.manifest import MUTABLE
 
 WARM_UP = shared_stages(Recipe(method="dpo-st"), Recipe(method="st"))
 ROUND = {
@@ -225,12 +225,12 @@ def test_the_methods_share_their_warm_up(dpo_st, st, sft):
 
 
 def test_the_same_command_again_does_nothing_again(finished, start):
-    before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.name not in CHANGING}
+    before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.name not in MUTABLE}
     again = start(finished.path, f"method={finished.recipe.method}", f"rounds={finished.recipe.rounds}")
     assert {event["kind"] for event in again.events} == {"stage_skipped"}
     assert again.stages("stage_skipped") == expected_stages(finished.recipe)
     assert again.outcome == finished.outcome
-    after = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.name not in CHANGING}
+    after = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.name not in MUTABLE}
     assert {path for path in before if before[path] != after[path] and path.is_file()} == set()
 
 
