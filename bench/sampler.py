@@ -34,7 +34,7 @@ from publish import publish, result_of, save  # before torch: it sets how OpenMP
 import torch
 
 from dpost_lite.models import adapters, backends
-from dpost_lite.models.onednn_layout import pack
+from dpost_lite.models.onednn_layout import to_onednn_layout
 from dpost_lite.problems import datasets, synthetic
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import Forcer
@@ -198,7 +198,7 @@ class Ours:
     def __init__(self, setting: Setting, *, with_calculator: bool) -> None:
         prompter = setting.prompter
         self._setting = setting
-        self._model = pack(copy.deepcopy(setting.model), setting.num_rows)  # as `dpost-lite run` samples
+        self._model = to_onednn_layout(copy.deepcopy(setting.model), setting.num_rows)  # as `dpost-lite run` samples
         self._forcer = Forcer(prompter.token_text(), prompter.encode, Calculator()) if with_calculator else None
 
     def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:

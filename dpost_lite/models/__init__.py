@@ -1,1 +1,1 @@
-"""Weights: find them, load them in 4 bit, train adapters on them, merge them again in 16 bit."""
+"""Models: find and load a base, train it with SFT and DPO, merge adapters into 16-bit weights."""

@@ -358,7 +358,7 @@ def test_a_late_failure_takes_nothing_away(sft, tmp_path, monkeypatch, stage, er
     assert "; everything else is done" in line
     assert line.count("the same command") == 1
     assert re.search(r"sft-0 +on +[\d.]+%", failed.stdout)
-    assert f"{tmp_path / 'run' / 'sft-0'}, {'the best' if stage == 'export' else 'its'} LoRA adapter" in failed.stdout
+    assert f"{tmp_path / 'run' / 'sft-0'}: {'the best' if stage == 'export' else 'its'} LoRA adapter" in failed.stdout
     assert ("model-q8_0.gguf" in failed.stdout.partition("written")[2]) == (stage == "solve")
     assert not (tmp_path / "run" / "manifest.json").exists()
     again = CliRunner().invoke(app, command)
@@ -376,7 +376,7 @@ def test_another_type_of_file_is_the_way_out_when_solving_crashes(sft, tmp_path,
     crashed = CliRunner().invoke(app, a_run_of(sft, tmp_path / "run"))
     assert crashed.exit_code == 3, crashed.output
     assert "crashes with q8_0 files on this machine (SIGSEGV)" in crashed.stderr
-    assert "export.quant=f16 to run; all else is done" in crashed.stderr
+    assert "run export.quant=f16`; everything else is done" in crashed.stderr
     assert "sft-0" in crashed.stdout
     monkeypatch.delenv("PYTHONPATH")
     again = CliRunner().invoke(app, a_run_of(sft, tmp_path / "run", "export.quant=f16"))
