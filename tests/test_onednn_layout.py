@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from dpost_lite.models.onednn_layout import PackedLinear, pack
+from dpost_lite.models.onednn_layout import BlockedLinear, use_blocked_layout
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
@@ -13,9 +13,9 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 @pytest.mark.parametrize("family", ["llama", "qwen2"])  # without and with biases
 def test_logits_are_the_same(model_of, family):
     model = model_of(family)
-    packed = pack(copy.deepcopy(model), num_tokens=16)
+    packed = use_blocked_layout(copy.deepcopy(model), num_tokens=16)
     assert not any(type(module) is torch.nn.Linear for module in packed.modules())
-    assert any(isinstance(module, PackedLinear) for module in packed.modules())
+    assert any(isinstance(module, BlockedLinear) for module in packed.modules())
     ids = torch.arange(3, 19)[None]
     with torch.inference_mode():
         torch.testing.assert_close(packed(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
@@ -24,6 +24,6 @@ def test_logits_are_the_same(model_of, family):
 def test_the_embedding_survives_a_tied_head(model_of):
     model = copy.deepcopy(model_of("llama", tie_word_embeddings=True))
     before = model.get_input_embeddings().weight.clone()
-    packed = pack(model, num_tokens=16)
+    packed = use_blocked_layout(model, num_tokens=16)
     assert torch.equal(packed.get_input_embeddings().weight, before)
-    assert isinstance(packed.lm_head, PackedLinear)
+    assert isinstance(packed.lm_head, BlockedLinear)

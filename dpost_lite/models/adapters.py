@@ -6,15 +6,17 @@ because that is the base the adapter was trained on: against the original weight
 times larger.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ModelError, is_out_of_memory
-from dpost_lite.models.backends import UNSLOTH, count_as_plain, load, quiet_transformers
-from dpost_lite.models.onednn_layout import pack
+from dpost_lite.models.backend import Backend
+from dpost_lite.models.loading import load
+from dpost_lite.models.onednn_layout import use_blocked_layout
+from dpost_lite.models.private_api import mark_unquantized
 from dpost_lite.recipe import LoraRecipe, ModelRecipe, Recipe
 from dpost_lite.runs.folder import read_json
+from dpost_lite.system.quiet import quiet_transformers
 
 
 def create(model: Any, recipe: LoraRecipe, *, seed: int) -> Any:
@@ -80,9 +82,9 @@ def save(policy: Any, tokenizer: Any, out: Path) -> None:
             tokenizer.save_pretrained(out)
 
 
-def load_for_sft(model_dir: Path, recipe: Recipe) -> Any:
-    """Return the base with a fresh adapter to train, or the base itself where all weights are trained."""
-    if UNSLOTH in sys.modules:
+def load_for_sft(model_dir: Path, recipe: Recipe, backend: Backend = "plain") -> Any:
+    """Return the base with a fresh adapter to train, or the base itself if all weights are trained."""
+    if backend == "unsloth":
         from dpost_lite.models import unsloth_backend
 
         base = unsloth_backend.load(model_dir, recipe.model, max_length=recipe.sft.max_length)
@@ -91,11 +93,11 @@ def load_for_sft(model_dir: Path, recipe: Recipe) -> Any:
     return model if recipe.model.precision == "full" else create(model, recipe.lora, seed=recipe.seed)
 
 
-def load_for_dpo(model_dir: Path, policy_dir: Path, recipe: Recipe) -> Any:
+def load_for_dpo(model_dir: Path, policy_dir: Path, recipe: Recipe, backend: Backend = "plain") -> Any:
     """Return a saved policy, to train on."""
     if not is_adapter(policy_dir):
         return load(policy_dir, "full")
-    if UNSLOTH in sys.modules:
+    if backend == "unsloth":
         from dpost_lite.models import unsloth_backend
 
         base = unsloth_backend.load(model_dir, recipe.model, max_length=recipe.dpo.max_length)
@@ -107,7 +109,7 @@ def load_for_dpo(model_dir: Path, policy_dir: Path, recipe: Recipe) -> Any:
 def load_policy(model_dir: Path, policy_dir: Path | None, recipe: Recipe) -> Any:
     """Return a policy to sample from: merged weights, or the 4-bit base with its adapter, as the recipe says."""
     if recipe.sampling.weights == "merged" or not (policy_dir is None or is_adapter(policy_dir)):
-        return pack(load_merged(model_dir, policy_dir, recipe.model), recipe.sampling.max_rows)
+        return use_blocked_layout(load_merged(model_dir, policy_dir, recipe.model), recipe.sampling.max_rows)
     model = load(model_dir, recipe.model.precision, compute=recipe.model.compute_dtype)
     return model if policy_dir is None else attach(model, policy_dir, trainable=False).eval()
 
@@ -125,7 +127,7 @@ def load_merged(model_dir: Path, policy_dir: Path | None, recipe: ModelRecipe, *
     if recipe.precision == "4bit":
         with quiet_transformers():
             model = model.dequantize()
-        count_as_plain(model)
+        mark_unquantized(model)
     if policy_dir is not None:
         model = attach(model, policy_dir, trainable=False).merge_and_unload()
     return model.eval()

@@ -1,13 +1,12 @@
 """Direct preference optimisation of a policy (Rafailov et al. 2023; DPO-ST, Algorithm 2, line 4).
 
 Starts from the SFT policy, which is also the reference. With an adapter, "adapter off" would make the *base* the
-reference, so trl is handed an already wrapped model: it then freezes a second copy of the adapter. At step 0 policy
-and reference are one, the loss is ln 2 and all rewards are 0. (On a quantised base trl rounds the policy to bfloat16,
-but not the copy; undone here, or the first rewards would be that noise.) Where all weights are trained, the
+reference, so trl gets an already wrapped model and freezes a second copy of the adapter. At step 0, policy and
+reference are the same: the loss is ln 2 and all rewards are 0. (On a quantised base trl rounds the policy to bfloat16
+but not the copy; that is undone here, or the first rewards would be this noise.) If all weights are trained, the
 reference's log-probabilities are computed before the first step instead.
 
-Trains on token ids. trl's DPOTrainer tokenises text and appends a stop token to each answer; `_prepare_dataset` is
-overridden to leave the sampler's ids alone, an answer cut off by the token limit included.
+Trains on token ids: the sampler's ids are kept, including those of an answer that the token limit cut off.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from dpost_lite.errors import DataError, RecipeError, nearest
 from dpost_lite.models import adapters
+from dpost_lite.models.private_api import token_dpo_trainer
 from dpost_lite.models.training import Progress, shared_arguments, train
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import PreferencePair
@@ -27,8 +27,8 @@ LOSSES = (
 )  # fmt: skip
 
 
-# What share of the preferences these two losses take to be wrong. exo_pair needs some (its paper's value); with none,
-# robust would be sigmoid under another name.
+# The fraction of preferences that these two losses assume to be wrong. exo_pair needs some (its paper's value); with
+# none, robust would be the same as sigmoid.
 _LABEL_SMOOTHING = {"exo_pair": 1e-3, "robust": 0.1}
 
 
@@ -50,7 +50,7 @@ def train_dpo(
     checkpoint_s: float,
     report_to: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Continue the SFT policy on `pairs` and save the result in `out`; return figures of the training.
+    """Continue the SFT policy on `pairs` and save the result in `out`; return metrics of the training.
 
     Pairs longer than `dpo.max_length` tokens are left out and counted. Raises DataError if none is left.
     """
@@ -79,7 +79,7 @@ def train_dpo(
 
 
 def figures(step: Mapping[str, Any], beta: float) -> dict[str, float]:
-    """Return what a log entry of trl's says of the policy: means over the step's pairs.
+    """Return the policy's metrics from an entry of trl's log: means over the step's pairs.
 
     `chosen` and `rejected` are log π(y|x) in nats, `chosen_change` and `rejected_change` how far that lies above the
     reference's: trl's rewards without their factor β. `margin` is the difference of the rewards, β included, and
@@ -105,13 +105,7 @@ def make_trainer(
 ) -> Any:
     """Return a DPOTrainer on token ids. `policy` is a PeftModel whose adapter is named "default", or a plain model."""
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    class TokenDPOTrainer(DPOTrainer):
-        """Takes the columns prompt_ids, chosen_ids and rejected_ids as they are."""
-
-        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset
+    from trl import DPOConfig
 
     arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows), report_to=report_to)
     arguments["train_sampling_strategy"] = "random"  # a pair has no single length to group by
@@ -128,7 +122,7 @@ def make_trainer(
         disable_dropout=True,
         precompute_ref_log_probs=not is_adapter,  # a second copy of all weights would not fit
     )
-    trainer = TokenDPOTrainer(
+    trainer = token_dpo_trainer()(
         model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=prompter.tokenizer
     )
     if is_adapter:

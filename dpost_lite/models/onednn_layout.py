@@ -1,7 +1,7 @@
-"""Linear layers in the order in which a CPU reads them, for sampling.
+"""Linear layers with weights in oneDNN's blocked layout, for sampling on a CPU.
 
-A decode step multiplies few rows by every weight. oneDNN does that up to twice as fast on weights that were laid out in
-its blocks beforehand; PyTorch's own linear layers lay them out again at each call, or fall back to a slower product.
+A decode step multiplies few rows by every weight. oneDNN does that up to twice as fast if the weights have its
+blocked layout; PyTorch's own linear layers reorder them at every call, or fall back to a slower product.
 """
 
 from typing import Any
@@ -9,29 +9,29 @@ from typing import Any
 import torch
 
 
-class PackedLinear(torch.nn.Module):
+class BlockedLinear(torch.nn.Module):
     """A frozen linear layer with weights in oneDNN's blocked layout; it has no gradient and cannot be saved."""
 
     def __init__(self, linear: torch.nn.Linear, num_tokens: int) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), num_tokens)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), num_tokens)
         self._bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return x Wᵀ + b; `x` is `(…, in_features)`."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
 
 
-def pack(model: Any, num_tokens: int) -> Any:
-    """Replace the plain linear layers of `model` by packed ones, best for steps of about `num_tokens` tokens.
+def use_blocked_layout(model: Any, num_tokens: int) -> Any:
+    """Replace the plain linear layers of `model` by blocked ones, best for steps of about `num_tokens` tokens.
 
-    Only on CPUs and where this PyTorch was built with oneDNN; elsewhere the model is returned as it is.
+    Only on CPUs and if this PyTorch was built with oneDNN; otherwise the model is returned unchanged.
     """
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return model
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear:
-                setattr(parent, name, PackedLinear(child, num_tokens))
+                setattr(parent, name, BlockedLinear(child, num_tokens))
     return model

@@ -1,7 +1,7 @@
-"""Supervised fine-tuning on labelled rationales (DPO-ST, Algorithm 2, lines 1 and 9).
+"""Supervised fine-tuning on labelled rationales (DPO-ST, Algorithm 2, lines 1 and 8).
 
-Starts from the base model every time, never from an earlier policy, as the paper does. Loss on the rationale and its
-stop token alone. Departs from the paper in training a LoRA adapter on a 4-bit base, unless all weights are asked for.
+Always starts from the base model, never from an earlier policy, as in the paper. The loss covers only the rationale and
+its stop token. Unlike the paper it trains a LoRA adapter on a 4-bit base, unless the recipe asks for all weights.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,8 @@ def train_sft(
 ) -> dict[str, Any]:
     """Train `policy`, the base with a fresh adapter or all of the base, on `labelled` and save it in `out`.
 
-    Returns figures of the training.
-
-    Rationales whose prompt and answer exceed `sft.max_length` tokens are left out and counted.
-    Raises DataError if none is left.
+    Returns metrics of the training. Rationales whose prompt and answer exceed `sft.max_length` tokens are left out and
+    counted. Raises DataError if none is left.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
