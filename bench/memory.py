@@ -19,7 +19,7 @@ from typing import Any
 from publish import publish, result_of
 from random_model import add_model_options, model_folder
 
-from dpost_lite.models import backends
+from dpost_lite.models import hardware
 from dpost_lite.planner.device import CONTEXT_BYTES, GIB
 from dpost_lite.runs.folder import read_json
 
@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--gpu-mem", default="auto" if backends.device() == "cuda" else "cpu")
+    parser.add_argument("--gpu-mem", default="auto" if hardware.device() == "cuda" else "cpu")
     parser.add_argument("--recipe")
     parser.add_argument("--save", type=Path)
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")

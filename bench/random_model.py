@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from dpost_lite.models import backends
+from dpost_lite.models import demo, hardware, hub, loading
 from dpost_lite.models.shapes import BASES, ModelShape
 from dpost_lite.planner.plan import find_shape
+from dpost_lite.system import quiet
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -18,8 +19,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def model_folder(arguments: argparse.Namespace, scratch: Path) -> tuple[Path, ModelShape]:
     """Return the model's folder, made in `scratch` for a shape, and its shape."""
     if arguments.shape is None:
-        name = arguments.model or backends.DEMO_MODEL
-        return backends.find(name), find_shape(name)
+        name = arguments.model or demo.DEMO_MODEL
+        return hub.find(name), find_shape(name)
     shape = next(base.shape for name, base in BASES.items() if name.split("/")[-1].lower() == arguments.shape)
     return save_random(shape, scratch / arguments.shape), shape
 
@@ -30,9 +31,9 @@ def save_random(shape: ModelShape, folder: Path) -> Path:
     import transformers
 
     torch.manual_seed(0)
-    with torch.device(backends.device()):
+    with torch.device(hardware.device()):
         model = transformers.AutoModelForCausalLM.from_config(shape.config(), dtype=torch.bfloat16)
-    with backends.quiet_transformers():
+    with quiet.quiet_transformers():
         model.save_pretrained(folder)
-    backends.load_tokenizer(backends.find(backends.DEMO_MODEL)).save_pretrained(folder)
+    loading.load_tokenizer(hub.find(demo.DEMO_MODEL)).save_pretrained(folder)
     return folder

@@ -33,8 +33,8 @@ from publish import publish, result_of, save  # before torch: it sets how OpenMP
 # isort: split
 import torch
 
-from dpost_lite.models import adapters, backends
-from dpost_lite.models.onednn_layout import to_onednn_layout
+from dpost_lite.models import adapters, demo, hub, loading
+from dpost_lite.models.onednn_layout import use_blocked_layout
 from dpost_lite.problems import datasets, synthetic
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import Forcer
@@ -107,7 +107,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=backends.DEMO_MODEL)
+    parser.add_argument("--model", default=demo.DEMO_MODEL)
     parser.add_argument("--adapter", type=Path, help="a LoRA adapter to merge")
     parser.add_argument("--data-dir", type=Path, help="folder with gsm8k/test.jsonl; without it, built-in problems")
     parser.add_argument("--questions", type=int, default=64)
@@ -124,9 +124,9 @@ def parse() -> argparse.Namespace:
 
 def prepare(arguments: argparse.Namespace) -> Setting:
     """Load the merged weights and tokenise the prompts, longest first."""
-    folder = backends.find(arguments.model)
+    folder = hub.find(arguments.model)
     model = adapters.load_merged(folder, arguments.adapter, ModelRecipe(precision="16bit"))
-    prompter = Prompter(backends.load_tokenizer(folder))
+    prompter = Prompter(loading.load_tokenizer(folder))
     return Setting(
         model, prompter, read_prompts(prompter, arguments.data_dir, arguments.questions), arguments.samples,
         arguments.rows, arguments.max_new_tokens, arguments.temperature,
@@ -198,7 +198,7 @@ class Ours:
     def __init__(self, setting: Setting, *, with_calculator: bool) -> None:
         prompter = setting.prompter
         self._setting = setting
-        self._model = to_onednn_layout(copy.deepcopy(setting.model), setting.num_rows)  # as `dpost-lite run` samples
+        self._model = use_blocked_layout(copy.deepcopy(setting.model), setting.num_rows)  # as `dpost-lite run` samples
         self._forcer = Forcer(prompter.token_text(), prompter.encode, Calculator()) if with_calculator else None
 
     def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:

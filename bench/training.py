@@ -24,7 +24,8 @@ from publish import publish, result_of
 from random_model import add_model_options, model_folder
 
 from dpost_lite.errors import DpostError
-from dpost_lite.models import adapters, backends
+from dpost_lite.models import adapters, hardware, loading
+from dpost_lite.models.backend import FIRST_IMPORTS, choose_backend
 from dpost_lite.models.dpo import train_dpo
 from dpost_lite.models.sft import train_sft
 from dpost_lite.pipeline.worker import run_in_child
@@ -65,7 +66,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
-    parser.add_argument("--gpu-mem", default="auto" if backends.device() == "cuda" else "cpu")
+    parser.add_argument("--gpu-mem", default="auto" if hardware.device() == "cuda" else "cpu")
     parser.add_argument("--length", type=int, default=256, help="tokens of a row, a quarter of them the prompt")
     parser.add_argument("--micro-batch", type=int, default=4, help="rows of SFT, pairs of DPO")
     parser.add_argument("--steps", type=int, default=4, help="timed steps")
@@ -90,7 +91,7 @@ def measured(
             log=scratch / f"{name}-{kind}.log",
             progress=lambda *_, **__: times.append(time.perf_counter()),
             memory_share=device.memory_share,
-            first_import=backends.first_import(recipe.model),
+            first_import=FIRST_IMPORTS[choose_backend(recipe.model)],
         )
     except DpostError as error:
         return {"error": str(error)}
@@ -117,7 +118,7 @@ class Training:
     num_rows: int
 
     def run(self, out: Path, progress: Any) -> dict[str, Any]:
-        prompter: Any = FixedPrompt(Prompter(backends.load_tokenizer(self.folder), "plain"), self.length // 4)
+        prompter: Any = FixedPrompt(Prompter(loading.load_tokenizer(self.folder), "plain"), self.length // 4)
         dice = random.Random(0)
         options: dict[str, Any] = {"seed": 0, "progress": progress, "checkpoint_s": inf}
 
@@ -126,10 +127,10 @@ class Training:
 
         if self.kind == "sft":
             labels = [LabelledRationale(str(i), "", "", answer(), is_gold=True) for i in range(self.num_rows)]
-            policy = adapters.load_for_sft(self.folder, self.recipe)
+            policy = adapters.load_for_sft(self.folder, self.recipe, choose_backend(self.recipe.model))
             return train_sft(policy, prompter, labels, out, recipe=self.recipe.sft, **options)
         pairs = [PreferencePair(str(i), "", "", "", answer(), answer()) for i in range(self.num_rows)]
-        policy = adapters.load_for_dpo(self.folder, self.start, self.recipe)
+        policy = adapters.load_for_dpo(self.folder, self.start, self.recipe, choose_backend(self.recipe.model))
         return train_dpo(policy, prompter, pairs, out, recipe=self.recipe.dpo, **options)
 
 

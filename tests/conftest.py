@@ -148,10 +148,10 @@ def base_dir(tmp_path_factory, tokenizer_of, model_of) -> Path:
 
 @pytest.fixture(scope="session")
 def prompter(base_dir) -> Any:
-    from dpost_lite.models import backends
+    from dpost_lite.models import loading
     from dpost_lite.problems.prompts import Prompter
 
-    return Prompter(backends.load_tokenizer(base_dir))
+    return Prompter(loading.load_tokenizer(base_dir))
 
 
 @pytest.fixture(scope="session")

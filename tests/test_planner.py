@@ -360,7 +360,7 @@ def test_with_a_gpu_auto_is_what_is_free_and_a_size_is_a_share(monkeypatch):
 
 
 def test_a_run_is_not_fitted_to_more_than_the_gpu_has(monkeypatch):
-    monkeypatch.setattr("dpost_lite.models.backends.device", lambda: "cuda")
+    monkeypatch.setattr("dpost_lite.models.hardware.device", lambda: "cuda")
     monkeypatch.setattr(device_module, "this_gpu", lambda: (7e9, 8e9, 1e14, 1e12))
     with pytest.raises(RecipeError, match="this machine's GPU has less; give auto, or a smaller size"):
         planned_for(Recipe(), "24GB", to_run=True)

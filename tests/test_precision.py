@@ -23,7 +23,8 @@ from tiny_training import (
 )
 
 from dpost_lite.errors import ModelError
-from dpost_lite.models import adapters, backends, dpo, sft
+from dpost_lite.models import adapters, dpo, hardware, loading, sft
+from dpost_lite.models.backend import FIRST_IMPORTS, choose_backend
 from dpost_lite.models.training import probe
 from dpost_lite.recipe import LoraRecipe, ModelRecipe
 from dpost_lite.recipe_files import load_recipe
@@ -40,7 +41,7 @@ def test_full_fine_tuning_moves_every_weight_and_saves_a_model(base_dir, full_di
         moved = (after[name] != weight).float().mean()
         assert moved > (0.1 if "embed" in name or "lm_head" in name else 0.9), name
     assert not adapters.is_adapter(full_dir)
-    assert backends.load_tokenizer(full_dir).chat_template == prompter.tokenizer.chat_template
+    assert loading.load_tokenizer(full_dir).chat_template == prompter.tokenizer.chat_template
 
 
 def test_full_dpo_goes_on_from_the_policy_and_learns(base_dir, full_dir, prompter, tmp_path):
@@ -173,18 +174,18 @@ def fast(monkeypatch):
     monkeypatch.setenv("UNSLOTH_DISABLE_STATISTICS", "")
     os.environ.pop("UNSLOTH_COMPILE_LOCATION")
     os.environ.pop("UNSLOTH_DISABLE_STATISTICS")
-    yield importlib.import_module(backends.UNSLOTH), calls
-    sys.modules.pop(backends.UNSLOTH)
+    name = FIRST_IMPORTS["unsloth"]
+    assert name is not None
+    yield importlib.import_module(name), calls
+    sys.modules.pop(name)
 
 
 def test_unsloth_is_asked_for_the_same_training(base_dir, policy_dir, prompter, tmp_path, fast):
     plain_sft = tmp_path / "plain"
     _, calls = fast
-    through_unsloth = run_sft(base_dir, prompter, tmp_path / "fast")
-    module = sys.modules.pop(backends.UNSLOTH)
+    through_unsloth = run_sft(base_dir, prompter, tmp_path / "fast", backend="unsloth")
     assert run_sft(base_dir, prompter, plain_sft) == through_unsloth
     assert same(saved(plain_sft), saved(tmp_path / "fast"))
-    sys.modules[backends.UNSLOTH] = module
     (_, loaded), (_, wrapped) = calls
     assert loaded["use_exact_model_name"] is loaded["load_in_4bit"] is True
     assert loaded["max_seq_length"] == 640
@@ -192,21 +193,19 @@ def test_unsloth_is_asked_for_the_same_training(base_dir, policy_dir, prompter, 
     assert (wrapped["r"], wrapped["lora_alpha"], wrapped["random_state"]) == (4, 8, 42)
     assert os.environ["UNSLOTH_COMPILE_LOCATION"].startswith(tempfile.gettempdir())
 
-    figures = run_dpo(base_dir, prompter, policy_dir, tmp_path / "dpo")
+    figures = run_dpo(base_dir, prompter, policy_dir, tmp_path / "dpo", backend="unsloth")
     assert figures["first_loss"] == pytest.approx(LN2, abs=1e-6)
-    sys.modules.pop(backends.UNSLOTH)
     assert run_dpo(base_dir, prompter, policy_dir, tmp_path / "plain-dpo") == figures
-    sys.modules[backends.UNSLOTH] = module
 
 
 def test_unsloth_is_taken_where_it_can_run(monkeypatch):
-    assert backends.first_import(ModelRecipe()) is None  # no GPU, or no unsloth
-    monkeypatch.setattr(backends, "device", lambda: "cuda")
+    assert choose_backend(ModelRecipe()) == "plain"  # no GPU, or no unsloth
+    monkeypatch.setattr(hardware, "device", lambda: "cuda")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    assert backends.first_import(ModelRecipe()) == "dpost_lite.models.unsloth_backend"
-    assert backends.first_import(ModelRecipe(backend="plain")) is None
-    assert backends.first_import(ModelRecipe(precision="full")) is None
-    monkeypatch.setattr(backends, "device", lambda: "cpu")
-    assert backends.first_import(ModelRecipe()) is None
+    assert choose_backend(ModelRecipe()) == "unsloth"
+    assert choose_backend(ModelRecipe(backend="plain")) == "plain"
+    assert choose_backend(ModelRecipe(precision="full")) == "plain"
+    monkeypatch.setattr(hardware, "device", lambda: "cpu")
+    assert choose_backend(ModelRecipe()) == "plain"
     with pytest.raises(ModelError, match=r"model\.backend=unsloth needs a CUDA GPU"):
-        backends.first_import(ModelRecipe(backend="unsloth"))
+        choose_backend(ModelRecipe(backend="unsloth"))

@@ -10,7 +10,7 @@ import pytest
 from tiny_training import run_sft
 
 from dpost_lite.errors import ModelError
-from dpost_lite.models import adapters, backends
+from dpost_lite.models import adapters, hub, loading
 from dpost_lite.runs.folder import UNFINISHED
 
 
@@ -29,9 +29,9 @@ def test_pickles_are_never_read(base_dir, policy_dir, tmp_path, monkeypatch):
             file.unlink()
         (folder / f"{name}.bin").write_bytes(pickle.dumps(Malicious()))
     with pytest.raises(ModelError, match=r"base cannot be loaded .*safetensors"):
-        backends.load(base)
+        loading.load(base)
     with pytest.raises(ModelError, match=r"adapter holds no adapter_model\.safetensors; pickles are never read"):
-        adapters.attach(backends.load(base_dir), adapter, trainable=False)
+        adapters.attach(loading.load(base_dir), adapter, trainable=False)
     assert not Path("unpickled").exists()
 
 
@@ -64,7 +64,7 @@ def test_code_that_comes_with_a_model_is_neither_run_nor_offered(base_dir, tmp_p
         (base / file).write_text(json.dumps(config))
     (base / "own.py").write_text(code)
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    for load in (backends.load, backends.load_tokenizer):
+    for load in (loading.load, loading.load_tokenizer):
         with pytest.raises(ModelError):
             load(base)
     assert not Path("ran").exists()
@@ -75,18 +75,18 @@ def test_a_truncated_base_is_named(base_dir, tmp_path):
     (weights,) = base.glob("*.safetensors")
     os.truncate(weights, weights.stat().st_size // 2)
     with pytest.raises(ModelError, match="base cannot be loaded"):
-        backends.load(base)
+        loading.load(base)
 
 
 def test_a_fingerprint_changes_with_any_part_of_a_model(base_dir, tmp_path):
     base = Path(shutil.copytree(base_dir, tmp_path / "base"))
-    prints = {backends.fingerprint(base_dir)}
-    assert {backends.fingerprint(base)} == prints
+    prints = {hub.fingerprint(base_dir)}
+    assert {hub.fingerprint(base)} == prints
     for name, at in (("model.safetensors", 3000), ("model.safetensors", -1), ("tokenizer.json", 50)):
         content = bytearray((base / name).read_bytes())
         content[at] ^= 1
         (base / name).write_bytes(content)
-        prints.add(backends.fingerprint(base))
+        prints.add(hub.fingerprint(base))
     assert len(prints) == 4
 
 
@@ -96,4 +96,4 @@ def test_offline_the_hub_is_not_asked(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match=r"owner/name is not in the local cache and --offline forbids to ask the hub"):
-        backends.find("owner/name")
+        hub.find("owner/name")

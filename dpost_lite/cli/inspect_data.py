@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from dpost_lite.models import backends
+from dpost_lite.models import hub, loading
 from dpost_lite.problems import datasets
 from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
 from dpost_lite.problems.prompts import Prompter
@@ -34,7 +34,7 @@ def preview(source: str, recipe: Recipe, *, split: str | None = None) -> Iterato
     if len(refused) > NUM_REFUSED_SHOWN:
         yield plain(f"    and {len(refused) - NUM_REFUSED_SHOWN:,} more")
     name = recipe.model.name
-    prompter = Prompter(backends.load_tokenizer(backends.find(name)), recipe.model.prompt)
+    prompter = Prompter(loading.load_tokenizer(hub.find(name)), recipe.model.prompt)
     yield plain(f"\nas {name} sees it, the prompt in colour:", "bold")
     for problem in problems[:NUM_SAMPLES_SHOWN]:
         yield _sample(problem, prompter)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from dpost_lite.errors import RunError
 from dpost_lite.evaluation.targets import Target
-from dpost_lite.models import adapters, backends
-from dpost_lite.models.backends import load_prompter
+from dpost_lite.models import adapters, hub
+from dpost_lite.models.loading import load_prompter
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.comparing import score_samples
 from dpost_lite.problems.grading import is_right
@@ -81,7 +81,7 @@ def _answering(target: Target, policy: Path | None) -> Iterator[Answer]:
     if policy is not None and policy.suffix == ".gguf":
         yield partial(_solve, policy)
         return
-    model_dir = backends.find(target.recipe.model.name)
+    model_dir = hub.find(target.recipe.model.name)
     prompter = load_prompter(model_dir, target.recipe.model)
     model = adapters.load_policy(model_dir, policy, target.recipe)
 

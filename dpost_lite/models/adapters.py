@@ -1,27 +1,28 @@
-"""LoRA adapters: create, load, save, and merge into 16-bit weights (Hu et al. 2021; the papers fine-tune all weights).
+"""LoRA adapters: create, load, save, and merge in 16 bit (Hu et al. 2021; the papers fine-tune in full).
 
-Merging dequantises the base, adds the adapter, and keeps the result in 16 bit. Requantising it to NF4 would erase the
-adapter: an update of 0.5 % of a weight's size is far smaller than the gap between two NF4 codes. The adapter is merged
-into the *dequantised* base, not into the original weights, because it was trained on the former: for a 135M model,
-merging into the original weights gives a KL divergence from the trained policy that is 100 times larger.
+Merging dequantises the base, adds the adapter and stays in 16 bit. A merge back into NF4 would erase it: an update of
+0.5 % of a weight's size lies far below the distance of two NF4 codes. What is merged is the *dequantised* base,
+because that is the base the adapter was trained on: against the original weights a 135M model's KL divergence is 100
+times larger.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ModelError, is_out_of_memory
-from dpost_lite.models.backends import UNSLOTH, count_as_plain, load, quiet_transformers
-from dpost_lite.models.onednn_layout import to_onednn_layout
+from dpost_lite.models.backend import Backend
+from dpost_lite.models.loading import load
+from dpost_lite.models.onednn_layout import use_blocked_layout
+from dpost_lite.models.private_api import mark_unquantized
 from dpost_lite.recipe import LoraRecipe, ModelRecipe, Recipe
 from dpost_lite.runs.folder import read_json
+from dpost_lite.system.quiet import quiet_transformers
 
 
 def create(model: Any, recipe: LoraRecipe, *, seed: int) -> Any:
-    """Wrap `model` with a new LoRA adapter named "default" on all linear layers except the head; seeded.
+    """Wrap `model` with a fresh LoRA adapter named "default" on all linear layers but the head; seeded.
 
-    peft's `prepare_model_for_kbit_training` is not called: it casts embedding and head to float32, which costs 4 GB for
-    an 8B model.
+    peft's prepare_model_for_kbit_training is left out: it would hold embedding and head in float32, 4 GB more for 8 B.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -38,28 +39,25 @@ def create(model: Any, recipe: LoraRecipe, *, seed: int) -> Any:
 
 
 def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
-    """Wrap `model` with the adapter saved in `adapter_dir`, under the name "default".
-
-    Raises ModelError if the adapter is missing, damaged, or belongs to another base.
-    """
+    """Wrap `model` with the adapter saved in `adapter_dir`, named "default". Raises ModelError if it cannot be used."""
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    if not (adapter_dir / "adapter_model.safetensors").is_file():  # peft would try a pickle, then the hub
-        raise ModelError(f"the adapter {adapter_dir} holds no adapter_model.safetensors; pickles are not loaded")
+    if not (adapter_dir / "adapter_model.safetensors").is_file():  # peft would look for a pickle, and ask the hub
+        raise ModelError(f"the adapter {adapter_dir} holds no adapter_model.safetensors; pickles are never read")
     try:
         return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
         raise ModelError(
-            f"the adapter {adapter_dir} is damaged or belongs to another base ({str(error).splitlines()[0]}); "
-            "use --restart-from with its stage to train it again"
+            f"the adapter {adapter_dir} is damaged, or of another base ({str(error).splitlines()[0]}); "
+            "--restart-from its stage trains it again"
         ) from error
 
 
 def is_adapter(policy_dir: Path) -> bool:
-    """Whether a policy was saved as an adapter rather than as all of its weights."""
+    """Whether a policy was saved as an adapter, and not as all of its weights."""
     return (policy_dir / "adapter_config.json").is_file()
 
 
@@ -72,10 +70,9 @@ def base_of(adapter_dir: Path) -> str:
 
 
 def save(policy: Any, tokenizer: Any, out: Path) -> None:
-    """Save the trained weights in float32: the adapter "default" without DPO's frozen reference copy, or all weights.
+    """Save what was trained: the adapter "default" alone, without DPO's frozen reference copy; or all weights.
 
-    16 bit would lose the training: at the papers' learning rate for DPO, most updates are smaller than half the
-    spacing of 16-bit numbers.
+    In float32: at the papers' learning rate for DPO most updates are below half a step of 16 bit.
     """
     if hasattr(policy, "peft_config"):
         policy.save_pretrained(str(out), selected_adapters=["default"])
@@ -85,12 +82,9 @@ def save(policy: Any, tokenizer: Any, out: Path) -> None:
             tokenizer.save_pretrained(out)
 
 
-def load_for_sft(model_dir: Path, recipe: Recipe) -> Any:
-    """Return the model to train with SFT: the base with a new adapter, or the base itself if all weights are trained.
-
-    Raises ModelError if the base cannot be loaded.
-    """
-    if UNSLOTH in sys.modules:
+def load_for_sft(model_dir: Path, recipe: Recipe, backend: Backend = "plain") -> Any:
+    """Return the base with a fresh adapter to train, or the base itself if all weights are trained."""
+    if backend == "unsloth":
         from dpost_lite.models import unsloth_backend
 
         base = unsloth_backend.load(model_dir, recipe.model, max_length=recipe.sft.max_length)
@@ -99,14 +93,11 @@ def load_for_sft(model_dir: Path, recipe: Recipe) -> Any:
     return model if recipe.model.precision == "full" else create(model, recipe.lora, seed=recipe.seed)
 
 
-def load_for_dpo(model_dir: Path, policy_dir: Path, recipe: Recipe) -> Any:
-    """Return the saved SFT policy in `policy_dir`, ready to continue training with DPO.
-
-    Raises ModelError if base or policy cannot be loaded.
-    """
+def load_for_dpo(model_dir: Path, policy_dir: Path, recipe: Recipe, backend: Backend = "plain") -> Any:
+    """Return a saved policy, to train on."""
     if not is_adapter(policy_dir):
         return load(policy_dir, "full")
-    if UNSLOTH in sys.modules:
+    if backend == "unsloth":
         from dpost_lite.models import unsloth_backend
 
         base = unsloth_backend.load(model_dir, recipe.model, max_length=recipe.dpo.max_length)
@@ -116,22 +107,18 @@ def load_for_dpo(model_dir: Path, policy_dir: Path, recipe: Recipe) -> Any:
 
 
 def load_policy(model_dir: Path, policy_dir: Path | None, recipe: Recipe) -> Any:
-    """Return a policy to sample from, as `sampling.weights` says: merged weights, or the quantised base with its adapter.
-
-    `policy_dir` None is the base. Raises ModelError if base or policy cannot be loaded.
-    """
+    """Return a policy to sample from: merged weights, or the 4-bit base with its adapter, as the recipe says."""
     if recipe.sampling.weights == "merged" or not (policy_dir is None or is_adapter(policy_dir)):
-        return to_onednn_layout(load_merged(model_dir, policy_dir, recipe.model), recipe.sampling.max_rows)
+        return use_blocked_layout(load_merged(model_dir, policy_dir, recipe.model), recipe.sampling.max_rows)
     model = load(model_dir, recipe.model.precision, compute=recipe.model.compute_dtype)
     return model if policy_dir is None else attach(model, policy_dir, trainable=False).eval()
 
 
 def load_merged(model_dir: Path, policy_dir: Path | None, recipe: ModelRecipe, *, on: str | None = None) -> Any:
-    """Return a model with plain weights in the compute dtype: the dequantised base with the policy's adapter merged.
+    """Return plain weights in the compute type: the dequantised base, plus the adapter if the policy is one.
 
-    A policy without an adapter is loaded as it is; `policy_dir` None is the base. The result samples faster than 4-bit
-    weights and computes the same function as the model that was trained, up to rounding. `on` is the device (None: the
-    GPU if there is one). Raises ModelError if base or policy cannot be loaded.
+    The result samples faster than 4-bit weights and answers like the model that was trained. `on` names a device where
+    it shall be other than the first choice.
     """
     compute = recipe.compute_dtype
     if policy_dir is not None and not is_adapter(policy_dir):
@@ -140,16 +127,17 @@ def load_merged(model_dir: Path, policy_dir: Path | None, recipe: ModelRecipe, *
     if recipe.precision == "4bit":
         with quiet_transformers():
             model = model.dequantize()
-        count_as_plain(model)
+        mark_unquantized(model)
     if policy_dir is not None:
         model = attach(model, policy_dir, trainable=False).merge_and_unload()
     return model.eval()
 
 
 def save_merged(model: Any, tokenizer: Any, out: Path) -> None:
-    """Save merged weights in 16 bit, with the tokenizer.
+    """Save merged weights in 16 bit with their tokenizer.
 
-    float16 has three more mantissa bits than bfloat16; bfloat16 is used only if a weight exceeds float16's range.
+    float16 keeps three more bits of each weight than bfloat16; a model with a weight beyond its range is kept in
+    bfloat16.
     """
     import torch
 

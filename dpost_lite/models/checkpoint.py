@@ -1,8 +1,8 @@
-"""Checkpoints of a training, so that one which was stopped goes on at the step it had reached.
+"""Checkpoints of a training, to resume it at the step it had reached.
 
-Holds all that the next step depends on: trained weights, optimiser, scheduler, position in the data, and the random
-states, of now and of the epoch's beginning, since the order of an epoch is drawn there. transformers' own checkpoints
-are pickles, which this package never reads; these are safetensors and JSON. The data are found again by the Trainer.
+A checkpoint has everything the next step depends on: trained weights, optimiser, scheduler, position in the data, and
+the random states, both current and from the start of the epoch, where its order is drawn. transformers' own checkpoints
+are pickles, which this package never reads; these are safetensors and JSON. The Trainer itself skips to the position.
 """
 
 import os
@@ -15,15 +15,15 @@ from typing import Any
 from dpost_lite.errors import ModelError, is_out_of_memory
 from dpost_lite.runs.folder import UNFINISHED, read_json, write_json
 
-LARGEST_SHARE = 0.01  # of a training's time that may go into writing checkpoints
-ASSUMED_BYTES_PER_S = 5e8  # before the first was written
+LARGEST_SHARE = 0.01  # of a training's time may be spent on writing checkpoints
+ASSUMED_BYTES_PER_S = 5e8  # until the first one is written
 TRAINER_STATE = "trainer_state.json"  # transformers looks for it by this name
 
 
 class Checkpoints:
     """Writes and restores the checkpoints of one trl trainer, below the folder `out` of its stage.
 
-    They are at least `interval_s` seconds apart, and as much more as keeps them below 1 % of the time.
+    They are at least `interval_s` seconds apart, and further if they would take more than 1 % of the time.
     """
 
     def __init__(self, trainer: Any, out: Path, *, interval_s: float) -> None:
@@ -35,7 +35,7 @@ class Checkpoints:
         self._cost_s = num_bytes / ASSUMED_BYTES_PER_S
         self._saved_at, self._saved_step = time.monotonic(), -1
         self._epoch_rng: dict[str, Any] = {}
-        self._to_restore: dict[str, Any] = {}  # the random states to put back when the data come to their place
+        self._to_restore: dict[str, Any] = {}  # random states to restore once the data are in place
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint of a training that was stopped, if there is one. RunError if it is damaged."""
@@ -46,13 +46,13 @@ class Checkpoints:
         return found[max(found)]
 
     def is_due(self) -> bool:
-        """Whether enough time has gone by since the last one."""
+        """Whether enough time has passed since the last one."""
         return time.monotonic() - self._saved_at >= max(self._interval_s, self._cost_s / LARGEST_SHARE)
 
     def save(self) -> None:
         """Write a checkpoint after an optimiser step; only then are the older ones removed.
 
-        Weights that are no numbers are not kept: the training has diverged, and its last good checkpoint stays.
+        Weights that are not finite are not saved: the training has diverged, and its last good checkpoint stays.
         """
         from safetensors.torch import save_file
 
@@ -94,7 +94,7 @@ class Checkpoints:
         return all(bool(p.isfinite().all()) for p in self._trained.values())
 
     def restore(self, checkpoint: Path) -> None:
-        """Put weights, optimiser and scheduler back; random states follow as the Trainer comes to their place.
+        """Restore weights, optimiser and scheduler; random states follow when the Trainer reaches their position.
 
         Raises ModelError if the checkpoint cannot be read or is another model's.
         """
@@ -117,11 +117,11 @@ class Checkpoints:
                 raise
             raise ModelError(
                 f"the checkpoint {checkpoint} is damaged ({type(error).__name__}); remove it, and the same command "
-                "trains this stage from its beginning"
+                "trains this stage from the beginning"
             ) from error
 
     def epoch_begins(self) -> None:
-        """Before an epoch's order is drawn: remember the random state that draws it, or put it back."""
+        """Before an epoch's order is drawn: remember the random state that draws it, or restore it."""
         if self._to_restore:
             epoch = self._trainer.state.epoch
             if epoch == int(epoch):  # the checkpoint was written at an epoch's end
@@ -132,7 +132,7 @@ class Checkpoints:
         self._epoch_rng = random_state()
 
     def step_begins(self) -> None:
-        """Before the first step after the checkpoint: put back the random state of that moment."""
+        """Before the first step after the checkpoint: restore the random state of that moment."""
         if self._to_restore:
             set_random_state(self._to_restore["now"])
             self._to_restore = {}
@@ -153,7 +153,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned."""
+    """Restore what `random_state` returned."""
     import numpy as np
     import torch
 
@@ -166,7 +166,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def _flat(values: dict[int, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Part an optimiser's state, by weight and name, into tensors under one key each, and what JSON holds."""
+    """Split an optimiser's state, by weight and name, into tensors under one key each, and values for JSON."""
     tensors: dict[str, Any] = {}
     numbers: dict[str, dict[str, Any]] = {}
     for index, state in values.items():

@@ -1,7 +1,7 @@
 """Linear layers with weights in oneDNN's blocked layout, for sampling on a CPU.
 
-A decode step multiplies a few rows by every weight matrix. oneDNN does that up to twice as fast if the weights were
-reordered into its blocks beforehand. PyTorch's own linear layers reorder them in every call, or use a slower kernel.
+A decode step multiplies few rows by every weight. oneDNN does that up to twice as fast if the weights have its
+blocked layout; PyTorch's own linear layers reorder them at every call, or fall back to a slower product.
 """
 
 from typing import Any
@@ -9,11 +9,8 @@ from typing import Any
 import torch
 
 
-class OneDnnLinear(torch.nn.Module):
-    """A frozen linear layer in oneDNN's layout. It has no gradient and cannot be saved.
-
-    `num_tokens` is the number of input rows that the layout is chosen for.
-    """
+class BlockedLinear(torch.nn.Module):
+    """A frozen linear layer with weights in oneDNN's blocked layout; it has no gradient and cannot be saved."""
 
     def __init__(self, linear: torch.nn.Linear, num_tokens: int) -> None:
         super().__init__()
@@ -22,19 +19,19 @@ class OneDnnLinear(torch.nn.Module):
         self._bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x Wᵀ + b: `(..., in_features)` -> `(..., out_features)`."""
+        """Return x Wᵀ + b; `x` is `(…, in_features)`."""
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
 
 
-def to_onednn_layout(model: Any, num_tokens: int) -> Any:
-    """Replace the linear layers of `model` in place, for steps of about `num_tokens` tokens; return the model.
+def use_blocked_layout(model: Any, num_tokens: int) -> Any:
+    """Replace the plain linear layers of `model` by blocked ones, best for steps of about `num_tokens` tokens.
 
-    On a GPU, or if this PyTorch was built without oneDNN, the model is returned unchanged.
+    Only on CPUs and if this PyTorch was built with oneDNN; otherwise the model is returned unchanged.
     """
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return model
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear:
-                setattr(parent, name, OneDnnLinear(child, num_tokens))
+                setattr(parent, name, BlockedLinear(child, num_tokens))
     return model

@@ -1,8 +1,7 @@
 """Supervised fine-tuning on labelled rationales (DPO-ST, Algorithm 2, lines 1 and 8).
 
-Always starts from the base model, never from an earlier policy, as the paper does. The loss covers the rationale and
-its stop token, not the prompt. Unlike the paper, it trains a LoRA adapter on a 4-bit base by default; the recipe can
-ask for all weights (`model.precision=full`).
+Always starts from the base model, never from an earlier policy, as in the paper. The loss covers only the rationale and
+its stop token. Unlike the paper it trains a LoRA adapter on a 4-bit base, unless the recipe asks for all weights.
 """
 
 from collections.abc import Sequence
@@ -29,12 +28,10 @@ def train_sft(
     checkpoint_s: float,
     report_to: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train `policy` (see `adapters.load_for_sft`) on `labelled`, save it in `out`, and return the stage's metrics.
+    """Train `policy`, the base with a fresh adapter or all of the base, on `labelled` and save it in `out`.
 
-    Losses are in nats per token. Rationales whose prompt and answer exceed `sft.max_length` tokens are skipped and
-    counted. `checkpoint_s` is the time between checkpoints in seconds.
-
-    Raises DataError if no rationale is left, and ModelError if training diverges.
+    Returns metrics of the training. Rationales whose prompt and answer exceed `sft.max_length` tokens are left out and
+    counted. Raises DataError if none is left.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -48,7 +45,7 @@ def train_sft(
             )
     if not rows:
         raise DataError(
-            f"sft.max_length={recipe.max_length} is below the length of all {len(labelled)} labelled rationales; raise it"
+            f"sft.max_length={recipe.max_length} leaves none of {len(labelled)} labelled rationales; raise it"
         )
     arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows), report_to=report_to)
     trainer = SFTTrainer(

@@ -1,4 +1,4 @@
-"""Experiment trackers, which transformers hands a training's metrics to: `report_to` of the recipe.
+"""Experiment trackers that transformers reports training metrics to: `report_to` of the recipe.
 
 Every training is one run there, named after its folder: rehearsal/round-1/dpo. TensorBoard's files lie in
 RUN/logs/tensorboard.
@@ -24,10 +24,10 @@ PROJECT = "dpost-lite"
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise RecipeError if a tracker is not installed, or might ask somebody although --offline forbids it."""
+    """Raise RecipeError if a tracker is not installed, or would use the network although --offline forbids it."""
     for name in names:
         if _is_offline() and name not in STAY_HERE:
-            raise RecipeError(f"report_to: {name} does not go with --offline; {' and '.join(STAY_HERE)} do")
+            raise RecipeError(f"report_to: {name} does not work with --offline; {' and '.join(STAY_HERE)} do")
         if not any(find_spec(module) for module in MODULES[name]):
             raise RecipeError(
                 f"report_to: {name} is not installed; run pip install {MODULES[name][0]}, or leave it out"
@@ -44,7 +44,7 @@ def track(names: Sequence[str], out: Path) -> dict[str, Any]:
     run = next((parent for parent in out.parents if (parent / "run.json").is_file()), out.parent)
     stage = out.relative_to(run).as_posix().removesuffix(".partial")
     logs = run / "logs" / "tensorboard" / stage
-    if not any(out.rglob("checkpoint-*")):  # it begins anew: what a training put aside left would be mixed with it
+    if not any(out.rglob("checkpoint-*")):  # a new start: do not mix it with the logs of an archived training
         shutil.rmtree(logs, ignore_errors=True)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(logs))
     os.environ.setdefault("WANDB_PROJECT", PROJECT)

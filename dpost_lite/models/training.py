@@ -1,4 +1,4 @@
-"""What SFT and DPO share: trainer arguments, LoRA weights in float32, progress, and going on where one was stopped."""
+"""What SFT and DPO share: trainer arguments, LoRA weights in float32, progress, and resuming."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ModelError
-from dpost_lite.models.backends import device
+from dpost_lite.models import hardware
 from dpost_lite.models.checkpoint import Checkpoints
+from dpost_lite.models.private_api import forget_batches, loss_of, skip_pickles
 from dpost_lite.models.tracking import track
 from dpost_lite.recipe import DpoRecipe, SftRecipe
 
@@ -15,15 +16,15 @@ Progress = Callable[..., None]
 """Called as `progress(steps_done, steps_total, "steps", loss=…)`; DPO adds what `dpo.figures` returns."""
 
 OPTIMISER_BYTES = {"paged_adamw_8bit": 2, "adamw_torch": 8, "adamw_torch_fused": 8}
-"""Of the state that an optimiser keeps of each trained weight."""
+"""Bytes of optimiser state per trained weight."""
 
-LOSSES_BEFORE = 20  # that the first one after a checkpoint is held against
+LOSSES_BEFORE = 20  # to compare the first loss after a checkpoint with
 
 
 def optimiser(*, on_gpu: bool, trains_adapter: bool) -> str:
     """Return transformers' name of the optimiser: 8-bit moments for adapters on a GPU, full ones elsewhere.
 
-    "fused" updates in place; PyTorch's own choice on a GPU would copy all second moments.
+    "fused" updates in place; PyTorch's default on a GPU would copy all second moments.
     """
     if not on_gpu:
         return "adamw_torch"
@@ -33,14 +34,14 @@ def optimiser(*, on_gpu: bool, trains_adapter: bool) -> str:
 def shared_arguments(
     recipe: SftRecipe | DpoRecipe, policy: Any, out: Path, *, seed: int, num_rows: int, report_to: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the arguments common to trl's SFTConfig and DPOConfig; every one explicit, defaults differ by version.
+    """Return the arguments common to trl's SFTConfig and DPOConfig; all explicit, since defaults differ by version.
 
-    Warm-up takes whole steps of its share only: transformers rounds up, and the first warm-up step has a learning rate
+    The number of warm-up steps is rounded down: transformers rounds up, and the first warm-up step has a learning rate
     of 0, so a training of one step would do nothing.
     """
     import torch
 
-    on_gpu = device() == "cuda"
+    on_gpu = hardware.device() == "cuda"
     dtype = policy.get_input_embeddings().weight.dtype  # the compute type, or float32 where all weights are trained
     micro = min(recipe.micro_batch_size, recipe.batch_size)
     num_accumulated = max(1, recipe.batch_size // micro)
@@ -66,16 +67,16 @@ def shared_arguments(
         "bf16": dtype is torch.bfloat16,
         "fp16": dtype is torch.float16,
         "use_cpu": not on_gpu,
-        "gradient_checkpointing": on_gpu,  # a CPU has the memory and not the time
+        "gradient_checkpointing": on_gpu,  # a CPU has memory to spare, but no time
         "padding_free": False,
-        "max_length": None,  # lengths are checked before: nothing is cut in silence
+        "max_length": None,  # lengths were checked: nothing is truncated silently
         "train_sampling_strategy": "group_by_length",
         "dataloader_pin_memory": on_gpu,
         "save_strategy": "no",
         "eval_strategy": "no",
         "logging_strategy": "steps",
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # a loss that is no number is to be seen
+        "logging_nan_inf_filter": False,  # show a loss of NaN or infinity
         "disable_tqdm": True,
         **track(report_to, out),
     }
@@ -90,10 +91,10 @@ def train(
 ) -> list[dict[str, Any]]:
     """Run a trl trainer and return its log, one dictionary per optimiser step.
 
-    `lengths` are the tokens of its rows; the longest are tried first, so that memory runs out now or never. Goes on
-    from the newest checkpoint in its folder; writes one every `checkpoint_s` seconds, and one when `progress` raises
-    KeyboardInterrupt. `progress` is told each step's loss, and what `figures` makes of its log. Raises ModelError when
-    the loss becomes infinite or NaN, or jumps where a training goes on.
+    `lengths` are the tokens of its rows; the longest are tried first, so that an out-of-memory error happens before
+    training starts. Resumes from the newest checkpoint in its folder; writes one every `checkpoint_s` seconds, and one
+    when `progress` raises KeyboardInterrupt. `progress` gets each step's loss, and what `figures` makes of its log.
+    Raises ModelError if the loss becomes infinite or NaN, or jumps after resuming.
     """
     from transformers import PrinterCallback, TrainerCallback
     from transformers.utils import logging
@@ -103,7 +104,7 @@ def train(
     newest = checkpoints.newest()
 
     class Report(TrainerCallback):
-        """Hands each logged step to `progress`, stops where the loss is no number, and keeps checkpoints."""
+        """Reports each logged step, stops if the loss is not finite, and writes checkpoints."""
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             if newest is not None:
@@ -131,8 +132,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Report())
     probe(trainer, lengths)
-    for name in ("from_checkpoint", "optimizer_and_scheduler", "scaler", "rng_state"):
-        setattr(trainer, f"_load_{name}", lambda *_: None)  # it would read pickles; on_train_begin restores ours
+    skip_pickles(trainer)  # on_train_begin restores our own checkpoint
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -143,9 +143,9 @@ def train(
 
 
 def check_loss_of_step(state: Any, resumed: Path | None) -> None:
-    """Raise ModelError if the newest loss of a Trainer's state is no number, or far off in the first resumed step.
+    """Raise ModelError if the newest loss of a Trainer's state is not finite, or far off in the first resumed step.
 
-    A training that was silently begun anew would show there.
+    The latter would show a training that silently started from the beginning.
     """
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     step = f"step {state.global_step} of {state.max_steps}"
@@ -164,10 +164,10 @@ def check_loss_of_step(state: Any, resumed: Path | None) -> None:
 
 
 def probe(trainer: Any, lengths: Sequence[int]) -> None:
-    """Run the micro-batch of the longest rows, forward and backward, and leave no trace.
+    """Run the micro-batch of the longest rows, forward and backward, without a lasting effect.
 
-    Twice, since all but the first of a step find the gradients of those before; and what the optimiser will hold is
-    held meanwhile.
+    Twice, since all but the first of a step find gradients of earlier ones in memory; a block of the optimiser's size
+    is held meanwhile.
     """
     import torch
 
@@ -184,12 +184,11 @@ def probe(trainer: Any, lengths: Sequence[int]) -> None:
         model.train()
         for _ in range(min(2, arguments.gradient_accumulation_steps)):
             with trainer.accelerator.autocast():
-                loss = trainer.compute_loss(model, trainer._prepare_inputs(batch))
+                loss = loss_of(trainer, model, batch)
             loss.backward()
         del held, loss
     model.zero_grad(set_to_none=True)
-    trainer._metrics["train"].clear()
-    trainer._total_train_tokens = 0
+    forget_batches(trainer)
     if gpus:
         torch.cuda.empty_cache()
 

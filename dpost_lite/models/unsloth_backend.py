@@ -1,7 +1,7 @@
 """unsloth: LoRA training with faster kernels, where CUDA and the package are present.
 
 Importing it changes transformers, peft and trl in over a hundred places, so this module must be the first import of a
-process that does nothing but train (see `backends.first_import`). Sampling and export never go through it.
+process that does nothing but train (see `backend.FIRST_IMPORTS`). Sampling and export never use it.
 """
 
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ModelError
-from dpost_lite.models.backends import compute_dtype
+from dpost_lite.models import hardware
 from dpost_lite.recipe import LoraRecipe, ModelRecipe
 
-# Read by unsloth when it is imported. Its own choice for generated code is the folder one happens to be in.
+# Read by unsloth when it is imported. Its default for generated code is the current folder.
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path(tempfile.gettempdir()) / "unsloth-compiled"))
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 
@@ -28,7 +28,7 @@ def load(model_dir: Path, recipe: ModelRecipe, *, max_length: int) -> Any:
         model_name=str(model_dir),
         use_exact_model_name=True,  # or a hub name becomes another, already quantised model
         max_seq_length=max_length,
-        dtype=compute_dtype(recipe.compute_dtype),
+        dtype=hardware.compute_dtype(recipe.compute_dtype),
         load_in_4bit=recipe.precision == "4bit",
         load_in_8bit=False,
         load_in_16bit=recipe.precision == "16bit",

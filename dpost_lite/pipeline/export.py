@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dpost_lite.local import gguf
 from dpost_lite.models import adapters
-from dpost_lite.models.backends import load_prompter
+from dpost_lite.models.loading import load_prompter
 from dpost_lite.recipe import Recipe
 
 

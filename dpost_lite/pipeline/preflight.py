@@ -4,7 +4,8 @@ from pathlib import Path
 
 from dpost_lite.local import gguf
 from dpost_lite.local.config import read_config
-from dpost_lite.models import backends
+from dpost_lite.models import hub
+from dpost_lite.models.backend import choose_backend
 from dpost_lite.models.dpo import check_loss
 from dpost_lite.models.tracking import check_trackers
 from dpost_lite.recipe import Recipe
@@ -17,8 +18,8 @@ def preflight(recipe: Recipe, folder: Path) -> Path:
     """
     check_loss(recipe.dpo.loss)
     check_trackers(recipe.report_to)
-    backends.first_import(recipe.model)
-    model_dir = backends.find(recipe.model.name)
+    choose_backend(recipe.model)
+    model_dir = hub.find(recipe.model.name)
     read_config(model_dir)
     weights = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
     trains_all = recipe.model.precision == "full"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpost_lite.errors import OutOfMemory
-from dpost_lite.models import backends
+from dpost_lite.models import hardware, hub
+from dpost_lite.models.backend import FIRST_IMPORTS, choose_backend
 from dpost_lite.pipeline.preflight import preflight
 from dpost_lite.pipeline.tasks import (
     Export,
@@ -67,8 +68,9 @@ class RunStages:
         self._run = run
         self._memory_share = memory_share
         self._model_dir = preflight(recipe, run.path)
-        self._base = backends.fingerprint(self._model_dir)
-        self._compute_dtype = str(backends.compute_dtype(recipe.model.compute_dtype)).removeprefix("torch.")
+        self._base = hub.fingerprint(self._model_dir)
+        self._backend = choose_backend(recipe.model)
+        self._compute_dtype = str(hardware.compute_dtype(recipe.model.compute_dtype)).removeprefix("torch.")
         self._packages = {name: minor_version(name) for name in PACKAGES}
         self._data: Artifact
         self.test_scores: list[Score] = []
@@ -89,7 +91,8 @@ class RunStages:
 
     def sft(self, number: int, labels: Artifact) -> Artifact:
         """Train the base on the labelled rationales of `labels`, and score the policy."""
-        task = TrainSft(self._recipe, self._model_dir, labels.path, self._micro_batch_size("sft"))
+        micro = self._micro_batch_size("sft")
+        task = TrainSft(self._recipe, self._model_dir, labels.path, micro, self._backend)
         settings = self._settings("model", "lora", "sft")
         policy = self._train(StageName("sft", number), "sft", task, labels, settings=settings)
         self._score(policy_name(number), policy)
@@ -135,7 +138,9 @@ class RunStages:
                 text=f"{name}: no preference pairs, so DPO is skipped; more sampling.samples_for_pairs may find some",
             )
             return policy
-        task = TrainDpo(self._recipe, self._model_dir, pairs.path, policy.path, self._micro_batch_size("dpo"))
+        task = TrainDpo(
+            self._recipe, self._model_dir, pairs.path, policy.path, self._micro_batch_size("dpo"), self._backend
+        )
         return self._train(name, "dpo", task, policy, pairs, settings=self._settings("model", "dpo"))
 
     def labels(self, number: int, samples: list[Artifact]) -> Artifact:
@@ -245,7 +250,7 @@ class RunStages:
         the size; the effective batch stays.
         """
         batch_size = getattr(self._recipe, section).batch_size
-        first_import = backends.first_import(self._recipe.model)
+        first_import = FIRST_IMPORTS[task.backend]
         while True:
             try:
                 return self._in_child(name, task, *inputs, settings=settings, resumes=True, first_import=first_import)

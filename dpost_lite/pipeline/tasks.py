@@ -9,7 +9,8 @@ from typing import Any
 
 from dpost_lite.errors import DataError
 from dpost_lite.models import adapters
-from dpost_lite.models.backends import load_prompter
+from dpost_lite.models.backend import Backend
+from dpost_lite.models.loading import load_prompter
 from dpost_lite.models.training import Progress
 from dpost_lite.pipeline.export import export_gguf
 from dpost_lite.problems.corpus import Corpus, load_corpus
@@ -80,13 +81,14 @@ class TrainSft(ModelTask):
 
     labels_dir: Path
     micro_batch_size: int
+    backend: Backend
 
     def run(self, out: Path, progress: Progress) -> dict[str, Any]:
         from dpost_lite.models import sft
 
         recipe = self.recipe
         return sft.train_sft(
-            adapters.load_for_sft(self.model_dir, recipe),
+            adapters.load_for_sft(self.model_dir, recipe, self.backend),
             load_prompter(self.model_dir, recipe.model),
             list(read_jsonl(self.labels_dir / "labels.jsonl", LabelledRationale)),
             out,
@@ -105,13 +107,14 @@ class TrainDpo(ModelTask):
     pairs_dir: Path
     policy_dir: Path
     micro_batch_size: int
+    backend: Backend
 
     def run(self, out: Path, progress: Progress) -> dict[str, Any]:
         from dpost_lite.models import dpo
 
         recipe = self.recipe
         return dpo.train_dpo(
-            adapters.load_for_dpo(self.model_dir, self.policy_dir, recipe),
+            adapters.load_for_dpo(self.model_dir, self.policy_dir, recipe, self.backend),
             load_prompter(self.model_dir, recipe.model),
             list(read_jsonl(self.pairs_dir / "pairs.jsonl", PreferencePair)),
             out,

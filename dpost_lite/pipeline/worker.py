@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dpost_lite.errors import DpostError, OutOfMemory, RunError, is_out_of_memory, of_disk
-from dpost_lite.models.backends import device
+from dpost_lite.models import hardware
 from dpost_lite.runs.folder import WorkResult
 from dpost_lite.system import interrupt
 from dpost_lite.system.machine import cache_dir, let_threads_sleep
@@ -122,7 +122,7 @@ def _context() -> Any:
     let_threads_sleep()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch at its first allocation
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # shared by the stages
-    if device() == "cuda" or "forkserver" not in multiprocessing.get_all_start_methods():
+    if hardware.device() == "cuda" or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dpost_lite.pipeline.preload"])

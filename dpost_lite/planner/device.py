@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from dpost_lite.errors import RecipeError
-from dpost_lite.models import backends
+from dpost_lite.models import hardware
 from dpost_lite.recipe import ComputeType
 
 GIB = 2**30
@@ -116,7 +116,7 @@ def this_cpu() -> Device:
     import psutil
     import torch
 
-    dtype = backends.compute_dtype(on="cpu")
+    dtype = hardware.compute_dtype(on="cpu")
     flops, bandwidth = _rates(torch.device("cpu"), dtype, size=1024)
     in_float32 = flops if dtype is torch.float32 else _rates(torch.device("cpu"), torch.float32, size=1024)[0]
     memory = float(psutil.virtual_memory().available)
@@ -128,7 +128,7 @@ def this_gpu() -> tuple[float, float, float, float] | None:
 
     Measured in a child process: it takes half a gigabyte of the GPU for as long as the process lives.
     """
-    if backends.device() != "cuda":
+    if hardware.device() != "cuda":
         return None
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_measure_gpu).result()
@@ -138,7 +138,7 @@ def _measure_gpu() -> tuple[float, float, float, float]:
     import torch
 
     free, total = torch.cuda.mem_get_info(0)
-    return float(free), float(total), *_rates(torch.device("cuda"), backends.compute_dtype(), size=4096)
+    return float(free), float(total), *_rates(torch.device("cuda"), hardware.compute_dtype(), size=4096)
 
 
 def _rates(device: Any, dtype: Any, *, size: int) -> tuple[float, float]:

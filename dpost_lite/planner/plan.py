@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from dpost_lite.errors import ModelError, RecipeError
 from dpost_lite.methods import METHODS
-from dpost_lite.models import backends
+from dpost_lite.models import hardware, hub
 from dpost_lite.models.shapes import BASES, ModelShape, read_shape
 from dpost_lite.planner.device import GIB, HERE, Device, find_device
 from dpost_lite.planner.footprint import (
@@ -136,7 +136,7 @@ def plan_for(recipes: Sequence[Recipe], size: str, *, base: str | None = None, t
 
 
 def _device_here(size: str) -> Device:
-    if size != "cpu" and backends.device() != "cuda":
+    if size != "cpu" and hardware.device() != "cuda":
         raise RecipeError(
             f"--gpu-mem {size}: this machine has no CUDA GPU; give cpu, or leave it out, to run on the CPU, "
             f"or see what a GPU would do with `dpost-lite plan --gpu-mem {'24GB' if size == 'auto' else size}`"
@@ -157,7 +157,7 @@ def settings_of(plans: Sequence[Plan]) -> list[str]:
 
 def estimate(recipe: Recipe) -> Plan:
     """Plan the recipe's own model for all of this machine, whether it fits or not: for the time it will take."""
-    device = find_device("auto" if backends.device() == "cuda" else "cpu").computing(recipe.model.compute_dtype)
+    device = find_device("auto" if hardware.device() == "cuda" else "cpu").computing(recipe.model.compute_dtype)
     (plan,) = _cut([(recipe, workload_of(recipe))], find_shape(recipe.model.name), device)
     return plan
 
@@ -166,7 +166,7 @@ def find_shape(name: str) -> ModelShape:
     """Return the shape of a model as `model.name` gives it; of a hub model no more than its config.json is fetched."""
     if name in BASES:
         return BASES[name].shape
-    return replace(read_shape(backends.find(name, files=("config.json",))), name=name)
+    return replace(read_shape(hub.find(name, files=("config.json",))), name=name)
 
 
 def make_plans(cases: Sequence[Case], shape: ModelShape, device: Device) -> list[Plan]:

@@ -1,6 +1,7 @@
 """Keep library output off the user's terminal: progress bars, advice, warnings meant for developers."""
 
 import contextlib
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -27,3 +28,23 @@ def stderr_to(path: str | Path = os.devnull) -> Iterator[None]:
             if sys.stderr is not None:
                 restored.callback(sys.stderr.flush)
         yield
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hide progress bars and advice of transformers and bitsandbytes in a `with` block; errors still surface.
+
+    In a stage's process, whose stderr is the stage's log, everything but the bars goes to the log.
+    """
+    from transformers.utils import logging
+
+    is_stage = multiprocessing.parent_process() is not None
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.nullcontext() if is_stage else stderr_to(os.devnull):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()

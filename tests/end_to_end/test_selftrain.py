@@ -22,7 +22,7 @@ from dpost_lite.errors import DataError, ExportError, ModelError, OutOfMemory, R
 from dpost_lite.evaluation.baselines import adopt, shared_stages
 from dpost_lite.evaluation.targets import policies_of
 from dpost_lite.local.solver import Solver
-from dpost_lite.models import backends
+from dpost_lite.models import loading
 from dpost_lite.pipeline.run import Outcome, execute
 from dpost_lite.pipeline.stages import RunStages
 from dpost_lite.pipeline.tasks import TrainSft
@@ -159,7 +159,7 @@ def test_the_exported_file_answers(finished, base_dir):
     for problem, entry in zip(tests, solved, strict=False):
         assert solver.solve(problem.question).text == entry["solution"]["text"] != ""
     assert solver._prompt_ids("Ann in 2?") == list(
-        Prompter(backends.load_tokenizer(base_dir), "plain").prompt_ids("Ann in 2?")
+        Prompter(loading.load_tokenizer(base_dir), "plain").prompt_ids("Ann in 2?")
     )
 
 

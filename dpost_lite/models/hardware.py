@@ -1,0 +1,30 @@
+"""What models run on here: the device, and the type they compute in."""
+
+from typing import TYPE_CHECKING
+
+from dpost_lite.recipe import ComputeType
+
+if TYPE_CHECKING:
+    import torch
+
+
+def device() -> str:
+    """Return "cuda" if a GPU can be used, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def compute_dtype(choice: ComputeType = "auto", *, on: str | None = None) -> "torch.dtype":
+    """Return the type that `model.compute_dtype` asks for.
+
+    "auto" is bfloat16 if the hardware multiplies it, else float32 (most CPUs emulate bfloat16, three times slower).
+    `on` names a device other than the default one.
+    """
+    import torch
+
+    if choice != "auto":
+        return torch.bfloat16 if choice == "bfloat16" else torch.float32
+    if (on or device()) == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
