@@ -21,6 +21,8 @@ from dpost_lite.local.solver import Solver
 from dpost_lite.local.solver_process import SolverProcess
 from dpost_lite.problems.calculator import Calculator
 
+SYSTEM_INFO = llama.system_info  # replaced in the tests below
+
 WITH_BUFFERS = "self.model_params.use_extra_bufts and len(tokens) > 1"
 
 
@@ -112,6 +114,15 @@ def test_a_damaged_record_is_no_error(tiny, text, tmp_path):
 
 
 # Crashes
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_library_for_another_processor_kills_a_child_alone(tmp_path, monkeypatch):
+    (tmp_path / "llama_cpp.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])]))
+    SYSTEM_INFO.cache_clear()
+    with pytest.raises(ExportError, match=r"cannot be loaded \(SIGILL: .*--no-binary llama-cpp-python"):
+        SYSTEM_INFO()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -49,11 +49,20 @@ def reports_amx() -> bool:
     return "AMX_INT8 = 1" in system_info()
 
 
+@cache
 def system_info() -> str:
-    """Return llama.cpp's own list of the processor features it was built for."""
-    import llama_cpp
+    """Return llama.cpp's own list of the processor features it was built for.
 
-    return llama_cpp.llama_print_system_info().decode(errors="replace").strip()
+    Asked in a child process, because a library that was built for another processor kills the process that loads it.
+    Raises ExportError if it cannot be loaded.
+    """
+    child = run_module("dpost_lite.local.trial")
+    if child.returncode:
+        raise ExportError(
+            f"{PACKAGE} cannot be loaded ({ended_by(child.returncode)}: {last_lines(child.stderr)}); build it for this "
+            f"machine: pip install --force-reinstall --no-cache-dir --no-binary {PACKAGE} {PACKAGE}"
+        )
+    return child.stdout.decode(errors="replace").strip()
 
 
 def open_gguf(path: Path, *, extra_buffers: bool, **options: Any) -> Any:

@@ -1,7 +1,7 @@
 """Child process that tests a GGUF file: `python -m dpost_lite.local.trial FILE on|off`, with extra buffers on or off.
 
 It evaluates the text from standard input as a prompt, then one more token as in decoding, and prints the text's token
-ids as its last line.
+ids as its last line. Without arguments it only loads llama.cpp and prints the processor features it was built for.
 """
 
 import math
@@ -30,6 +30,11 @@ def probe(path: Path, text: str, *, extra_buffers: bool) -> list[int]:
 
 
 def main() -> None:
+    if len(sys.argv) == 1:
+        import llama_cpp
+
+        print(llama_cpp.llama_print_system_info().decode(errors="replace"))
+        return
     path, extra_buffers = sys.argv[1:]
     try:
         ids = probe(Path(path), sys.stdin.buffer.read().decode(), extra_buffers=extra_buffers == "on")

@@ -11,12 +11,11 @@ from typing import Any
 def mark_unquantized(model: Any) -> None:
     """Make a dequantised model count as a plain one, so that it can be merged and saved.
 
-    Touches `config.quantization_config`, `config._pre_quantization_dtype`, `is_loaded_in_4bit`, `is_quantized` and
-    `hf_quantizer` of a transformers model. If they change, saving a dequantised model raises an error.
+    Touches a transformers model's `config.quantization_config`, `is_loaded_in_4bit`, `is_quantized` and
+    `hf_quantizer`. If they change, saving a dequantised model raises an error.
     """
-    for name in ("quantization_config", "_pre_quantization_dtype"):
-        if hasattr(model.config, name):
-            delattr(model.config, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     model.is_loaded_in_4bit = model.is_quantized = False
     model.hf_quantizer = None
 

@@ -149,7 +149,7 @@ def test_a_run_without_a_stage_or_a_wrong_baseline_is_one_line(two_methods, tmp_
     assert "is not finished" in said(run, "--baseline", str(other))
     for stage in ("data", "score", "sft-0", "round-1", "solved"):
         shutil.rmtree(other / stage)
-    assert "has not read its problems yet" in said(str(other))
+    assert "has no results yet" in said(str(other))
     (tmp_path / "file").write_text("")
     assert "cannot be written" in said(run, "--out", str(tmp_path / "file"))
 
