@@ -284,5 +284,5 @@ def test_a_tracked_training_is_named_after_its_run_and_asks_nobody_offline(tmp_p
     assert (arguments["report_to"], arguments["run_name"]) == (["wandb"], "mine/round-1/dpo")
     assert (os.environ["WANDB_PROJECT"], os.environ["WANDB_MODE"]) == ("mine", "offline")
     assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / "mine" / "logs" / "tensorboard" / "round-1" / "dpo")
-    with pytest.raises(RecipeError, match="report_to: mlflow does not go with --offline; tensorboard and wandb do"):
+    with pytest.raises(RecipeError, match="report_to: mlflow does not work with --offline; tensorboard and wandb do"):
         tracking.check_trackers(["mlflow"])

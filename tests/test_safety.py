@@ -95,5 +95,5 @@ def test_offline_the_hub_is_not_asked(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"owner/name is not in the local cache and --offline forbids to ask the hub"):
+    with pytest.raises(ModelError, match=r"owner/name is not in the local cache and --offline forbids asking the hub"):
         hub.find("owner/name")
