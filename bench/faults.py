@@ -237,7 +237,7 @@ def _count_steps(file: Path) -> Callable[[dict[str, Any]], None]:
 
 
 def set_traps(done: Path, spent: Path, fault: Fault | None) -> None:
-    """Make every write count, be timed, and meet the fault when its turn comes; a forked stage begins to count anew."""
+    """Make every write count, be timed, and meet the fault when its turn comes; a forked stage starts counting again."""
     command, left = os.getpid(), {os.getpid(): fault.write if fault else 0}
 
     def is_turn() -> bool:
@@ -315,7 +315,7 @@ def done_work(folder: Path) -> Counter[str]:
 
 
 def unusable_bytes(folder: Path) -> int:
-    """Bytes of the unfinished stage that its next start cannot go on with."""
+    """Bytes of the unfinished stage that its next start cannot resume from."""
     return sum(_unusable(path) for path in folder.rglob("*.partial/**/*") if path.is_file())
 
 

@@ -4,7 +4,8 @@
 
 What each line does is in `pipeline/stages.py`. A line is one or more stages of the run's folder (`runs/folder.py`), so
 running it again continues. It departs from the paper in what one consumer GPU needs: adapters on a 4-bit base in
-place of full fine-tuning. Methods without DPO leave out lines 3 and 4 (then it is the paper's Algorithm 1).
+place of full fine-tuning. A method without DPO
+leaves out lines 3 and 4, which gives the paper's Algorithm 1; `sft` is line 1 alone.
 """
 
 from typing import Protocol
@@ -41,13 +42,13 @@ def whole_run(stages: "Stages", method: Method, max_rounds: int) -> None:
 
 
 class Stages(Protocol):
-    """What the lines above ask for. `pipeline.stages.RunStages` does it; `planner.recorder.Recorder` notes its name.
+    """What the lines above ask for. `pipeline.stages.RunStages` runs it; `planner.recorder.Recorder` lists the names.
 
     The first argument of most is the round; 0 is the warm-up. Each returns the stage's artifact.
     """
 
     def data(self) -> Artifact:
-        """Load, split and check the problems; U and L are their training part."""
+        """Load, split and check the problems; U and L are their training part. Called before all others."""
 
     def score_base(self) -> None:
         """Score the base on the test problems, to compare with."""

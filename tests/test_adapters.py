@@ -209,7 +209,7 @@ def test_adapters_that_do_not_fit_are_refused(base_dir, policy_dir, model_of, tm
     model_of("llama", vocab_size=352, hidden_size=128, intermediate_size=128).save_pretrained(other)
     with pytest.raises(ModelError, match="is damaged, or of another base"):
         adapters.attach(load(other), policy_dir, trainable=False)
-    with pytest.raises(ModelError, match=r"adapter .*none holds no adapter_model\.safetensors"):
+    with pytest.raises(ModelError, match=r"adapter .*none has no adapter_model\.safetensors"):
         adapters.attach(load(base_dir), tmp_path / "none", trainable=False)
     damaged = Path(shutil.copytree(policy_dir, tmp_path / "damaged"))
     (damaged / "adapter_model.safetensors").write_bytes(b"junk")

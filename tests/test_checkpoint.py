@@ -1,4 +1,4 @@
-"""A training that was stopped goes on at its step and ends like an unbroken one; checkpoints are whole or not there."""
+"""A training that was stopped resumes at its step and ends like an unbroken one; checkpoints are whole or not there."""
 
 import json
 import math

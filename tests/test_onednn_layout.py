@@ -1,4 +1,4 @@
-"""Packed linear layers compute what plain ones do."""
+"""Blocked linear layers compute what plain ones do."""
 
 import copy
 
@@ -13,17 +13,17 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 @pytest.mark.parametrize("family", ["llama", "qwen2"])  # without and with biases
 def test_logits_are_the_same(model_of, family):
     model = model_of(family)
-    packed = use_blocked_layout(copy.deepcopy(model), num_tokens=16)
-    assert not any(type(module) is torch.nn.Linear for module in packed.modules())
-    assert any(isinstance(module, BlockedLinear) for module in packed.modules())
+    blocked = use_blocked_layout(copy.deepcopy(model), num_tokens=16)
+    assert not any(type(module) is torch.nn.Linear for module in blocked.modules())
+    assert any(isinstance(module, BlockedLinear) for module in blocked.modules())
     ids = torch.arange(3, 19)[None]
     with torch.inference_mode():
-        torch.testing.assert_close(packed(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(blocked(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_the_embedding_survives_a_tied_head(model_of):
     model = copy.deepcopy(model_of("llama", tie_word_embeddings=True))
     before = model.get_input_embeddings().weight.clone()
-    packed = use_blocked_layout(model, num_tokens=16)
-    assert torch.equal(packed.get_input_embeddings().weight, before)
-    assert isinstance(packed.lm_head, BlockedLinear)
+    blocked = use_blocked_layout(model, num_tokens=16)
+    assert torch.equal(blocked.get_input_embeddings().weight, before)
+    assert isinstance(blocked.lm_head, BlockedLinear)

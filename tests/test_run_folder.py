@@ -168,7 +168,7 @@ def test_several_stages_are_put_aside_at_once(run):
 
 def test_with_one_unknown_stage_nothing_is_put_aside(run):
     names = sorted(artifact.name for artifact in chain(run))
-    with pytest.raises(RunError, match="holds no stage 'sft-1'"):
+    with pytest.raises(RunError, match="has no stage 'sft-1'"):
         run.restart_from(["data", "sft-1"])
     assert sorted(name for name, _ in stages_done(run.path)) == names
     assert not list(run.path.rglob("*-before-*"))
@@ -186,7 +186,7 @@ def test_an_unfinished_stage_can_be_put_aside(run):
 def test_a_stage_that_is_not_there_cannot_be_put_aside(run):
     chain(run)
     with pytest.raises(
-        RunError, match=r"holds no stage 'sft-1' \(did you mean 'sft-0'\?\); it holds data, round-1/pairs"
+        RunError, match=r"has no stage 'sft-1' \(did you mean 'sft-0'\?\); it holds data, round-1/pairs"
     ):
         run.restart_from(["sft-1"])
 

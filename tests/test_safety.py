@@ -30,7 +30,7 @@ def test_pickles_are_never_read(base_dir, policy_dir, tmp_path, monkeypatch):
         (folder / f"{name}.bin").write_bytes(pickle.dumps(Malicious()))
     with pytest.raises(ModelError, match=r"base cannot be loaded .*safetensors"):
         loading.load(base)
-    with pytest.raises(ModelError, match=r"adapter holds no adapter_model\.safetensors; pickles are never read"):
+    with pytest.raises(ModelError, match=r"adapter has no adapter_model\.safetensors; pickles are never read"):
         adapters.attach(loading.load(base_dir), adapter, trainable=False)
     assert not Path("unpickled").exists()
 

@@ -1,4 +1,4 @@
-"""What a stage depends on, and how a training goes on when memory runs out; no model is loaded."""
+"""What a stage depends on, and how a training continues when memory runs out; no model is loaded."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,9 +8,10 @@ import pytest
 
 from dpost_lite.errors import OutOfMemory, RunError
 from dpost_lite.models import hub
+from dpost_lite.models.backend import FIRST_IMPORTS
 from dpost_lite.pipeline import stages
 from dpost_lite.pipeline.stages import RunStages
-from dpost_lite.pipeline.tasks import PrepareData, TrainSft
+from dpost_lite.pipeline.tasks import PrepareData, TrainDpo, TrainSft
 from dpost_lite.pipeline.worker import Task
 from dpost_lite.problems.records import Score
 from dpost_lite.recipe_files import load_recipe
@@ -81,3 +82,20 @@ def test_where_memory_ran_out_a_training_finds_its_checkpoint(works, tmp_path, m
     monkeypatch.setattr(stages, "run_in_child", run_in_child)
     stages_of(tmp_path, "sft.batch_size=12", "sft.micro_batch_size=6").sft(0, LABELS)
     assert found == [(6, []), (3, ["checkpoint-1"]), (1, ["checkpoint-1", "checkpoint-2"])]
+
+
+@pytest.mark.parametrize("backend", ["plain", "unsloth"])
+def test_a_training_imports_first_what_its_backend_needs(works, tmp_path, monkeypatch, backend):
+    found = []
+
+    def run_in_child(task: Any, *_: Any, first_import: str | None, **__: Any) -> WorkResult:
+        if isinstance(task, TrainSft | TrainDpo):
+            found.append((task.backend, first_import))
+        return answered(task)
+
+    monkeypatch.setattr(stages, "choose_backend", lambda _: backend)
+    monkeypatch.setattr(stages, "run_in_child", run_in_child)
+    made = stages_of(tmp_path)
+    made.sft(0, LABELS)
+    made.dpo(1, POLICY, Artifact("round-1/pairs", Path("pairs"), "3", {"pairs": 1}))
+    assert found == [(backend, FIRST_IMPORTS[backend])] * 2

@@ -323,3 +323,12 @@ def _when(condition, seconds: float = 60):
         assert time.monotonic() < end
         time.sleep(0.05)
     return value
+
+
+def test_tasks_are_read_without_the_libraries_that_unsloth_must_precede():
+    code = (
+        "import sys; import dpost_lite.pipeline.tasks; "
+        "print({'transformers', 'peft', 'trl', 'unsloth'} & {name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -125,7 +125,7 @@ def run_dpo(
 
 def make_trainer(base_dir, prompter, policy_dir, out, *, precision="4bit", compute="float32", **settings) -> Any:
     recipe = DpoRecipe(**{"batch_size": 4, "micro_batch_size": 4, **settings})
-    policy = adapters.load_for_dpo(base_dir, policy_dir, whole(precision=precision, compute=compute))
+    policy = adapters.load_for_dpo(base_dir, policy_dir, whole(precision=precision, compute=compute), "plain")
     return dpo.make_trainer(policy, prompter, rows(prompter), out, recipe, 42)
 
 

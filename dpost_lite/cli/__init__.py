@@ -1,1 +1,1 @@
-"""The command line: one module per command, named after it."""
+"""The command line: a module per command, named after it, and what they share (options, resolve)."""

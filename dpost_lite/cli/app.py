@@ -1,6 +1,6 @@
 """The command-line application.
 
-To keep `--help` fast, modules of this package import only typer at the top; commands import the rest when they run.
+To keep `--help` fast, command modules import only typer and light modules at the top, and the rest when they run.
 """
 
 import sys

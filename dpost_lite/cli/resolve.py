@@ -60,8 +60,8 @@ def resolve(
     """Return the output folder of a command line and the runs in it, one per method and seed.
 
     With `to_run`, the GPU must be present, and a run that the folder already contains keeps its base model and, with
-    the same --gpu-mem, its batch sizes, regardless of the memory that is free now. Raises RecipeError for unknown
-    keys or bad values, ModelError or RecipeError if no plan fits.
+    the same --gpu-mem, the settings its plan chose, regardless of the memory that is free now. Raises RecipeError for
+    unknown keys or bad values, ModelError or RecipeError if no plan fits.
     """
     from dpost_lite.evaluation.baselines import variants
     from dpost_lite.methods import METHODS

@@ -38,10 +38,9 @@ def methods_of(text: str) -> list[Method]:
     """Read `dpo-st,st,sft`. Raises RecipeError for an unknown method."""
     methods = dict[str, Method]()
     for name in (name.strip() for name in text.split(",")):
-        found = next((method for method in METHODS.values() if method.name == name), None)
-        if found is None:
-            known: list[str] = list(METHODS)
-            raise RecipeError(f"--method: {name}{nearest(name, known)}; give one or more of {','.join(known)}")
+        known: dict[str, Method] = {method.name: method for method in METHODS.values()}
+        if (found := known.get(name)) is None:
+            raise RecipeError(f"--method: {name}{nearest(name, list(known))}; give one or more of {','.join(known)}")
         methods[name] = found
     return list(methods.values())
 
@@ -72,10 +71,10 @@ def train_all(runs: Sequence[tuple[Path, Recipe]], train: Callable[[Path], Score
 
 
 def shared_stages(a: Recipe, b: Recipe) -> list[StageName]:
-    """Return the stages that two methods have in common: those before their ways part."""
+    """Return the stages that two methods have in common: those before the first round."""
     shared = []
     for first, second in zip(planned_stages(a), planned_stages(b), strict=False):
-        if first != second:
+        if first != second or first.round:
             break
         shared.append(first)
     return shared

@@ -44,7 +44,7 @@ def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
     from safetensors import SafetensorError
 
     if not (adapter_dir / "adapter_model.safetensors").is_file():  # peft would look for a pickle, and ask the hub
-        raise ModelError(f"the adapter {adapter_dir} holds no adapter_model.safetensors; pickles are never read")
+        raise ModelError(f"the adapter {adapter_dir} has no adapter_model.safetensors; pickles are never read")
     try:
         return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -82,7 +82,7 @@ def save(policy: Any, tokenizer: Any, out: Path) -> None:
             tokenizer.save_pretrained(out)
 
 
-def load_for_sft(model_dir: Path, recipe: Recipe, backend: Backend = "plain") -> Any:
+def load_for_sft(model_dir: Path, recipe: Recipe, backend: Backend) -> Any:
     """Return the base with a fresh adapter to train, or the base itself if all weights are trained."""
     if backend == "unsloth":
         from dpost_lite.models import unsloth_backend
@@ -93,7 +93,7 @@ def load_for_sft(model_dir: Path, recipe: Recipe, backend: Backend = "plain") ->
     return model if recipe.model.precision == "full" else create(model, recipe.lora, seed=recipe.seed)
 
 
-def load_for_dpo(model_dir: Path, policy_dir: Path, recipe: Recipe, backend: Backend = "plain") -> Any:
+def load_for_dpo(model_dir: Path, policy_dir: Path, recipe: Recipe, backend: Backend) -> Any:
     """Return a saved policy, to train on."""
     if not is_adapter(policy_dir):
         return load(policy_dir, "full")
@@ -117,8 +117,8 @@ def load_policy(model_dir: Path, policy_dir: Path | None, recipe: Recipe) -> Any
 def load_merged(model_dir: Path, policy_dir: Path | None, recipe: ModelRecipe, *, on: str | None = None) -> Any:
     """Return plain weights in the compute type: the dequantised base, plus the adapter if the policy is one.
 
-    The result samples faster than 4-bit weights and answers like the model that was trained. `on` names a device where
-    it shall be other than the first choice.
+    The result samples faster than 4-bit weights and answers like the model that was trained. `on` overrides
+    the default device.
     """
     compute = recipe.compute_dtype
     if policy_dir is not None and not is_adapter(policy_dir):

@@ -60,4 +60,4 @@ def _demo_gguf() -> Path:
     for file in files:
         if file.suffix == ".gguf":
             return Path(str(file.locate()))
-    raise ModelError(f"model.name: the package {DEMO_PACKAGE} holds no GGUF file; reinstall 'dpost-lite[demo]'")
+    raise ModelError(f"model.name: the package {DEMO_PACKAGE} has no GGUF file; reinstall 'dpost-lite[demo]'")

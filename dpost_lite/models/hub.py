@@ -24,7 +24,7 @@ def find(name: str, files: tuple[str, ...] = MODEL_FILES) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise ModelError(f"model.name: the folder {name} holds no config.json; give a folder saved by transformers")
+            raise ModelError(f"model.name: the folder {name} has no config.json; give a folder saved by transformers")
         return path
     if path.is_absolute() or name.count("/") != 1 or name.startswith("."):
         raise ModelError(

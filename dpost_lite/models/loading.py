@@ -27,7 +27,7 @@ def load_tokenizer(model_dir: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)  # unset, it would ask
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model.name: {model_dir} holds no usable tokenizer ({_first_line(error)})") from error
+        raise ModelError(f"model.name: {model_dir} has no usable tokenizer ({_first_line(error)})") from error
 
 
 def load_prompter(model_dir: Path, recipe: ModelRecipe) -> Prompter:

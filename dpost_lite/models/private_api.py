@@ -50,11 +50,12 @@ def token_dpo_trainer() -> type:
 def skip_pickles(trainer: Any) -> None:
     """Keep a Trainer from reading its own checkpoint files, which are pickles; `Checkpoints` restores ours.
 
-    Replaces four `Trainer._load_…` methods. If one is renamed, resuming raises an error about a missing file.
+    Replaces four `Trainer._load_…` methods. Raises RuntimeError if transformers has renamed one.
     """
     for name in ("from_checkpoint", "optimizer_and_scheduler", "scaler", "rng_state"):
         method = f"_load_{name}"
-        assert hasattr(trainer, method), method
+        if not hasattr(trainer, method):
+            raise RuntimeError(f"transformers has no Trainer.{method}; see the version caps in pyproject.toml")
         setattr(trainer, method, lambda *_: None)
 
 

@@ -1,6 +1,6 @@
 """Experiment trackers that transformers reports training metrics to: `report_to` of the recipe.
 
-Every training is one run there, named after its folder: rehearsal/round-1/dpo. TensorBoard's files lie in
+Every training is one run there, named after its folder: rehearsal/round-1/dpo. TensorBoard's files are in
 RUN/logs/tensorboard.
 """
 

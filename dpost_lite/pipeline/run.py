@@ -33,7 +33,7 @@ def execute(recipe: Recipe, run: Run, plan: Plan | None = None) -> Outcome:
 
     What needs a model runs in child processes, so a script that calls this needs `if __name__ == "__main__"`. `plan`
     gives the limit of the GPU's memory, and the estimates that are logged next to the measurements. Raises the errors
-    of errors.py; one after training, in export or solving, is returned as `Outcome.failure` instead.
+    of errors.py; one after training, in export or solving, is returned as `Outcome.failure` (except OtherSettings).
     """
     run.listen(alarms.watch(run.path, run.emit))
     if plan is not None:

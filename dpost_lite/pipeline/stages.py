@@ -18,7 +18,6 @@ from dpost_lite.pipeline.tasks import (
     GradeAnswers,
     PrepareData,
     SampleRationales,
-    SamplingTask,
     TrainDpo,
     TrainSft,
 )
@@ -41,7 +40,7 @@ from dpost_lite.runs.stage_names import BASE, StageName, policy_name
 from dpost_lite.system.machine import minor_version, ram_share_gib
 
 MODEL_PARTS = ("model", "calculator")
-# whose minor version may change results
+# packages whose minor version may change results
 PACKAGES = ("dpost-lite", "torch", "transformers", "trl", "peft", "bitsandbytes")
 LEAST_GIB = 0.1  # for the cache and logits of a sampling stage
 NUM_SOLVED = 3  # problems to try the exported file on
@@ -223,7 +222,9 @@ class RunStages:
         settings = {**self._settings(*MODEL_PARTS, "sampling"), "num_samples": num_samples}
         return self._sampled(name, task, policy, self._data, settings=settings)
 
-    def _sampled(self, name: StageName, task: SamplingTask, *inputs: Artifact, settings: dict[str, Any]) -> Artifact:
+    def _sampled(
+        self, name: StageName, task: SampleRationales | GradeAnswers, *inputs: Artifact, settings: dict[str, Any]
+    ) -> Artifact:
         """Run a stage that samples. If it runs out of memory, try again with half the memory for cache and logits."""
         while True:
             try:
@@ -308,12 +309,12 @@ class RunStages:
         return min(settings.micro_batch_size, settings.batch_size)
 
     def _settings(self, *parts: str) -> dict[str, Any]:
-        """The parts of the recipe that a stage depends on; how work is cut to fit the machine changes no result."""
+        """Return the parts of the recipe that a stage depends on, without the keys that fit the work to a machine."""
         values = self._recipe.model_dump(mode="json")
         for part, key in MACHINE_KEYS:
             values[part].pop(key)
         values["model"]["compute_dtype"] = self._compute_dtype
-        for key in ("samples_for_pairs", "samples_for_labels"):  # of no stage but those that draw so many
+        for key in ("samples_for_pairs", "samples_for_labels"):  # only sampling stages depend on these
             values["sampling"].pop(key)
         made_by = {"base": self._base, "packages": self._packages} if "model" in parts else {}
         return {"seed": values["seed"], **made_by, **{part: values[part] for part in parts}}

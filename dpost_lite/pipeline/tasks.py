@@ -32,14 +32,10 @@ from dpost_lite.sampling.sampler import sample_by_recipe
 
 @dataclass(frozen=True, slots=True)
 class ModelTask:
-    """What every task has: the recipe, and the base model's folder."""
+    """What every task has: the recipe, and the base model's folder. `run` is that of `worker.Task`."""
 
     recipe: Recipe
     model_dir: Path
-
-    def run(self, out: Path, progress: Progress) -> dict[str, Any]:
-        """Do the work; return the stage's metrics. `out` is the stage's folder, `progress` as in `Run.progress`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,8 +126,7 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dpost_lite.pipeline.preload"])
-    with stderr_to():  # which the server keeps; a child opens its own log
-        forkserver.ensure_running()
+    forkserver.ensure_running()  # before a stage's log is stderr, which the server would keep
     return context
 
 

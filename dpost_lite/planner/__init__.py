@@ -1,1 +1,1 @@
-"""Before anything is run: what each stage will take of memory and time, and how it is cut to fit."""
+"""What each stage of a run will take in memory and time, and how to split the work so that it fits."""

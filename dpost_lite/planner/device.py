@@ -67,7 +67,7 @@ class Device:
 
     @property
     def is_cpu(self) -> bool:
-        """Whether memory is RAM, and the stage's process lies in it too."""
+        """Whether memory is RAM, which also holds the stage's process."""
         return self.kind == "cpu"
 
     @property

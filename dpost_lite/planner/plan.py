@@ -119,8 +119,8 @@ class Plan:
 
 
 def plan_for(recipes: Sequence[Recipe], size: str, *, base: str | None = None, to_run: bool = False) -> list[Plan]:
-    """Plan runs that differ in method, seed and number of samples alone for `size`: as much GPU memory, "auto" for what
-    is free of it, or "cpu" for this machine's RAM. All are cut alike, so that each fits.
+    """Plan runs that differ only in method, seed and number of samples. `size` is GPU memory, "auto" for what is free,
+    or "cpu" for this machine's RAM. All get the same settings, so that each fits.
 
     The model is the one that the recipes name, or else `base`, or else the largest open base that fits; on a CPU, where
     time is short and not memory, the recipe's default. Raises RecipeError for a bad size and, `to_run`, if this machine
@@ -170,7 +170,7 @@ def find_shape(name: str) -> ModelShape:
 
 
 def make_plans(cases: Sequence[Case], shape: ModelShape, device: Device) -> list[Plan]:
-    """Fit every stage of each case into the device's memory, all cut alike.
+    """Fit every stage of each case into the device's memory, with the same settings for all.
 
     Raises ModelError that names the largest stage, what it would take at least, and a base that fits, if it does not.
     """
@@ -181,8 +181,7 @@ def make_plans(cases: Sequence[Case], shape: ModelShape, device: Device) -> list
 
 
 def pick_base(cases: Sequence[Case], device: Device) -> list[Plan]:
-    """Return the plans for the largest open base with which all cases fit, of those that sample from 16 bit if there
-    are any.
+    """Return the plans for the largest open base with which all cases fit, preferring bases sampled from 16 bit.
 
     Raises ModelError, with the smallest plan, if none does.
     """
@@ -205,7 +204,7 @@ def _open_plans(cases: Sequence[Case], device: Device) -> list[list[Plan]]:
 
 def _cut(cases: Sequence[Case], shape: ModelShape, device: Device) -> list[Plan]:
     def largest(choices: Iterable[list[StagePlan]]) -> tuple[StagePlan, ...]:
-        """Of each case's choices the first with which all fit, or else the last, which is the smallest."""
+        """Return each case's first choice with which all cases fit, or else the last, the smallest."""
         *_, last = smaller = list(zip(*choices, strict=True))
         return next((row for row in smaller if all(stage.peak_bytes <= device.memory_bytes for stage in row)), last)
 
@@ -286,7 +285,7 @@ def _sampling(
 
 
 def _merge(recipe: Recipe, shape: ModelShape, device: Device, *, on_device: bool) -> StagePlan:
-    """Merging and export: on the CPU if the GPU had no room for merged weights. In RAM lies what is saved."""
+    """Merging and export: on the CPU if the GPU has no room for merged weights. RAM holds them while they are saved."""
     parts = with_reserve(merge_parts(recipe, shape, device), device) if on_device else {}
     in_16_bit = 2.0 * shape.num_parameters
     ram = sum(parts.values()) if device.is_cpu else PARENT_BYTES + in_16_bit * (1 if on_device else 2)

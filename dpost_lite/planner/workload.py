@@ -11,7 +11,7 @@ from statistics import mean
 from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
 from dpost_lite.recipe import Recipe
 
-TEMPLATE_TOKENS = {"plain": 7, "auto": 7, "chat": 40}  # base models bring no chat template
+TEMPLATE_TOKENS = {"plain": 7, "auto": 7, "chat": 40}  # base models have no chat template
 PIECES = re.compile(r"[^\W\d_]+|\d|[^\w\s]|\n")  # about one token each: words, single digits, signs
 RIGHT_SHARE = 0.35  # of sampled rationales after the warm-up; an assumption
 KEPT_SHARE = 0.5  # of right rationales, after those that resemble another are dropped

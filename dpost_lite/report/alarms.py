@@ -50,7 +50,7 @@ def watch(run: Path, emit: Callable[..., None]) -> Callable[[dict[str, Any]], No
 def alarms(run: Path, stage: str) -> list[str]:
     """Return the alarms of a finished stage of a run."""
     name = StageName.parse(stage)
-    if name is None:
+    if name is None or name.kind not in ("score", "samples-pairs", "samples-labels", "pairs", "dpo"):
         return []
     recipe = results.recipe_of(run)
     if name.kind == "score":
@@ -64,9 +64,7 @@ def alarms(run: Path, stage: str) -> list[str]:
         return sample_alarms(health.sample_stats(run / stage), earlier, recipe, by_dpo=by_dpo)
     if name.kind == "pairs":
         return pair_alarms(health.pair_stats(run / stage), recipe["dpo"])
-    if name.kind == "dpo":
-        return dpo_alarms(_dpo_stats(run, stage), recipe["dpo"])
-    return []
+    return dpo_alarms(_dpo_stats(run, stage), recipe["dpo"])
 
 
 def _dpo_stats(run: Path, stage: str) -> DpoStats | None:

@@ -177,7 +177,8 @@ def label_stats(run: Path, number: int, done: Mapping[str, Any]) -> LabelStats:
     labels = list(read_jsonl(run / stage / "labels.jsonl", LabelledRationale))
     known = {(r.problem_id, r.text) for r in read_jsonl(before, LabelledRationale)} if before.is_file() else set()
     own = [label for label in labels if not label.is_gold]
-    sources = [name for name in done[stage]["inputs"] if name.endswith("/samples-labels") and name in done]
+    samples = [str(StageName("samples-labels", i)) for i in range(1, number + 1)]
+    sources = [name for name in samples if name in done[stage]["inputs"] and name in done]
     num_right = sum(done[name]["metrics"]["right"] for name in sources)
     return LabelStats(
         num_labels=len(labels),

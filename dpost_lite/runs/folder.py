@@ -206,7 +206,7 @@ class Run:
         for name in names:
             if name not in stages:
                 raise RunError(
-                    f"--restart-from: {self.path} holds no stage '{name}'{nearest(name, list(stages))}; "
+                    f"--restart-from: {self.path} has no stage '{name}'{nearest(name, list(stages))}; "
                     f"it holds {', '.join(sorted(stages)) or 'none'}"
                 )
         archived = set(names)
@@ -240,7 +240,8 @@ class Run:
     def _finished(self, name: str, given: dict[str, Any], *, renew: bool) -> Artifact | None:
         """A stage that is done with these settings and inputs, or None.
 
-        Raises OtherSettings if it was done with others; with `renew` and equal settings it is archived instead.
+        Raises OtherSettings if it was done with others; with `renew`, and settings that are equal except for `export`,
+        it is archived instead.
         """
         folder, partial = self.path / name, self.path / f"{name}.partial"
         if (partial / "done.json").exists() and not folder.exists():

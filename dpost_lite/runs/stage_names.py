@@ -1,4 +1,4 @@
-"""Names of a run's stages, which are also its folders. No other module builds or parses them.
+"""Names of a run's stages, which are also its folders: built and parsed here, for every module.
 
 data                        problems, split and checked
 sft-0                       the warm-up

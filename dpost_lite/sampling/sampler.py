@@ -1,7 +1,7 @@
 """The public face of the engine: problems in, graded rationales out.
 
 Seeds are per (purpose, problem, sample), so a rationale depends on neither its neighbours nor the number of rows
-(but for rounding, in 16 bits).
+(except for rounding, in 16 bits).
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def sample(
     seed: int = 0,
     done: Iterable[Rationale] = (),
 ) -> Iterator[Rationale]:
-    """Yield `num_samples` graded rationales for each problem, in the order in which they end, but for those in `done`.
+    """Yield `num_samples` graded rationales for each problem, as they end, except for those in `done`.
 
     `purpose` names the stage that asks and is part of the seed; `temperature` 0 is greedy, a tuple gives one for each
     step (line) of the rationale, the last for all that follow. `memory_gib` bounds cache and logits; None takes a share

@@ -241,7 +241,7 @@ def test_other_settings_in_the_same_folder_are_refused(dpo_st, start):
 
 
 def test_an_interrupted_run_goes_on_and_ends_like_an_unbroken_one(sft, start, tmp_path):
-    """Stopped in the middle of the warm-up's training; the repetition trains it anew and ends the same."""
+    """Stopped in the middle of the warm-up's training; the repetition trains it again and ends the same."""
 
     def interrupt(event: dict[str, Any]) -> None:
         if event["kind"] == "progress" and event["unit"] == "steps" and event["done"] == 3:
