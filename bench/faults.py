@@ -237,7 +237,7 @@ def _count_steps(file: Path) -> Callable[[dict[str, Any]], None]:
 
 
 def set_traps(done: Path, spent: Path, fault: Fault | None) -> None:
-    """Make every write count, be timed, and meet the fault when its turn comes; a forked stage starts counting again."""
+    """Make every write count, be timed, and meet the fault at its turn; a forked stage starts counting again."""
     command, left = os.getpid(), {os.getpid(): fault.write if fault else 0}
 
     def is_turn() -> bool:
