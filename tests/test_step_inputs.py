@@ -48,7 +48,7 @@ def drawn(engine, requests):
 def row_of(length, num_unread=1, slot=0):
     request = ask((5, 6, 7), max_new_tokens=99)
     answer = AnswerTokens(None, request.stop_ids.__contains__, 99)
-    return Row(Prompt(request, [], 0, torch.zeros(4), 7), 0, answer, frozenset(), slot, length, [1] * num_unread)
+    return Row(Prompt(request, [], {0}, 0, torch.zeros(4), 7), 0, answer, frozenset(), slot, length, [1] * num_unread)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -62,6 +62,7 @@ def test_inputs_are_the_same_after_packing_and_unpacking(padded):
     unpacked = StepInputs.unpack(inputs.pack(), shape)
     assert [view.flatten().tolist() for view in unpacked.values()] == inputs.values()
     assert [tuple(view.shape) for view in unpacked.values()] == StepInputs.sizes(shape).values()
+    assert inputs.row[shape.num_extra :][:7] == [row.slot for row in rows]
     assert set(inputs.row) <= {*range(7), 9}  # padding is written to the scratch row alone: others may be parked
 
 

@@ -33,7 +33,7 @@ class AnswerTokens:
     num_chosen: int = 0
     is_waiting: bool = False  # a token was chosen, and the writer has not replied yet
     _chosen: tuple[int, float] = (0, 0.0)  # the newest choice and its log-probability
-    _replay: Iterator[None] | None = None  # of a prefix with a reply pending
+    _replay: Iterator[Pending] | None = None  # of a prefix with a reply pending
     _forced_from_prefix: list[int] = field(default_factory=list)  # the rest of an insertion that the prefix cuts
     _prefix_counts: tuple[int, int] = (0, 0)  # annotations that belong to the prefix: calculated, refused
 
@@ -112,11 +112,11 @@ class AnswerTokens:
         return new
 
     def _continue_replay(self) -> None:
-        if self._replay is not None and next(self._replay, PENDING) is PENDING:  # exhausted
+        if self._replay is not None and next(self._replay, None) is None:  # all of the prefix was pushed
             self._replay = None
 
-    def _replayed(self, writer: RowWriter, prefix_ids: Sequence[int]) -> Iterator[None]:
-        """Push the prefix; yield whenever a reply is pending."""
+    def _replayed(self, writer: RowWriter, prefix_ids: Sequence[int]) -> Iterator[Pending]:
+        """Push the prefix; yield PENDING whenever a reply is."""
         forced: list[int] = []
         for token_id in prefix_ids:
             if forced[:1] == [token_id]:  # the prefix holds what the writer wrote
@@ -124,7 +124,7 @@ class AnswerTokens:
                 continue
             reply = writer.push(token_id)
             while reply is PENDING:
-                yield
+                yield PENDING
                 reply = writer.poll()
             forced = reply[1:] if reply and reply[0] == token_id else []
         self._forced_from_prefix = forced

@@ -37,10 +37,10 @@ PENDING: Final = Pending.PENDING
 class RowWriter(Protocol):
     """Follows the tokens of one row and may insert some of its own.
 
-    An answer is None to keep the newest token, or the ids that replace it (they usually begin with the token itself):
-    the model reads all of them before it chooses again. `PENDING` means that the answer comes later. The row then
-    waits, without holding up other rows, and `poll` is called from time to time. `num_calculated` counts completed
-    annotations, `num_refused` those left to the model; both are read when no answer is pending.
+    An answer is None to keep the newest token, or the ids that replace it, at least one (usually the token itself and
+    what follows it): the model reads all of them before it chooses again. `PENDING` means that the answer comes later.
+    The row then waits, without holding up other rows, and `poll` is called from time to time. `num_calculated` counts
+    completed annotations, `num_refused` those left to the model; both are read when no answer is pending.
 
     A writer may be dropped at any time, with an answer pending: when memory runs out, the engine starts the sample
     again with a new writer.
@@ -67,7 +67,7 @@ class Forcer:
     """The `Writer` that inserts the calculator's results; what all rows of one vocabulary share.
 
     `text_of(token_id)` is the text that one token adds in the middle of a line ("" for special tokens), `encode(text)`
-    the token ids of a text without special tokens. Pass cached functions: both are called once per token.
+    the token ids of a text without special tokens. Pass a cached `text_of`: it is called for every token of an answer.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ from dpost_lite.errors import OutOfMemory, is_out_of_memory
 from dpost_lite.problems.answer_tokens import POLL_SECONDS
 from dpost_lite.problems.forcing import Writer
 from dpost_lite.sampling.model_runner import ModelRunner
-from dpost_lite.sampling.request import Completion, Request
+from dpost_lite.sampling.request import CacheSize, Completion, Request
 from dpost_lite.sampling.scheduler import Row, Scheduler
 from dpost_lite.sampling.statistics import Statistics
 
@@ -53,7 +53,6 @@ class Engine:
         self._scheduler = Scheduler(writer, step_ids)
         self._max_rows = max_rows
         self._memory_gib = memory_gib
-        self._completions: list[Completion] = []  # finished, and not returned yet
         self._has_new_requests = False
         self._is_serving = False
 
@@ -70,7 +69,12 @@ class Engine:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Prepare the model for `step` in a `with` block; then restore it and drop what is unfinished."""
+        """Prepare the model for a `with` block; then restore it and drop what is unfinished.
+
+        Raises RuntimeError inside another such block: an engine does one thing at a time.
+        """
+        if self._is_serving:
+            raise RuntimeError("the engine is already serving or running")
         self._is_serving = True
         try:
             with self._runner.ready():
@@ -78,45 +82,48 @@ class Engine:
         finally:
             self._is_serving = False
             self._scheduler.clear()
-            self._completions = []
 
     def add_request(self, request: Request) -> None:
         """Queue a request, before the first step or later.
 
         The cache is sized for the requests that are queued at the first step. A later request that is too long for
         it waits, and those behind it, until all running samples have ended and a new cache is made. The same happens
-        if later requests could use at least twice as many rows.
+        if later requests could use at least twice as many rows or prompts. Raises RuntimeError outside of `serving`.
         """
+        self._check_serving()
         self._scheduler.add(request)
         self._has_new_requests = True
 
     def has_unfinished(self) -> bool:
         """Whether a sample is queued or running."""
-        return bool(self._scheduler.queue or self._scheduler.prompts or self._completions)
+        return self._scheduler.has_unfinished
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
         """Fill free rows, decode one token for each running row, and return the samples that ended.
 
-        If all rows wait for their writers, it sleeps a moment instead. If memory runs out, it halves the rows; the
-        unfinished samples are drawn again, with the same result. Raises OutOfMemory when memory does not suffice for
-        a single row, ModelError when the model computes NaN, and RuntimeError outside of `serving`.
+        If all rows wait for their writers, it sleeps a moment instead. If memory runs out, it halves the rows, for as
+        long as this engine lives; the unfinished samples are drawn again, with the same result. Raises OutOfMemory when
+        memory does not suffice for a single row, ModelError when the model computes NaN, and RuntimeError outside of
+        `serving`.
         """
-        if not self._is_serving:
-            raise RuntimeError("Engine.step() needs a `with engine.serving()` block around it")
+        self._check_serving()
         try:
             self._step()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             self._shrink(error)
-        completions, self._completions = self._completions, []
-        return completions
+        return self._scheduler.take_completions()
+
+    def _check_serving(self) -> None:
+        if not self._is_serving:
+            raise RuntimeError("the engine needs a `with engine.serving()` block around this call")
 
     def _step(self) -> None:
         scheduler = self._scheduler
         self._prepare_cache()
-        self._settle(scheduler.poll())
+        scheduler.settle(scheduler.poll())
         self._admit()
         if scheduler.running:
             self._choose(scheduler.running, self._runner.decode(scheduler.running, scheduler.prompts))
@@ -125,16 +132,22 @@ class Engine:
 
     def _prepare_cache(self) -> None:
         """Allocate the cache if there is none, or if it is empty and too small for what is queued."""
-        scheduler, runner, size = self._scheduler, self._runner, self.statistics.cache_size
-        if self._has_new_requests and scheduler.queue and runner.cache and size:
-            planned = runner.size_for(scheduler.queue, self._max_rows, self._memory_gib)
-            scheduler.wants_more_rows = planned.num_rows >= 2 * size.num_rows
+        scheduler, runner = self._scheduler, self._runner
+        if self._has_new_requests and scheduler.queue and runner.cache:
+            wanted, size = self._wanted_size(), runner.cache.size
+            scheduler.wants_larger_cache = (
+                wanted.num_rows >= 2 * size.num_rows or wanted.num_prompts >= 2 * size.num_prompts
+            )
         self._has_new_requests = False
         if scheduler.needs_cache:
-            size = self.statistics.cache_size = runner.size_for(scheduler.queue, self._max_rows, self._memory_gib)
+            scheduler.close()
+            size = self.statistics.cache_size = self._wanted_size()
             self.statistics.num_caches += 1
             min_free = max(1, size.num_rows // 16) if runner.static else 1  # admitting takes as long as several replays
-            scheduler.open(size, runner.allocate(size), min_free=min_free, segment_rows=runner.segment_rows)
+            scheduler.open(runner.allocate(size), min_free=min_free, segment_rows=runner.segment_rows)
+
+    def _wanted_size(self) -> CacheSize:
+        return self._runner.size_for(self._scheduler.queue, self._max_rows, self._memory_gib)
 
     def _admit(self) -> None:
         """Fill free rows: compute prompts as needed, and draw the first tokens."""
@@ -156,10 +169,7 @@ class Engine:
         with self.statistics.timed("calculator"):
             for row, (token_id, logprob) in zip(rows, chosen, strict=True):
                 row.append_token(token_id, logprob)
-        self._settle(rows)
-
-    def _settle(self, rows: list[Row]) -> None:
-        self._completions += self._scheduler.settle(rows)
+        self._scheduler.settle(rows)
 
     def _shrink(self, error: Exception) -> None:
         """After memory ran out: halve the rows, and queue unfinished samples again."""

@@ -19,6 +19,8 @@ from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, CacheSize, Completio
 class RowStore(Protocol):
     """What the scheduler needs of a cache."""
 
+    size: CacheSize
+
     def move_row(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of row `source` over row `target`."""
 
@@ -39,27 +41,22 @@ class Queued:
 
 @dataclass(slots=True, eq=False)
 class Prompt:
-    """A prompt in the cache, in `slot`: the samples in `todo` wait for a row, `num_running` and `num_parked` have one.
+    """A prompt in the cache, in `slot`. Its samples in `todo` wait for a row; those in `unfinished` have not ended.
 
-    `logits` are those of the first answer token, `(vocabulary,)`.
+    `logits` are those of the first answer token, `(vocabulary,)`; `num_running` counts the running rows.
     """
 
     request: Request
     todo: list[int]
+    unfinished: set[int]
     slot: int
     logits: Any
     num_running: int = 0
-    num_parked: int = 0
 
     @property
     def length(self) -> int:
         """Positions in the cache."""
         return len(self.request.read_ids)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the last of its samples has ended."""
-        return not (self.todo or self.num_running or self.num_parked)
 
 
 @dataclass(slots=True, eq=False)
@@ -114,40 +111,49 @@ class Scheduler:
     def __init__(self, writer: Writer | None, step_ids: frozenset[int]) -> None:
         self._writer = writer
         self._step_ids = step_ids
-        self.wants_more_rows = False  # stop starting prompts, so that a larger cache can be made
+        self.wants_larger_cache = False  # stop starting prompts, so that it can be made
         self.clear()
 
     def clear(self) -> None:
-        """Forget all requests and rows."""
+        """Forget all requests, rows and completions."""
         self.queue: deque[Queued] = deque()
-        self._drop_rows()
-        self._size: CacheSize | None = None
+        self._completions: list[Completion] = []
+        self.close()
 
-    def _drop_rows(self) -> None:
+    def close(self) -> None:
+        """Forget the cache and what is in it."""
         self.prompts: list[Prompt] = []  # by slot
         self.running: list[Row] = []  # by slot, from 0
         self.parked: list[Row] = []  # by slot, from the last one down
+        self._cache: RowStore | None = None  # no other reference to it is kept, so that its memory can be freed
 
     def add(self, request: Request) -> None:
         """Queue a request."""
         if request.indices:
             self.queue.append(Queued(request, request.indices))
 
-    def open(self, size: CacheSize, store: RowStore, *, min_free: int, segment_rows: int) -> None:
-        """Start with an empty cache of this size."""
+    def open(self, cache: RowStore, *, min_free: int, segment_rows: int) -> None:
+        """Start with an empty cache."""
         assert not self.prompts
-        self._size, self._store = size, store
-        self._min_free, self._segment_rows = min_free, segment_rows
-        self.wants_more_rows = False
+        self._cache, self._min_free, self._segment_rows = cache, min_free, segment_rows
+        self.wants_larger_cache = False
 
     def requeue(self) -> None:
-        """Drop all rows, and put their samples back at the front of the queue."""
-        rows = [*self.running, *self.parked]
+        """Close the cache, and put its unfinished samples back at the front of the queue."""
         for prompt in reversed(self.prompts):
-            started = [row.index for row in rows if row.prompt is prompt]
-            self.queue.appendleft(Queued(prompt.request, sorted(started + prompt.todo)))
-        self._drop_rows()
-        self._size = None
+            if prompt.unfinished:
+                self.queue.appendleft(Queued(prompt.request, sorted(prompt.unfinished)))
+        self.close()
+
+    def take_completions(self) -> list[Completion]:
+        """Return the samples that ended since the last call."""
+        completions, self._completions = self._completions, []
+        return completions
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a sample is queued or running, or has ended and was not taken."""
+        return bool(self.queue or self.prompts or self._completions)
 
     @property
     def needs_cache(self) -> bool:
@@ -155,12 +161,12 @@ class Scheduler:
         return bool(self.queue) and not self.prompts and not self._may_start(self.queue[0].request)
 
     def _may_start(self, request: Request) -> bool:
-        return self._size is not None and not self.wants_more_rows and self._size.fits(request)
+        return self._cache is not None and not self.wants_larger_cache and self._cache.size.fits(request)
 
     @property
     def num_free(self) -> int:
         """Free rows."""
-        return self._size.num_rows - len(self.running) - len(self.parked) if self._size else 0
+        return self._cache.size.num_rows - len(self.running) - len(self.parked) if self._cache else 0
 
     @property
     def should_admit(self) -> bool:
@@ -174,9 +180,9 @@ class Scheduler:
         """
         batch: list[Queued] = []
         room, num_tokens = self.num_free, 0
-        if self._size is None or any(prompt.todo for prompt in self.prompts):
+        if self._cache is None or any(prompt.todo for prompt in self.prompts):
             return batch
-        for queued in islice(self.queue, self._size.num_prompts - len(self.prompts)):
+        for queued in islice(self.queue, self._cache.size.num_prompts - len(self.prompts)):
             num_tokens += len(queued.request.read_ids)
             is_full = room <= 0 or (batch and num_tokens > MAX_PREFILL_TOKENS)
             if is_full or not self._may_start(queued.request):
@@ -189,7 +195,7 @@ class Scheduler:
         """Take the first requests off the queue, whose prompts are now in the cache, with the logits of each."""
         for slot, of_prompt in enumerate(logits, start=len(self.prompts)):
             queued = self.queue.popleft()
-            self.prompts.append(Prompt(queued.request, queued.indices, slot, of_prompt))
+            self.prompts.append(Prompt(queued.request, queued.indices, set(queued.indices), slot, of_prompt))
 
     def start_rows(self) -> list[Row]:
         """Give free rows to samples whose prompt is in the cache; return the new rows."""
@@ -215,57 +221,62 @@ class Scheduler:
             self._resume(row)
         return replied
 
-    def settle(self, rows: Iterable[Row]) -> list[Completion]:
+    def settle(self, rows: list[Row]) -> None:
         """Retire the finished ones of these running rows, and park those whose writer has a reply pending."""
-        changed = [row for row in rows if row.answer.is_waiting or row.answer.is_finished]
-        finished = [row for row in changed if not row.answer.is_waiting]
-        for row in finished:
+        waiting = [row for row in rows if row.answer.is_waiting]
+        finished = [row for row in rows if row.answer.is_finished and not row.answer.is_waiting]
+        for row in finished:  # first of all: moving rows may run out of memory
             row.length = 0  # its cache is not needed
+            row.prompt.unfinished.discard(row.index)
+            self._completions.append(row.completion())
         for row in reversed(finished):
             self._close_gap(row.slot)
             row.prompt.num_running -= 1
-            if row.prompt.is_done:
-                self._drop_prompt(row.prompt)
-        for row in changed:
-            if row.answer.is_waiting:
-                self._park(row)
-        return [row.completion() for row in finished]
+        for prompt in dict.fromkeys(row.prompt for row in reversed(finished)):
+            if not prompt.unfinished:
+                self._drop_prompt(prompt)
+        for row in waiting:
+            self._park(row)
 
     def _park(self, row: Row) -> None:
         """Move a row to the last slot that no parked row has."""
-        assert self._size is not None
-        target = self._size.num_rows - len(self.parked) - 1
+        target = self._open_cache.size.num_rows - len(self.parked) - 1
         if target < len(self.running):  # no row is free: the last running one has that slot
             last = self.running[target]
             self._swap(row, last)
             self.running[last.slot] = last
             self.running.pop()
         else:
-            gap, row.slot = row.slot, target
-            self._store.move_row(gap, target, row.length)
+            gap = row.slot
+            self._move(row, target)
             self._close_gap(gap)
         self.parked.append(row)
         row.prompt.num_running -= 1
-        row.prompt.num_parked += 1
 
     def _resume(self, row: Row) -> None:
         """Move a parked row behind the running ones."""
         lowest = self.parked[-1]
-        place = self._size.num_rows - 1 - row.slot if self._size else 0
+        place = self._open_cache.size.num_rows - 1 - row.slot
         self._swap(row, lowest)
         self.parked[place] = lowest
         self.parked.pop()
-        target = len(self.running)
-        if row.slot != target:
-            self._store.move_row(row.slot, target, row.length)
-            row.slot = target
+        if row.slot != len(self.running):
+            self._move(row, len(self.running))
         self.running.append(row)
         row.prompt.num_running += 1
-        row.prompt.num_parked -= 1
+
+    @property
+    def _open_cache(self) -> RowStore:
+        assert self._cache is not None
+        return self._cache
+
+    def _move(self, row: Row, slot: int) -> None:
+        self._open_cache.move_row(row.slot, slot, row.length)
+        row.slot = slot
 
     def _swap(self, first: Row, second: Row) -> None:
         if first is not second:
-            self._store.swap_rows(first.slot, second.slot, max(first.length, second.length))
+            self._open_cache.swap_rows(first.slot, second.slot, max(first.length, second.length))
             first.slot, second.slot = second.slot, first.slot
 
     def _close_gap(self, slot: int) -> None:
@@ -277,13 +288,15 @@ class Scheduler:
         while slot < len(rows) - 1:
             following = rows[(slot // size + 1) * size :][:size]
             row = max(following, key=lambda row: row.length) if following else rows[-1]
-            self._store.move_row(row.slot, slot, row.length)
-            rows[slot], row.slot, slot = row, slot, row.slot
+            gap = row.slot
+            self._move(row, slot)
+            rows[slot], slot = row, gap
         rows.pop()
 
     def _drop_prompt(self, prompt: Prompt) -> None:
-        last = self.prompts.pop()
+        last = self.prompts[-1]
         if last is not prompt:
-            self._store.move_prompt(last.slot, prompt.slot, last.length)
+            self._open_cache.move_prompt(last.slot, prompt.slot, last.length)
             last.slot = prompt.slot
             self.prompts[last.slot] = last
+        self.prompts.pop()
