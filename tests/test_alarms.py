@@ -133,7 +133,7 @@ def test_a_dpo_that_hardly_does_anything_alarms(folder) -> None:
     folder.stage("round-1/dpo")
     folder.dpo_steps((0.2, -0.6))
     assert alarm(folder, "round-1/dpo") == (
-        "DPO separated the log-probabilities of chosen and rejected rationales by 0.8 nats only: raise "
+        "DPO separated the log-probabilities of chosen and rejected rationales by only 0.8 nats: raise "
         "dpo.learning_rate or dpo.max_steps"
     )
 

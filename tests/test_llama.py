@@ -123,6 +123,10 @@ def test_a_library_for_another_processor_kills_a_child_alone(tmp_path, monkeypat
     SYSTEM_INFO.cache_clear()
     with pytest.raises(ExportError, match=r"cannot be loaded \(SIGILL: .*--no-binary llama-cpp-python"):
         SYSTEM_INFO()
+    monkeypatch.setattr(llama, "system_info", SYSTEM_INFO)
+    (finding,) = diagnosis._llama()  # so that `doctor` lives to tell
+    assert (finding.topic, finding.state) == ("llama.cpp", "missing")
+    assert "SIGILL" in finding.value
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

