@@ -63,8 +63,10 @@ def _packages() -> Iterator[Finding]:
         yield Finding(PACKAGE, "not installed as a package, so versions cannot be checked; pip install -e .", "note")
         return
     requirements = [Requirement(line) for line in lines]
+    listed: set[str] = set()
     for requirement in requirements:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            listed.add(requirement.name)
             yield _compare(requirement.name, version(requirement.name), requirement.specifier)
     for extra, feature in FEATURES.items():
         wanted = [r for r in requirements if r.name != PACKAGE and r.marker and r.marker.evaluate({"extra": extra})]
@@ -73,7 +75,8 @@ def _packages() -> Iterator[Finding]:
             remedy = f"missing for {feature}: {', '.join(missing)} (pip install '{PACKAGE}[{extra}]')"
             yield Finding(extra, remedy, "note")
         else:
-            yield from (_compare(r.name, version(r.name), r.specifier) for r in wanted)
+            yield from (_compare(r.name, version(r.name), r.specifier) for r in wanted if r.name not in listed)
+            listed.update(r.name for r in wanted)
 
 
 def _compare(name: str, version: str | None, wanted: "SpecifierSet") -> Finding:
