@@ -1,8 +1,9 @@
 """The schema of a recipe: every setting of a run, with the paper's defaults (DPO-ST, Table 5 and released code, Llama
 columns).
 
-A recipe file lists only what differs from these defaults. Learning rates are the one deliberate departure: the paper
-fine-tunes all weights at 2e-5 / 3e-7, which would hardly move a LoRA adapter, so the defaults are typical for LoRA.
+A recipe file lists only what differs from these defaults. There are two deliberate departures: learning rates, since
+the paper fine-tunes all weights at 2e-5 / 3e-7, which would hardly move a LoRA adapter; and the gate after DPO
+(`dpo.gate`).
 
 Precedence: defaults < recipe file < `key=value` on the command line. Reading and overriding: recipe_files.py.
 """
@@ -115,11 +116,23 @@ class DpoRecipe(_Section):
     """Any loss_type of trl's DPOConfig: sigmoid, hinge, ipo, robust, sigmoid_norm …"""
     nll_weight: float = Field(0.0, ge=0)
     """Weight of an added negative log-likelihood term on the chosen rationale."""
+    gate: float = Field(0.05, ge=0, le=1)
+    """Share of a round's draws that is spent on comparing the policies before and after DPO, on at least 64 problems:
+    the round goes on with the DPO policy only if it clearly draws more distinct right rationales. `off` (0): always, as
+    in the paper.
+    """
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     max_length: int = Field(640, ge=16)
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _gate_on_or_off(cls, value: Any) -> Any:
+        """Accept `on` and `off`, which YAML reads as booleans."""
+        names = {"on": 0.05, "off": 0.0, True: 0.05, False: 0.0}
+        return names.get(value, value) if isinstance(value, bool | str) else value
 
 
 class SamplingRecipe(_Section):
@@ -161,7 +174,9 @@ class LabelsRecipe(_Section):
 
     jaccard_threshold: float = Field(0.7, gt=0, le=1)
     pool_rounds: bool = True
-    """Also use the samples of all earlier DPO policies."""
+    """Also use the samples of all earlier rounds."""
+    from_pairs: bool = False
+    """Also use the right rationales that were sampled for preference pairs (the paper does not)."""
     cap_percentile: int = Field(90, ge=1, le=100)
     """Cap the labels of a problem at this percentile of the labels per problem."""
     max_per_problem: int = Field(100, ge=1)

@@ -3,9 +3,9 @@
     f = the base model; L = labelled problems; U = the same training problems with their answers only
 
 What each line does is in `pipeline/stages.py`. A line is one or more stages of the run's folder (`runs/folder.py`), so
-running it again continues. It departs from the paper in what one consumer GPU needs: adapters on a 4-bit base in
-place of full fine-tuning. A method without DPO
-leaves out lines 3 and 4, which gives the paper's Algorithm 1; `sft` is line 1 alone.
+running it again continues. It departs from the paper in what one consumer GPU needs, adapters on a 4-bit base in place
+of full fine-tuning, and in what line 4 returns: f_d only if it clearly draws more than f_i-1 (`dpo.gate`). A method
+without DPO leaves out lines 3 and 4, which gives the paper's Algorithm 1; `sft` is line 1 alone.
 """
 
 from typing import Protocol
@@ -63,7 +63,11 @@ class Stages(Protocol):
         """Make preference pairs of graded rationales."""
 
     def dpo(self, number: int, policy: Artifact, pairs: Artifact) -> Artifact:
-        """Train a policy on preference pairs, with itself as the reference."""
+        """Train a policy on preference pairs, with itself as the reference.
+
+        Returns the policy to go on with: the given one if there are no pairs, or if the trained one does not clearly
+        draw more (`dpo.gate`; not in the paper).
+        """
 
     def sample_for_labels(self, number: int, policy: Artifact) -> Artifact:
         """Sample K rationales for every training problem, and grade them."""

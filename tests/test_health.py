@@ -59,6 +59,16 @@ def test_pairs_and_labels_are_counted(folder) -> None:
     assert (two.num_labels, two.num_gold, two.new_per_problem, two.num_dropped) == (3, 1, 0.25, 7)
 
 
+def test_right_rationales_drawn_for_pairs_count_where_they_join_the_labels(folder) -> None:
+    drawn = ["round-1/samples-labels", "round-1/samples-pairs"]
+    for name in drawn:
+        folder.stage(name, rationales=[rationale("1", s, correct=True) for s in range(3)])
+    label = LabelledRationale("1", "?", "a", (1,), is_gold=False)
+    folder.stage("round-1/labels", inputs=("data", *drawn), labels=[label])
+    (one,) = health.rounds(folder.path)
+    assert one.labels.num_dropped == 5
+
+
 def test_what_dpo_did_is_read_from_the_last_fifth_of_its_steps(folder) -> None:
     folder.stage("round-1/dpo")
     folder.dpo_steps(*[(0.0, 0.0)] * 8, (1.0, -3.0), (2.0, -6.0))

@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -202,12 +202,10 @@ def test_recipes_for_gpus_are_what_the_planner_makes(name):
     size = re.search(r"(\d+gb)$", name)
     assert size
     recipe = load_recipe(name)
-    free = load_recipe(None, [f"sampling.samples_for_labels={recipe.sampling.samples_for_labels}"])
+    own = [f"sampling.samples_for_labels={recipe.sampling.samples_for_labels}", f"dpo.gate={recipe.dpo.gate}"]
+    free = load_recipe(None, own)
     plan = planned(free, recipe.model.name, size[1])
-    expected = load_recipe(
-        None,
-        [f"sampling.samples_for_labels={recipe.sampling.samples_for_labels}", *settings_of([plan])],
-    )  # fmt: skip
+    expected = load_recipe(None, [*own, *settings_of([plan])])
     assert recipe == expected
     table = (recipes_dir() / "README.md").read_text(encoding="utf-8")
     row = next(line for line in table.splitlines() if f"`{name}`" in line)
@@ -312,7 +310,7 @@ def test_whole_logits_take_more_and_leave_smaller_micro_batches(whole_logits, mo
 def test_lengths_are_those_of_the_data():
     rehearsal, gsm8k = load_recipe("rehearsal"), Recipe()
     short, long = workload_of(rehearsal), workload_of(gsm8k)
-    assert (short.num_train, short.num_labelled, short.num_test) == (160, 32, 200)
+    assert (short.num_train, short.num_labelled, short.num_test) == (128, 32, 400)
     assert long == GSM8K
     assert longest_row("sft", rehearsal, short) < 200 < longest_row("sft", gsm8k, long) < 640
     assert longest_row("dpo", load_recipe(None, ["dpo.max_length=100"]), long) == 100
@@ -394,6 +392,15 @@ def test_work_grows_with_what_there_is_to_do(pace):
     assert pace.of(stage("sft-0")).tokens == 6705 * 2 * (62 + 126)
     assert pace.of(stage("round-1/dpo")).tokens == 2 * 6705 * 1.2 * 188  # fewer pairs than 100 steps of 128 take
     assert pace.of(stage("round-2/dpo")).tokens == 2 * 12_800 * 188
+    gate = pace.of(stage("round-1/gate"))
+    assert gate.tokens == pytest.approx(2 * 447 * (3 * 126 + 62))  # two policies, a twentieth of the round's draws
+    assert gate.seconds < 0.1 * (pairs.seconds + labels.seconds)
+
+
+def test_labels_from_pairs_make_the_next_sft_longer(pace):
+    more = replace(pace, recipe=load_recipe(None, ["labels.from_pairs=true"]))
+    first, second = (each.of(stage("round-1/sft")).tokens - each.of(stage("sft-0")).tokens for each in (pace, more))
+    assert second == pytest.approx(first * (3 + 5) / 3)
 
 
 def test_a_decode_step_is_bound_by_reading_or_by_arithmetic(pace):

@@ -4,11 +4,12 @@ import pytest
 
 from dpost_lite.planner.recorder import planned_stages
 from dpost_lite.recipe import Recipe
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.stage_names import StageName, is_round, policy_name, policy_of, rounds_in
 
 WARM_UP = ["data", "score/base", "sft-0", "score/sft-0"]
 LABELS = ["samples-labels", "labels", "sft"]
-ROUND = {"sft": [], "st": LABELS, "dpo-st": ["samples-pairs", "pairs", "dpo", *LABELS]}
+ROUND = {"sft": [], "st": LABELS, "dpo-st": ["samples-pairs", "pairs", "dpo", "gate", *LABELS]}
 
 
 @pytest.mark.parametrize("method", ["dpo-st", "st", "sft"])
@@ -19,6 +20,12 @@ def test_the_stages_are_those_of_the_algorithm_in_its_order(method):
     names = planned_stages(Recipe(method=method, rounds=2))
     assert [str(name) for name in names] == [*expected, "export", "solved"]
     assert [StageName.parse(str(name)) for name in names] == names
+
+
+def test_the_papers_algorithm_has_no_gate():
+    names = [name.kind for name in planned_stages(load_recipe(None, ["dpo.gate=off"]))]
+    assert "dpo" in names
+    assert "gate" not in names
 
 
 @pytest.mark.parametrize("name", ["", "sft", "sft-1", "round-1", "round-1/score", "round-x/sft", "score/else", "logs"])

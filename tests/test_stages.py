@@ -11,9 +11,9 @@ from dpost_lite.models import hub
 from dpost_lite.models.backend import FIRST_IMPORTS
 from dpost_lite.pipeline import stages
 from dpost_lite.pipeline.stages import RunStages
-from dpost_lite.pipeline.tasks import PrepareData, TrainDpo, TrainSft
+from dpost_lite.pipeline.tasks import CompareDraws, PrepareData, SampleRationales, TrainDpo, TrainSft
 from dpost_lite.pipeline.worker import Task
-from dpost_lite.problems.records import Score
+from dpost_lite.problems.records import LabelledRationale, Problem, Rationale, Score, read_jsonl, write_jsonl
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import UNFINISHED, Artifact, Run, WorkResult
 
@@ -84,6 +84,95 @@ def test_where_memory_ran_out_a_training_finds_its_checkpoint(works, tmp_path, m
     assert found == [(6, []), (3, ["checkpoint-1"]), (1, ["checkpoint-1", "checkpoint-2"])]
 
 
+PAIRS = Artifact("round-1/pairs", Path("pairs"), "3", {"pairs": 1})
+DRAWS = {"num_problems": 2, "distinct_right_before": 3, "difference": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("setting", "found", "expected"),
+    [
+        ("off", None, "round-1/dpo"),
+        ("0.05", {"distinct_right_after": 4, "low": 0.1, "high": 0.9}, "round-1/dpo"),
+        ("0.05", {"distinct_right_after": 3, "low": 0.0, "high": 0.9}, "sft-0"),
+        ("0.05", {"distinct_right_after": 1, "low": -0.9, "high": -0.1}, "sft-0"),
+    ],
+)
+def test_a_round_goes_on_with_dpo_only_if_it_draws_more(works, tmp_path, monkeypatch, setting, found, expected):
+    compared = []
+
+    def run_in_child(task: Any, *_: Any, **__: Any) -> WorkResult:
+        if isinstance(task, CompareDraws):
+            compared.append((task.policy_dir, task.dpo_dir))
+            return WorkResult({"goes_on_with": "", **DRAWS, **found}, ram_bytes=0)
+        return WorkResult({"train": 9, "dev": 0, "test": 1}, ram_bytes=0)
+
+    monkeypatch.setattr(stages, "run_in_child", run_in_child)
+    made = stages_of(tmp_path, f"dpo.gate={setting}")
+    assert made.dpo(1, POLICY, PAIRS).name == expected
+    assert compared == ([] if found is None else [(POLICY.path, tmp_path / "run" / "round-1" / "dpo")])
+
+
+def test_a_trained_dpo_can_get_a_gate_or_lose_it_until_labels_are_drawn(works, tmp_path, monkeypatch):
+    found = {"low": 0.0, "high": 0.0}
+    ran = []
+
+    def run_in_child(task: Any, *_: Any, **__: Any) -> WorkResult:
+        ran.append(type(task))
+        draws = {"goes_on_with": "", **DRAWS, "distinct_right_after": 1, **found}
+        return WorkResult(draws if isinstance(task, CompareDraws) else {"train": 9, "dev": 0, "test": 1}, ram_bytes=0)
+
+    def drawn(setting: str) -> str:
+        made = stages_of(tmp_path, f"dpo.gate={setting}")
+        policy = made.dpo(1, POLICY, PAIRS)
+        made.sample_for_labels(1, policy)
+        return policy.name
+
+    monkeypatch.setattr(stages, "run_in_child", run_in_child)
+    assert stages_of(tmp_path, "dpo.gate=off").dpo(1, POLICY, PAIRS).name == "round-1/dpo"
+    assert drawn("on") == "sft-0"
+    assert ran == [PrepareData, TrainDpo, CompareDraws, SampleRationales]
+    with pytest.raises(RunError, match=r"round-1/samples-labels"):
+        drawn("off")
+    Run.open(tmp_path / "run").restart_from(["round-1/gate"])  # and what was drawn after it
+    found.update(low=0.1, high=0.2)
+    assert drawn("on") == "round-1/dpo"
+
+
+def test_a_round_drawn_before_there_was_a_gate_keeps_its_labels(works, tmp_path):
+    for setting in ("off", "on"):
+        made = stages_of(tmp_path, f"dpo.gate={setting}")
+        policy = made.dpo(1, POLICY, PAIRS)
+        made.sample_for_labels(1, policy)
+        assert policy.name == "round-1/dpo"
+    assert "CompareDraws" not in works
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("true", {"a", "b", "c"}), ("false", {"c"})])
+def test_right_rationales_drawn_for_pairs_join_the_labels_if_asked(works, tmp_path, monkeypatch, setting, expected):
+    """The paper's labels come from the DPO policy alone."""
+    texts = {"round-1/samples-pairs": [("a", True), ("b", True), ("d", False)], "round-1/samples-labels": [("c", True)]}
+
+    def run_in_child(task: Any, out: Path, **_: Any) -> WorkResult:
+        if isinstance(task, SampleRationales):
+            drawn = [
+                Rationale("p", i, text, (i,), (0,), 0.0, "stop", "1", correct)
+                for i, (text, correct) in enumerate(texts[task.purpose])
+            ]
+            write_jsonl(out / "rationales.jsonl", drawn)
+            return WorkResult({}, ram_bytes=0)
+        write_jsonl(out / "train.jsonl", [Problem("p", "How many?", "1")])
+        write_jsonl(out / "labels.jsonl", [])
+        return answered(task)
+
+    monkeypatch.setattr(stages, "run_in_child", run_in_child)
+    made = stages_of(
+        tmp_path, f"labels.from_pairs={setting}", "labels.jaccard_threshold=1", "labels.cap_percentile=100"
+    )
+    made.sample_for_pairs(1, POLICY)
+    labels = made.labels(1, [made.sample_for_labels(1, POLICY)])
+    assert {label.text for label in read_jsonl(labels.path / "labels.jsonl", LabelledRationale)} == expected
+
+
 @pytest.mark.parametrize("backend", ["plain", "unsloth"])
 def test_a_training_imports_first_what_its_backend_needs(works, tmp_path, monkeypatch, backend):
     found = []
@@ -95,7 +184,7 @@ def test_a_training_imports_first_what_its_backend_needs(works, tmp_path, monkey
 
     monkeypatch.setattr(stages, "choose_backend", lambda _: backend)
     monkeypatch.setattr(stages, "run_in_child", run_in_child)
-    made = stages_of(tmp_path)
+    made = stages_of(tmp_path, "dpo.gate=off")
     made.sft(0, LABELS)
-    made.dpo(1, POLICY, Artifact("round-1/pairs", Path("pairs"), "3", {"pairs": 1}))
+    made.dpo(1, POLICY, PAIRS)
     assert found == [(backend, FIRST_IMPORTS[backend])] * 2

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpost_lite.errors import OutOfMemory
-from dpost_lite.models import hardware, hub
 from dpost_lite.models.backend import FIRST_IMPORTS, choose_backend
 from dpost_lite.pipeline.preflight import preflight
+from dpost_lite.pipeline.settings import MODEL_PARTS, StageSettings
 from dpost_lite.pipeline.tasks import (
+    CompareDraws,
     Export,
     GradeAnswers,
     PrepareData,
@@ -24,6 +25,7 @@ from dpost_lite.pipeline.tasks import (
 from dpost_lite.pipeline.worker import Task, run_in_child
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.corpus import digests
+from dpost_lite.problems.gate import Yields, num_compared
 from dpost_lite.problems.pairs import make_labels, make_pairs
 from dpost_lite.problems.records import (
     LabelledRationale,
@@ -35,25 +37,14 @@ from dpost_lite.problems.records import (
     write_jsonl,
 )
 from dpost_lite.recipe import Recipe
-from dpost_lite.runs.folder import Artifact, Run, WorkResult, write_json
+from dpost_lite.runs.folder import Artifact, Run, WorkResult, read_json, write_json
 from dpost_lite.runs.stage_names import BASE, StageName, policy_name
-from dpost_lite.system.machine import minor_version, ram_share_gib
+from dpost_lite.system.machine import ram_share_gib
 
-MODEL_PARTS = ("model", "calculator")
-# packages whose minor version may change results
-PACKAGES = ("dpost-lite", "torch", "transformers", "trl", "peft", "bitsandbytes")
 LEAST_GIB = 0.1  # for the cache and logits of a sampling stage
 NUM_SOLVED = 3  # problems to try the exported file on
 Section = Literal["sft", "dpo"]
 UNITS: dict[Section, str] = {"sft": "rationale", "dpo": "pair"}
-MACHINE_KEYS = (
-    ("model", "backend"),
-    ("sft", "micro_batch_size"),
-    ("dpo", "micro_batch_size"),
-    ("sampling", "weights"),
-    ("sampling", "max_rows"),
-    ("sampling", "memory_gib"),
-)
 
 
 class RunStages:
@@ -67,11 +58,11 @@ class RunStages:
         self._run = run
         self._memory_share = memory_share
         self._model_dir = preflight(recipe, run.path)
-        self._base = hub.fingerprint(self._model_dir)
+        self._settings = StageSettings(recipe, self._model_dir).of
         self._backend = choose_backend(recipe.model)
-        self._compute_dtype = str(hardware.compute_dtype(recipe.model.compute_dtype)).removeprefix("torch.")
-        self._packages = {name: minor_version(name) for name in PACKAGES}
         self._data: Artifact
+        self._for_pairs: list[Artifact] = []
+        self._gates: dict[int, Artifact] = {}
         self.test_scores: list[Score] = []
         self.dev_scores: list[Score] = []  # without the base's
         self.best: Artifact | None = None
@@ -100,12 +91,15 @@ class RunStages:
     def sample_for_pairs(self, number: int, policy: Artifact) -> Artifact:
         """Sample rationales for every training problem from an SFT policy."""
         name = StageName("samples-pairs", number)
-        return self._sample(name, policy, self._recipe.sampling.samples_for_pairs)
+        samples = self._sample(name, policy, self._recipe.sampling.samples_for_pairs)
+        self._for_pairs.append(samples)
+        return samples
 
     def sample_for_labels(self, number: int, policy: Artifact) -> Artifact:
-        """Sample K rationales for every training problem from the DPO policy (plain self-training: the SFT policy)."""
+        """Sample K rationales for every training problem from the policy that the round goes on with."""
         name = StageName("samples-labels", number)
-        return self._sample(name, policy, self._recipe.sampling.samples_for_labels)
+        gate = [self._gates[number]] if number in self._gates else []
+        return self._sample(name, policy, self._recipe.sampling.samples_for_labels, *gate)
 
     def pairs(self, number: int, samples: list[Artifact]) -> Artifact:
         """Make preference pairs from graded rationales, of earlier rounds too if the recipe pools."""
@@ -129,7 +123,10 @@ class RunStages:
         return self._run.stage(str(StageName("pairs", number)), pair, self._data, *sources, settings=settings)
 
     def dpo(self, number: int, policy: Artifact, pairs: Artifact) -> Artifact:
-        """Train the policy on preference pairs. Without any pair the policy itself is returned, with a notice."""
+        """Train the policy on preference pairs; return it, or `policy` if it does not clearly draw more (`dpo.gate`).
+
+        Without any pair the policy itself is returned, with a notice.
+        """
         name = StageName("dpo", number)
         if not pairs.metrics["pairs"]:
             self._run.emit(
@@ -140,12 +137,37 @@ class RunStages:
         task = TrainDpo(
             self._recipe, self._model_dir, pairs.path, policy.path, self._micro_batch_size("dpo"), self._backend
         )
-        return self._train(name, "dpo", task, policy, pairs, settings=self._settings("model", "dpo"))
+        trained = self._train(name, "dpo", task, policy, pairs, settings=self._settings("model", "dpo"))
+        if not self._recipe.dpo.gate or self._was_drawn_without_gate(number):
+            return trained
+        return self._better(number, policy, trained)
+
+    def _was_drawn_without_gate(self, number: int) -> bool:
+        """Whether the round's labels were drawn from the DPO policy before there was a gate: the round keeps them."""
+        record = self._run.path / str(StageName("samples-labels", number)) / "done.json"
+        inputs = read_json(record)["inputs"] if record.is_file() else {}
+        return str(StageName("dpo", number)) in inputs and str(StageName("gate", number)) not in inputs
+
+    def _better(self, number: int, policy: Artifact, trained: Artifact) -> Artifact:
+        """Return the policy after DPO if it clearly draws more distinct right rationales, else the one before."""
+        name, sampling = StageName("gate", number), self._recipe.sampling
+        num_train, per_problem = self._data.metrics["train"], sampling.samples_for_labels
+        num_problems = num_compared(self._recipe.dpo.gate, num_train, sampling.samples_for_pairs, per_problem)
+        task = CompareDraws(
+            **self._to_sample(policy), dpo_dir=trained.path, purpose=str(name), num_problems=num_problems
+        )
+        settings = {**self._settings(*MODEL_PARTS, "sampling"), "num_samples": per_problem, "problems": num_problems}
+        settings["jaccard_threshold"] = self._recipe.labels.jaccard_threshold
+        stage = self._sampled(name, task, policy, trained, self._data, settings=settings)
+        found = from_dict(Yields, stage.metrics)
+        self._gates[number] = stage
+        return trained if found.is_better else policy
 
     def labels(self, number: int, samples: list[Artifact]) -> Artifact:
         """Keep right rationales, deduplicate, cap, and join them with the gold ones."""
         recipe = self._recipe.labels
-        sources = samples if recipe.pool_rounds else samples[-1:]
+        drawn = [samples, self._for_pairs] if recipe.from_pairs else [samples]
+        sources = [artifact for kind in drawn for artifact in (kind if recipe.pool_rounds else kind[-1:])]
 
         def label(out: Path) -> dict[str, Any]:
             labels = make_labels(
@@ -217,13 +239,17 @@ class RunStages:
         if "dev" in stage.metrics and policy is not None:
             self.dev_scores.append(from_dict(Score, stage.metrics["dev"]))
 
-    def _sample(self, name: StageName, policy: Artifact, num_samples: int) -> Artifact:
+    def _sample(self, name: StageName, policy: Artifact, num_samples: int, *chosen_by: Artifact) -> Artifact:
         task = SampleRationales(**self._to_sample(policy), purpose=str(name), num_samples=num_samples)
         settings = {**self._settings(*MODEL_PARTS, "sampling"), "num_samples": num_samples}
-        return self._sampled(name, task, policy, self._data, settings=settings)
+        return self._sampled(name, task, policy, self._data, *chosen_by, settings=settings)
 
     def _sampled(
-        self, name: StageName, task: SampleRationales | GradeAnswers, *inputs: Artifact, settings: dict[str, Any]
+        self,
+        name: StageName,
+        task: SampleRationales | CompareDraws | GradeAnswers,
+        *inputs: Artifact,
+        settings: dict[str, Any],
     ) -> Artifact:
         """Run a stage that samples. If it runs out of memory, try again with half the memory for cache and logits."""
         while True:
@@ -307,17 +333,6 @@ class RunStages:
     def _micro_batch_size(self, section: Section) -> int:
         settings = getattr(self._recipe, section)
         return min(settings.micro_batch_size, settings.batch_size)
-
-    def _settings(self, *parts: str) -> dict[str, Any]:
-        """Return the parts of the recipe that a stage depends on, without the keys that fit the work to a machine."""
-        values = self._recipe.model_dump(mode="json")
-        for part, key in MACHINE_KEYS:
-            values[part].pop(key)
-        values["model"]["compute_dtype"] = self._compute_dtype
-        for key in ("samples_for_pairs", "samples_for_labels"):  # only sampling stages depend on these
-            values["sampling"].pop(key)
-        made_by = {"base": self._base, "packages": self._packages} if "model" in parts else {}
-        return {"seed": values["seed"], **made_by, **{part: values[part] for part in parts}}
 
 
 def _problems(data: Artifact, part: str) -> list[Problem]:

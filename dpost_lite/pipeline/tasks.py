@@ -3,6 +3,8 @@
 Each runs in a process of its own (worker.py) and ends with it; only files stay.
 """
 
+import gc
+import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from dpost_lite.models.loading import load_prompter
 from dpost_lite.models.training import Progress
 from dpost_lite.pipeline.export import export_gguf
 from dpost_lite.problems.corpus import Corpus, load_corpus
+from dpost_lite.problems.gate import compare_yields
 from dpost_lite.problems.records import (
     LabelledRationale,
     PreferencePair,
@@ -202,6 +205,48 @@ class SampleRationales(SamplingTask):
             "refused": sum(r.num_refused for r in samples),
             "tokens": sum(len(r.token_ids) for r in samples),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class CompareDraws(SamplingTask):
+    """Draw rationales from the policies in `policy_dir` and `dpo_dir` with the same random numbers, for `num_problems`
+    training problems, and compare how many distinct right ones each yields. Writes before.jsonl and after.jsonl.
+    """
+
+    dpo_dir: Path
+    purpose: str
+    num_problems: int
+
+    def run(self, out: Path, progress: Progress) -> dict[str, Any]:
+        train = list(read_jsonl(self.data_dir / "train.jsonl", Problem))
+        problems = random.Random(self.recipe.seed).sample(train, self.num_problems)
+        gold = {label.problem_id: label for label in read_jsonl(self.data_dir / "labels.jsonl", LabelledRationale)}
+
+        def second_half(done: int, total: int, *rest: Any, **more: Any) -> None:
+            progress(total + done, 2 * total, *rest, **more)
+
+        def first_half(done: int, total: int, *rest: Any, **more: Any) -> None:
+            progress(done, 2 * total, *rest, **more)
+
+        before = self._draw(self.policy_dir, out / "before.jsonl", problems, first_half)
+        after = self._draw(self.dpo_dir, out / "after.jsonl", problems, second_half)
+        yields = compare_yields(problems, before, after, gold, threshold=self.recipe.labels.jaccard_threshold)
+        return {"goes_on_with": "dpo" if yields.is_better else "sft", **asdict(yields)}
+
+    def _draw(
+        self, policy_dir: Path | None, file: Path, problems: list[Problem], progress: Progress
+    ) -> list[Rationale]:
+        if file.exists():  # a part of the stage that was done before it was stopped
+            return list(read_jsonl(file, Rationale))
+        sampling = self.recipe.sampling
+        model = adapters.load_policy(self.model_dir, policy_dir, self.recipe)
+        drawn = self._sample(
+            file, model, problems, purpose=self.purpose, num_samples=sampling.samples_for_labels,
+            temperature=sampling.temperature, progress=progress,
+        )  # fmt: skip
+        del model
+        gc.collect()  # before the next one is loaded
+        return drawn
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ right, and so the size of later training sets, is unknown beforehand: workload.p
 
 from dataclasses import dataclass
 
+from dpost_lite.methods import METHODS
 from dpost_lite.models.shapes import ModelShape
 from dpost_lite.planner.device import Device
 from dpost_lite.planner.footprint import weight_bytes
 from dpost_lite.planner.workload import KEPT_SHARE, PAIRS_PER_PROBLEM, RIGHT_SHARE, Workload
+from dpost_lite.problems.gate import num_compared
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.stage_names import BASE, StageName
 
@@ -55,6 +57,11 @@ class Pace:
             return self._sampling(work.num_train, sampling.samples_for_pairs, work.rationale)
         if kind == "samples-labels":
             return self._sampling(work.num_train, sampling.samples_for_labels, work.rationale)
+        if kind == "gate":
+            number = num_compared(
+                recipe.dpo.gate, work.num_train, sampling.samples_for_pairs, sampling.samples_for_labels
+            )
+            return self._sampling(number, sampling.samples_for_labels, work.rationale, times=2)
         if kind == "score":
             length = sampling.max_new_tokens * LIMIT_SHARE if stage.policy == BASE else work.rationale
             return self._sampling(work.num_test + work.num_dev, 1, length)
@@ -64,7 +71,10 @@ class Pace:
 
     def _num_labels(self, round_number: int) -> float:
         """Gold rationales, plus right ones of all rounds so far."""
-        drawn = self.work.num_train * self.recipe.sampling.samples_for_labels * RIGHT_SHARE * KEPT_SHARE
+        sampling, recipe = self.recipe.sampling, self.recipe
+        uses_pairs = recipe.labels.from_pairs and METHODS[recipe.method].has_dpo
+        number = sampling.samples_for_labels + (sampling.samples_for_pairs if uses_pairs else 0)
+        drawn = self.work.num_train * number * RIGHT_SHARE * KEPT_SHARE
         rounds = round_number if self.recipe.labels.pool_rounds else min(1, round_number)
         return self.work.num_labelled + drawn * rounds
 
@@ -81,8 +91,11 @@ class Pace:
         seconds = per_weight * self.shape.num_parameters * tokens / (TRAINING_EFFICIENCY[kind] * flops)
         return Estimate(tokens, LOADING_SECONDS[kind] + seconds)
 
-    def _sampling(self, num_prompts: int, num_samples: int, length: float) -> Estimate:
-        """Each decode step computes one token per row, and reads the weights and the rows' cache once."""
+    def _sampling(self, num_prompts: int, num_samples: int, length: float, *, times: int = 1) -> Estimate:
+        """Each decode step computes one token per row, and reads the weights and the rows' cache once.
+
+        `times` policies do all of it, one after the other.
+        """
         shape, device = self.shape, self.device
         kind = device.kind
         written, read = num_prompts * num_samples * length, num_prompts * self.work.prompt
@@ -94,4 +107,4 @@ class Pace:
         reading = (weights + cache) / (READING_EFFICIENCY[kind] * device.bandwidth)
         step = max(rows * computing, reading) + STEP_SECONDS[kind]
         seconds = written / rows * step + read * computing
-        return Estimate(written + read, LOADING_SECONDS[kind] + seconds)
+        return Estimate(times * (written + read), times * (LOADING_SECONDS[kind] + seconds))

@@ -11,7 +11,7 @@ from dpost_lite.selftrain import whole_run
 
 def planned_stages(recipe: Recipe) -> list[StageName]:
     """Return the stages of a run in order, assuming that no round is left out."""
-    recorder = Recorder()
+    recorder = Recorder(has_gate=recipe.dpo.gate > 0)
     whole_run(recorder, METHODS[recipe.method], recipe.rounds)
     return recorder.names
 
@@ -19,8 +19,9 @@ def planned_stages(recipe: Recipe) -> list[StageName]:
 class Recorder:
     """`selftrain.Stages` that do nothing but note their names, in `names`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_gate: bool) -> None:
         self.names: list[StageName] = []
+        self._has_gate = has_gate
 
     def data(self) -> Artifact:
         return self._note(StageName("data"))
@@ -40,7 +41,10 @@ class Recorder:
         return self._note(StageName("pairs", number))
 
     def dpo(self, number: int, policy: Artifact, pairs: Artifact) -> Artifact:
-        return self._note(StageName("dpo", number))
+        policy = self._note(StageName("dpo", number))
+        if self._has_gate:
+            self._note(StageName("gate", number))
+        return policy
 
     def sample_for_labels(self, number: int, policy: Artifact) -> Artifact:
         return self._note(StageName("samples-labels", number))

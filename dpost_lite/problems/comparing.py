@@ -9,6 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dpost_lite.errors import DataError
 from dpost_lite.problems.grading import same_number
@@ -88,9 +89,17 @@ def mean_difference(compared: Sequence[Comparison]) -> tuple[float, float, float
     (num_problems,) = {one.num_problems for one in compared}
     differences = np.zeros(num_problems)  # zero where both models, or neither, solve the problem
     differences[: len(counts)] = [counts[i] / len(compared) for i in sorted(counts)]
-    resamples = np.random.default_rng(0).integers(num_problems, size=(NUM_RESAMPLES, num_problems))
-    low, high = np.percentile(differences[resamples].mean(axis=1), [2.5, 97.5])
-    return float(differences.mean()), float(low), float(high)
+    return float(differences.mean()), *bootstrap_mean(differences)
+
+
+def bootstrap_mean(values: Any, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of the mean of `values`, a sequence of numbers (Efron 1979). The seed is fixed."""
+    import numpy as np
+
+    array, tail, dice = np.asarray(values, dtype=float), 50 * (1 - confidence), np.random.default_rng(0)
+    means = [array[dice.integers(len(array), size=len(array))].mean() for _ in range(NUM_RESAMPLES)]  # one at a time
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:

@@ -112,6 +112,23 @@ def make_labels(
     return [label for group in labels for label in group[:cap]]
 
 
+def distinct_right(
+    problems: Iterable[Problem],
+    rationales: Iterable[Rationale],
+    gold: Mapping[str, LabelledRationale],
+    *,
+    threshold: float,
+) -> dict[str, int]:
+    """Return for each problem, by id, how many pseudo-labels its rationales give before any cap."""
+    sampled = _by_problem(rationales)
+    counts = {}
+    for problem in problems:
+        first = [gold[problem.id]] if problem.id in gold else []
+        right = [r for r in sampled[problem.id] if _is_right(r)]
+        counts[problem.id] = len(deduplicate(_labelled(problem, right), threshold=threshold, kept=first)) - len(first)
+    return counts
+
+
 def _by_problem(rationales: Iterable[Rationale]) -> defaultdict[str, list[Rationale]]:
     groups: defaultdict[str, list[Rationale]] = defaultdict(list)
     for rationale in rationales:

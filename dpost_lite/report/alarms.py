@@ -16,12 +16,12 @@ from dpost_lite.runs.folder import read_json
 from dpost_lite.runs.journal import read_events, steps_by_stage
 from dpost_lite.runs.stage_names import StageName
 
-MAX_UNFINISHED = 0.01  # fraction of rationales that hit the token limit
+MAX_UNFINISHED = 0.02  # fraction of rationales that hit the token limit
 MAX_REPETITIVE = 0.02  # fraction of rationales that repeat themselves
 MAX_DRIFT = 0.25  # relative change of the mean length of finished rationales
 MIN_STEPS = 0.25  # fraction of dpo.max_steps for which there are pairs
 MAX_DROP_NATS = 5.0  # drop of the chosen rationales' log-probability relative to the reference
-MIN_SEPARATION_NATS = 1.0  # by which DPO should separate chosen and rejected rationales
+MIN_SEPARATION_NATS = 0.3  # by which DPO should separate chosen and rejected rationales
 WEAKER_DPO = "lower dpo.learning_rate or raise dpo.beta"
 MORE_SFT = "raise sft.epochs or sft.learning_rate"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from dpost_lite.problems.records import LabelledRationale, PreferencePair, Rationale, read_jsonl
+from dpost_lite.problems.gate import Yields
+from dpost_lite.problems.records import LabelledRationale, PreferencePair, Rationale, from_dict, read_jsonl
 from dpost_lite.runs.folder import stages_done
 from dpost_lite.runs.journal import read_events, steps_by_stage
 from dpost_lite.runs.stage_names import Kind, StageName, policy_name
@@ -85,6 +86,7 @@ class Round:
     for_pairs: SampleStats | None
     pairs: PairStats | None
     dpo: DpoStats | None
+    gate: Yields | None
     for_labels: SampleStats | None
     labels: LabelStats | None
     dev: float | None
@@ -112,6 +114,7 @@ def _round(
         for_pairs=of("samples-pairs", lambda name: sample_stats(run / name)),
         pairs=of("pairs", lambda name: pair_stats(run / name)),
         dpo=of("dpo", lambda name: dpo_stats(steps.get(name, ()))),
+        gate=of("gate", lambda name: from_dict(Yields, done[name]["metrics"])),
         for_labels=of("samples-labels", lambda name: sample_stats(run / name)),
         labels=of("labels", lambda name: label_stats(run, number, done)),
         dev=done.get(str(StageName.score(policy_name(number))), {}).get("metrics", {}).get("dev", {}).get("strict"),
@@ -177,7 +180,8 @@ def label_stats(run: Path, number: int, done: Mapping[str, Any]) -> LabelStats:
     labels = list(read_jsonl(run / stage / "labels.jsonl", LabelledRationale))
     known = {(r.problem_id, r.text) for r in read_jsonl(before, LabelledRationale)} if before.is_file() else set()
     own = [label for label in labels if not label.is_gold]
-    samples = [str(StageName("samples-labels", i)) for i in range(1, number + 1)]
+    kinds: tuple[Kind, ...] = ("samples-labels", "samples-pairs")
+    samples = [str(StageName(kind, i)) for kind in kinds for i in range(1, number + 1)]
     sources = [name for name in samples if name in done[stage]["inputs"] and name in done]
     num_right = sum(done[name]["metrics"]["right"] for name in sources)
     return LabelStats(

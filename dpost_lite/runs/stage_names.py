@@ -5,6 +5,7 @@ sft-0                       the warm-up
 round-N/samples-pairs       rationales to make preference pairs of
 round-N/pairs               preference pairs
 round-N/dpo
+round-N/gate                rationales of the policies before and after DPO, to go on with the better one
 round-N/samples-labels      rationales to make pseudo-labels of
 round-N/labels              gold rationales and pseudo-labels
 round-N/sft
@@ -17,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-Kind = Literal["data", "sft", "samples-pairs", "pairs", "dpo", "samples-labels", "labels", "score", "export", "solved"]
+Kind = Literal[
+    "data", "sft", "samples-pairs", "pairs", "dpo", "gate", "samples-labels", "labels", "score", "export", "solved"
+]
 
 BASE = "base"
 WARM_UP = "sft-0"
-_IN_ROUND = re.compile(r"round-(\d+)/(samples-pairs|pairs|dpo|samples-labels|labels|sft)")
+_IN_ROUND = re.compile(r"round-(\d+)/(samples-pairs|pairs|dpo|gate|samples-labels|labels|sft)")
 _SCORE = re.compile(r"score/(base|sft-0|round-\d+)")
 
 

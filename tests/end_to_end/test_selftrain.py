@@ -37,7 +37,7 @@ from dpost_lite.runs.manifest import MUTABLE
 
 WARM_UP = shared_stages(Recipe(method="dpo-st"), Recipe(method="st"))
 ROUND = {
-    "dpo-st": ["samples-pairs", "pairs", "dpo", "samples-labels", "labels", "sft"],
+    "dpo-st": ["samples-pairs", "pairs", "dpo", "gate", "samples-labels", "labels", "sft"],
     "st": ["samples-labels", "labels", "sft"],
 }
 
@@ -205,6 +205,19 @@ def test_labels_are_gold_and_right_ones_of_all_rounds(dpo_st):
         assert pseudo
         assert pseudo <= right
         assert read_json(dpo_st.path / f"round-{i}/sft/done.json")["metrics"]["num_rationales"] == len(labels)
+
+
+def test_labels_are_drawn_from_the_policy_that_the_gate_chose(dpo_st):
+    """Both policies answered the same problems, each as often as for labels."""
+    for i in (1, 2):
+        found = read_json(dpo_st.path / f"round-{i}/gate/done.json")["metrics"]
+        before, after = (dpo_st.records(f"round-{i}/gate/{name}.jsonl", Rationale) for name in ("before", "after"))
+        assert {(r.problem_id, r.sample) for r in before} == {(r.problem_id, r.sample) for r in after}
+        assert len(before) == 3 * found["num_problems"] == 3 * len(dpo_st.records("data/train.jsonl", Problem))
+        assert before != after
+        inputs = read_json(dpo_st.path / f"round-{i}/samples-labels/done.json")["inputs"]
+        teacher = {"dpo": f"round-{i}/dpo", "sft": "sft-0" if i == 1 else f"round-{i - 1}/sft"}[found["goes_on_with"]]
+        assert {*inputs} == {teacher, "data", f"round-{i}/gate"}
 
 
 def test_dpo_starts_from_the_policy_it_refers_to(dpo_st):
@@ -436,8 +449,9 @@ def test_stages_say_what_memory_they_took(dpo_st):
         assert 2**28 < read_json(dpo_st.path / stage / "done.json")["ram_bytes"] < 2**33
 
 
-def test_all_weights_can_be_trained(start, tmp_path):
-    """The papers' design: no adapter, no quantisation."""
+def test_all_weights_can_be_trained(start, tmp_path, monkeypatch):
+    """The papers' design: no adapter, no quantisation. The gate compares a part of the problems here."""
+    monkeypatch.setattr("dpost_lite.problems.gate.MIN_PROBLEMS", 4)
     finished = start(tmp_path / "run", "model.precision=full", "rounds=1", "dpo.learning_rate=1e-5")
     for policy in ("sft-0", "round-1/dpo", "round-1/sft"):
         assert (finished.path / policy / "model.safetensors").is_file()
@@ -447,6 +461,10 @@ def test_all_weights_can_be_trained(start, tmp_path):
     )
     assert list(policies_of(Run.open(finished.path))) == ["base", "sft-0", "round-1"]
     assert finished.outcome.export.metrics["bytes"] > 0
+    before, after = (finished.records(f"round-1/gate/{name}.jsonl", Rationale) for name in ("before", "after"))
+    assert [(r.problem_id, r.sample) for r in before] == [(r.problem_id, r.sample) for r in after]
+    assert len({r.problem_id for r in before}) == 4
+    assert len(before) == 12
 
 
 # Nothing to prefer
@@ -460,7 +478,9 @@ def test_without_pairs_dpo_is_skipped_with_a_notice(start, tmp_path):
     notices = [event["text"] for event in finished.events if event["kind"] == "notice"]
     assert len(notices) == 1
     assert notices[0].startswith("round-1/dpo: no preference pairs, so DPO is skipped")
-    assert finished.stages("stage_finished") == [s for s in expected_stages(finished.recipe) if s != "round-1/dpo"]
+    assert finished.stages("stage_finished") == [
+        s for s in expected_stages(finished.recipe) if s not in ("round-1/dpo", "round-1/gate")
+    ]
     labels = finished.records("round-1/labels/labels.jsonl", LabelledRationale)
     assert labels == finished.records("data/labels.jsonl", LabelledRationale)
     assert len(finished.outcome.scores) == 3

@@ -1,0 +1,44 @@
+"""What a stage was made with, for its fingerprint: its parts of the recipe, the base, packages and compute type."""
+
+from pathlib import Path
+from typing import Any
+
+from dpost_lite.models import hardware, hub
+from dpost_lite.recipe import Recipe
+from dpost_lite.system.machine import minor_version
+
+MODEL_PARTS = ("model", "calculator")
+# packages whose minor version may change results
+PACKAGES = ("dpost-lite", "torch", "transformers", "trl", "peft", "bitsandbytes")
+MACHINE_KEYS = (
+    ("model", "backend"),
+    ("sft", "micro_batch_size"),
+    ("dpo", "micro_batch_size"),
+    ("sampling", "weights"),
+    ("sampling", "max_rows"),
+    ("sampling", "memory_gib"),
+)
+"""They fit the work to a machine and change no result."""
+
+
+class StageSettings:
+    """Settings of one run's stages, by parts of the recipe."""
+
+    def __init__(self, recipe: Recipe, model_dir: Path) -> None:
+        self._recipe = recipe
+        self._base = hub.fingerprint(model_dir)
+        self._compute_dtype = str(hardware.compute_dtype(recipe.model.compute_dtype)).removeprefix("torch.")
+        self._packages = {name: minor_version(name) for name in PACKAGES}
+
+    def of(self, *parts: str) -> dict[str, Any]:
+        """Return the parts of the recipe that a stage depends on, without the keys that fit the work to a machine."""
+        values = self._recipe.model_dump(mode="json")
+        for part, key in MACHINE_KEYS:
+            values[part].pop(key)
+        values["model"]["compute_dtype"] = self._compute_dtype
+        values["dpo"].pop("gate")  # of the stage after the training
+        values["labels"].pop("from_pairs")  # the stage's inputs show it
+        for key in ("samples_for_pairs", "samples_for_labels"):  # only sampling stages depend on these
+            values["sampling"].pop(key)
+        made_by = {"base": self._base, "packages": self._packages} if "model" in parts else {}
+        return {"seed": values["seed"], **made_by, **{part: values[part] for part in parts}}
