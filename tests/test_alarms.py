@@ -51,11 +51,11 @@ def draw(folder: RunFolder, number: int, part: str, *, by_dpo: bool = False, **c
 
 
 def test_unfinished_rationales_alarm(folder) -> None:
-    assert alarms.alarms(folder.path, draw(folder, 1, "pairs", cut=2)) == []
-    assert alarm(folder, draw(folder, 2, "pairs", cut=3)) == (
-        "3.0% of the rationales hit the limit of 96 tokens: raise sampling.max_new_tokens"
+    assert alarms.alarms(folder.path, draw(folder, 1, "pairs", cut=1)) == []
+    assert alarm(folder, draw(folder, 2, "pairs", cut=2)) == (
+        "2.0% of the rationales hit the limit of 96 tokens: raise sampling.max_new_tokens"
     )
-    assert alarm(folder, draw(folder, 3, "pairs", cut=1, rambling=2)).endswith(
+    assert alarm(folder, draw(folder, 3, "pairs", cut=1, rambling=1)).endswith(
         "tokens: raise sft.epochs or sft.learning_rate"
     )
 
@@ -65,8 +65,8 @@ def test_unfinished_rationales_are_laid_to_dpo_if_they_came_with_it(folder) -> N
     assert alarm(folder, draw(folder, 1, "labels", by_dpo=True, cut=3)).endswith(
         "lower dpo.learning_rate or raise dpo.beta"
     )
-    draw(folder, 2, "pairs", cut=4)
-    assert alarm(folder, draw(folder, 2, "labels", by_dpo=True, cut=3)).endswith("raise sampling.max_new_tokens")
+    draw(folder, 2, "pairs", cut=3)
+    assert alarm(folder, draw(folder, 2, "labels", by_dpo=True, cut=2)).endswith("raise sampling.max_new_tokens")
 
 
 def test_a_dpo_that_hardly_did_anything_is_not_to_blame(folder) -> None:

@@ -16,7 +16,7 @@ from dpost_lite.runs.folder import read_json
 from dpost_lite.runs.journal import read_events, steps_by_stage
 from dpost_lite.runs.stage_names import StageName
 
-MAX_UNFINISHED = 0.02  # fraction of rationales that hit the token limit
+MAX_UNFINISHED = 0.01  # fraction of rationales that hit the token limit
 MAX_REPETITIVE = 0.02  # fraction of rationales that repeat themselves
 MAX_DRIFT = 0.25  # relative change of the mean length of finished rationales
 MIN_STEPS = 0.25  # fraction of dpo.max_steps for which there are pairs

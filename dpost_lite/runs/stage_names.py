@@ -5,7 +5,7 @@ sft-0                       the warm-up
 round-N/samples-pairs       rationales to make preference pairs of
 round-N/pairs               preference pairs
 round-N/dpo
-round-N/gate                rationales of the policies before and after DPO, to go on with the better one
+round-N/gate                rationales of the policies before and after DPO, to choose the one to go on with
 round-N/samples-labels      rationales to make pseudo-labels of
 round-N/labels              gold rationales and pseudo-labels
 round-N/sft
