@@ -119,6 +119,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def tiny_model(family: str, **overrides: Any) -> Any:
     """Return a random float32 model of one family, the same at every call; `overrides` go to its config."""
+    from dpost_lite.models.vector_maths import choose_kernels
+
+    choose_kernels()
     import torch
     import transformers
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dpost_lite.errors import ModelError, is_out_of_memory
 from dpost_lite.models import hardware
 from dpost_lite.models.private_api import keep_differentiable
+from dpost_lite.models.vector_maths import choose_kernels
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.recipe import ComputeType, ModelRecipe
 from dpost_lite.system.quiet import quiet_transformers
@@ -49,6 +50,7 @@ def load(
     from transformers import AutoModelForCausalLM
 
     dtype = torch.float32 if precision == "full" else hardware.compute_dtype(compute, on=on)
+    choose_kernels()
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(

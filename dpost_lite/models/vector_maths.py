@@ -1,0 +1,21 @@
+"""A workaround for a defect of PyTorch on Intel processors (pytorch/pytorch#188792, open; oneMKL before 2025.0).
+
+oneMKL chooses the kernel of cos, exp and others at each function's first call. If several threads make that call, one
+of them may compute its share with a kernel of 11 bits. With two threads that befell the rotary embedding of the first
+prompts in 5 to 20 % of processes: the same command then drew other samples.
+"""
+
+FUNCTIONS = (
+    *("acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp", "log", "log10", "log2", "sin", "sqrt", "tan"),
+    *("tanh", "trunc"),
+)  # all that ATen/cpu/vml.h hands to oneMKL
+
+
+def choose_kernels() -> None:
+    """Call each function on one number, which takes one thread; later calls find its kernel chosen."""
+    import torch
+
+    for dtype in (torch.float32, torch.float64):
+        number = torch.full((1,), 0.5, dtype=dtype)
+        for name in FUNCTIONS:
+            getattr(torch, name)(number)
