@@ -1,66 +1,155 @@
 """Does it learn, and is it DPO that helps? SFT, plain self-training and DPO-ST from the same warm-up, several seeds.
 
     python bench/learning.py [--seeds 3] [--out runs/bench-learning] [--save FILE.json] [key=value …]
+    python bench/learning.py --real --data-dir DIR                  # warm-up on built-in problems, then real ones
     python bench/learning.py --data gsm8k --data-dir DIR --also multiarith asdiv svamp  # where there is a GPU
 
-Gives `dpost-lite run --method dpo-st,st,sft` for each seed, so a benchmark that was stopped goes on. Without --data
-it is the rehearsal (SmolLM2-135M-Instruct, built-in problems). `st` draws for its labels as many rationales as DPO-ST
-draws for pairs and labels together; what DPO-ST draws for the gate is not counted. Prints accuracy by method and seed;
-the differences of DPO-ST from the others, problem by problem; and the health of each round, which says why. The last
-line is one JSON object.
+Gives `dpost-lite run` for each seed and entrant, so a benchmark that was stopped goes on. Without --data it is the
+rehearsal (SmolLM2-135M-Instruct, built-in problems). There are two budgets. At equal K, every entrant draws K samples a
+problem for labels, and DPO-ST those for pairs on top, as in the paper. At equal draws, plain self-training draws all of
+them for labels, and DPO-ST uses the right ones drawn for pairs as labels too; draws for the gate are not counted.
+`sft.max_steps=N` makes the final fine-tunings equally long. Prints accuracy by entrant and seed; differences at either
+budget, problem by problem; and the health of each round, which says why. The last line is one JSON object.
 """
 
 import argparse
+import json
+import random
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from publish import publish, result_of
 
+from dpost_lite.evaluation.baselines import adopt
 from dpost_lite.evaluation.evaluate import file_name, saved_answers
+from dpost_lite.methods import MethodName
 from dpost_lite.problems.comparing import compare, mean_difference
+from dpost_lite.problems.datasets import load, normal_question
+from dpost_lite.problems.synthetic import generate
+from dpost_lite.recipe_files import load_recipe
 from dpost_lite.report import health, results
 from dpost_lite.report.summary import method_difference
 
-METHODS = ("dpo-st", "st", "sft")
 Right = dict[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """A method with its own settings. `draws_for_pairs`: it spends on labels what DPO-ST draws for pairs."""
+
+    name: str
+    method: MethodName
+    settings: tuple[str, ...] = ()
+    draws_for_pairs: bool = False
+
+
+GATE, NO_GATE = "dpo.gate=on", "dpo.gate=off"
+ENTRANTS = (
+    Entrant("sft", "sft"),
+    Entrant("st", "st"),
+    Entrant("st-all-draws", "st", draws_for_pairs=True),
+    Entrant("dpo-st-paper", "dpo-st", (NO_GATE, "labels.from_pairs=false")),
+    Entrant("dpo-st-gate", "dpo-st", (GATE, "labels.from_pairs=false")),
+    Entrant("dpo-st-gate-all-draws", "dpo-st", (GATE, "labels.from_pairs=true")),
+)
+COMPARED = (
+    ("equal K", "st", "dpo-st-paper"),
+    ("equal K", "st", "dpo-st-gate"),
+    ("equal draws", "st-all-draws", "dpo-st-gate-all-draws"),
+    ("gain over the warm-up", "sft", "dpo-st-gate-all-draws"),
+)
+NUM_BUILT_IN = 64  # problems with rationales, for the warm-up of --real
+SHARED = ("data", "score/base", "sft-0", "score/sft-0")
+SHARED_BY_DPO = ("round-1/samples-pairs", "round-1/pairs", "round-1/dpo", "round-1/gate")
 
 
 def main() -> None:
     """Train, score, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--entrants", nargs="+", default=[entrant.name for entrant in ENTRANTS])
     parser.add_argument("--out", type=Path, default=Path("runs/bench-learning"))
     parser.add_argument("--data", help="as --data of run; unset, the rehearsal")
+    parser.add_argument("--real", action="store_true", help="train on ASDiv and SVAMP, test on MultiArith and SVAMP")
     parser.add_argument("--data-dir", type=Path, help="as --data-dir of run")
     parser.add_argument("--also", nargs="*", default=[], help="other sets to test the best policies on")
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
     arguments = parser.parse_intermixed_args()
-    train(arguments)
+    arguments.recipe = None if arguments.data else "rehearsal"
+    arguments.options = ["--data", arguments.data] if arguments.data else ["--recipe", "rehearsal"]
+    if arguments.real:
+        use_real_text(arguments)
+    entrants = [entrant for entrant in ENTRANTS if entrant.name in arguments.entrants]
     seeds = range(1, arguments.seeds + 1)
-    runs = {(method, seed): arguments.out / f"seed-{seed}" / method for seed in seeds for method in METHODS}
+    runs = {(one.name, seed): train(one, seed, arguments) for seed in seeds for one in entrants}
     answers = {"test": {key: results.right(run, results.exported(run)) for key, run in runs.items()}}
     answers |= {data: {key: on_other(run, data, arguments) for key, run in runs.items()} for data in arguments.also}
     tables = {data: tabled(data, by_run) for data, by_run in answers.items()}
     rounds = [
-        {"method": method, "seed": seed, **asdict(one)}
-        for (method, seed), run in runs.items()
+        {"entrant": name, "seed": seed, **asdict(one)}
+        for (name, seed), run in runs.items()
         for one in health.rounds(run)
     ]
     print_health(rounds)
     publish(result_of("learning", tables=tables, health=rounds), arguments.save)
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Run all methods and seeds, or go on with them."""
-    for seed in range(1, arguments.seeds + 1):
-        options = ["--method", ",".join(METHODS), "--seed", str(seed), "--out", str(arguments.out)]
-        options += ["--data", arguments.data] if arguments.data else []
-        dpost_lite("run", *options, *data_dir(arguments), *arguments.overrides)
+def train(entrant: Entrant, seed: int, arguments: argparse.Namespace) -> Path:
+    """Run one entrant with one seed, or go on with it; return its folder."""
+    folder = arguments.out / f"seed-{seed}"
+    run = folder / entrant.name
+    for other in ENTRANTS:  # what another one has made already
+        source = folder / other.name
+        if other is not entrant and (source / "run.json").exists():
+            adopt(source, run, SHARED)
+            if {entrant.method, other.method} == {"dpo-st"}:
+                adopt(source, run, SHARED_BY_DPO if GATE in entrant.settings else SHARED_BY_DPO[:-1])
+    options = ["--method", entrant.method, "--seed", str(seed), "--out", str(run)]
+    options += arguments.options
+    settings = [*arguments.overrides, *entrant.settings]
+    if entrant.draws_for_pairs:
+        sampling = load_recipe(arguments.recipe, settings).sampling
+        settings.append(f"sampling.samples_for_labels={sampling.samples_for_labels + sampling.samples_for_pairs}")
+    dpost_lite("run", *options, *data_dir(arguments), *settings)
+    return run
+
+
+def use_real_text(arguments: argparse.Namespace) -> None:
+    """Write the files of --real, and give them to the runs.
+
+    Training: built-in problems of one step with rationales, then 400 of ASDiv and of SVAMP's first 700 with their
+    answers only. Test: SVAMP's last 300, and MultiArith. Questions of the test are left out of training.
+    """
+    if arguments.data_dir is None or arguments.data:
+        raise SystemExit(
+            "--real needs --data-dir DIR with asdiv.jsonl, svamp.jsonl and multiarith.jsonl, and no --data"
+        )
+    asdiv, svamp, multiarith = (
+        load(name, data_dir=arguments.data_dir).problems for name in ("asdiv", "svamp", "multiarith")
+    )
+    test = [*svamp[700:], *multiarith]
+    tested = {normal_question(problem.question) for problem in test}
+    real = [problem for problem in (*asdiv, *svamp[:700]) if normal_question(problem.question) not in tested]
+    chosen = random.Random(0).sample(real, 400)
+    built_in = generate(NUM_BUILT_IN, seed=0, max_steps=1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = [{"question": problem.question, "answer": problem.rationale} for problem in built_in]
+    rows += [{"question": problem.question, "answer": problem.answer} for problem in chosen]
+    train, tests = arguments.out / "real-train.jsonl", arguments.out / "real-test.jsonl"
+    write_rows(train, rows)
+    write_rows(tests, [{"question": problem.question, "answer": problem.answer} for problem in test])
+    settings = [f"data.train={train}", f"data.test={tests}", "data.dev_size=0", "data.num_labelled=null"]
+    arguments.overrides = [*settings, *arguments.overrides]
+
+
+def write_rows(path: Path, rows: list[dict[str, str | None]]) -> None:
+    """Write JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def dpost_lite(*arguments: str) -> None:
@@ -84,33 +173,43 @@ def on_other(run: Path, data: str, arguments: argparse.Namespace) -> Right:
 
 
 def tabled(data: str, answers: dict[tuple[str, int], Right]) -> dict[str, Any]:
-    """Print accuracy by method and seed, and how DPO-ST differs from the others; return the same."""
+    """Print accuracy by entrant and seed, and the differences at either budget; return the same."""
+    names = list(dict.fromkeys(name for name, _ in answers))
     seeds = sorted({seed for _, seed in answers})
-    first, *others = METHODS
-    rates = {method: [mean(answers[method, seed].values()) for seed in seeds] for method in METHODS}
-    num_problems = len(answers[first, seeds[0]])
+    rates = {name: [mean(answers[name, seed].values()) for seed in seeds] for name in names}
+    num_problems = len(answers[names[0], seeds[0]])
+    width = max(map(len, names)) + 2
     print(f"\n{data}, {num_problems} problems")
-    print(" " * 10 + "".join(f"{f'seed {seed}':>9}" for seed in seeds) + "     mean       sd")
-    for method, values in rates.items():
+    print(" " * width + "".join(f"{f'seed {seed}':>9}" for seed in seeds) + "     mean       sd")
+    for name, values in rates.items():
         spread = [stdev(values)] if len(values) > 1 else []
-        print(f"{method:<10}" + "".join(f"{value:9.1%}" for value in [*values, mean(values), *spread]))
-    differences = {}
-    for other in others:
-        compared = [compare(answers[other, seed], answers[first, seed]) for seed in seeds]
-        differences[other] = mean_difference(compared)
-        print(method_difference(other, first, compared))
+        print(f"{name:<{width}}" + "".join(f"{value:9.1%}" for value in [*values, mean(values), *spread]))
+    differences = []
+    for budget, a, b in COMPARED:
+        if a in names and b in names:
+            compared = [compare(answers[a, seed], answers[b, seed]) for seed in seeds]
+            difference, low, high = mean_difference(compared)
+            differences.append({"budget": budget, "from": a, "to": b, "mean": difference, "low": low, "high": high})
+            print(f"{budget}: {method_difference(a, b, compared)}")
     return {"num_problems": num_problems, "seeds": seeds, "accuracy": rates, "differences": differences}
 
 
 def print_health(rounds: list[dict[str, Any]]) -> None:
     """Print what each round drew and what DPO did to the policy."""
-    print("\nmethod    seed round    drawn   right  mixed  pairs  chosen rejected  margin  labels  of them gold")
+    print(
+        f"\n{'entrant':<22} seed round   drawn  right  mixed pairs  chosen rejected  distinct before, after DPO"
+        "   labels  of them gold"
+    )
     for one in rounds:
-        drawn, pairs, dpo, labels = one["for_labels"], one["pairs"], one["dpo"], one["labels"]
-        did = f"{dpo['chosen_change']:+8.2f} {dpo['rejected_change']:+8.2f} {dpo['margin']:7.3f}" if dpo else " " * 25
+        drawn, pairs, dpo, gate, labels = (one[part] for part in ("for_labels", "pairs", "dpo", "gate", "labels"))
+        did = f"{dpo['chosen_change']:+8.2f} {dpo['rejected_change']:+8.2f}" if dpo else " " * 17
+        found = ""
+        if gate:
+            decision = "kept" if gate["low"] > 0 else "left"
+            found = f"{gate['distinct_right_before']:,} → {gate['distinct_right_after']:,}, {decision}"
         print(
-            f"{one['method']:<10}{one['seed']:>4}{one['number']:>6}{drawn['num_rationales']:>9}{drawn['right']:>8.1%}"
-            f"{drawn['mixed']:>7.1%}{pairs['num_pairs'] if pairs else '':>7}{did}{labels['num_labels']:>8}"
+            f"{one['entrant']:<22}{one['seed']:>5}{one['number']:>6}{drawn['num_rationales']:>8}{drawn['right']:>7.1%}"
+            f"{drawn['mixed']:>7.1%}{pairs['num_pairs'] if pairs else '':>6}{did}{found:>28}{labels['num_labels']:>9}"
             f"{labels['num_gold']:>14}"
         )
 

@@ -45,6 +45,7 @@ from dpost_lite.sampling.engine import Engine
 from dpost_lite.sampling.request import Request
 
 PAPERS_BATCH = 32
+PAPERS_TOP_K = 50  # what transformers takes where nothing is given
 CONTINUOUS_REQUESTS = 64  # at once; its attention multiplies every query with every cache: 256 took 1.5 times as long
 LLAMA_SEQUENCES = 64
 LLAMA_PROMPTS = 8  # computed together, then copied to their samples
@@ -247,7 +248,7 @@ class Generate:
                 out = setting.model.generate(
                     ids.to(setting.model.device),
                     attention_mask=mask.to(setting.model.device),
-                    do_sample=True, temperature=setting.temperature, top_k=0, top_p=1.0,
+                    do_sample=True, temperature=setting.temperature, top_k=PAPERS_TOP_K, top_p=1.0,
                     max_new_tokens=setting.max_new_tokens, eos_token_id=stop, pad_token_id=stop,
                     logits_processor=LogitsProcessorList([hook] if self._with_calculator else []),
                 )  # fmt: skip

@@ -90,6 +90,10 @@ class SftRecipe(_Section):
 
     learning_rate: float = Field(2e-4, gt=0)
     epochs: float = Field(2, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimiser steps even if `sft.epochs` are not complete; unset, never. It compares methods at
+    an equal length of training.
+    """
     batch_size: int = Field(128, ge=1)
     """Rationales per optimiser step."""
     micro_batch_size: int = Field(8, ge=1)
@@ -101,6 +105,8 @@ class SftRecipe(_Section):
     max_grad_norm: float = Field(1.0, gt=0)
     max_length: int = Field(640, ge=16)
     """Tokens of prompt and rationale; longer examples are dropped and counted."""
+    calculated_in_loss: bool = True
+    """Train on the tokens that the calculator writes as well as on the model's own."""
 
 
 class DpoRecipe(_Section):
@@ -108,7 +114,13 @@ class DpoRecipe(_Section):
 
     learning_rate: float = Field(2e-5, gt=0)
     max_steps: int = Field(100, ge=1)
-    """Stop after this many optimiser steps or one pass over the pairs, whichever comes first."""
+    """Stop after this many optimiser steps or `dpo.epochs`, whichever comes first."""
+    epochs: float = Field(1, gt=0)
+    """Passes over the pairs, at most."""
+    max_fall: float | None = Field(None, gt=0)
+    """Stop at the first step that finds its chosen or its rejected rationales less likely than under the reference by
+    more than this many nats, on average; unset, never.
+    """
     batch_size: int = Field(128, ge=1)
     micro_batch_size: int = Field(4, ge=1)
     beta: float = Field(0.1, gt=0)
@@ -121,6 +133,8 @@ class DpoRecipe(_Section):
     the round goes on with the DPO policy only if it clearly draws more distinct right rationales. `off` (0): always, as
     in the paper.
     """
+    calculated_in_loss: bool = True
+    """Count the tokens that the calculator writes in the log-probabilities that are compared."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
@@ -143,6 +157,8 @@ class SamplingRecipe(_Section):
     samples_for_labels: int = Field(3, ge=1)
     """K: samples per question from the DPO policy, for pseudo-labels (the paper's 3, 5 or 10)."""
     temperature: float = Field(0.7, gt=0)
+    top_k: int | None = Field(None, ge=1)
+    """Draw only from the k likeliest tokens (the papers' code: 50, the default of transformers); unset, from all."""
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(300, ge=8)
     weights: Literal["merged", "quantized"] = "merged"
@@ -161,6 +177,8 @@ class PairsRecipe(_Section):
     jaccard_threshold: float = Field(0.7, gt=0, le=1)
     """Two rationales whose token sets have a higher Jaccard index than this count as duplicates."""
     max_per_problem: int = Field(3, ge=1)
+    equal_steps: bool = False
+    """Prefer pairs whose rationales have equally many steps; among those, the least similar ones."""
     gold_first: bool = True
     """Put the gold rationale, if the problem has one, first among the chosen."""
     pool_rounds: bool = True
@@ -172,6 +190,10 @@ class PairsRecipe(_Section):
 class LabelsRecipe(_Section):
     """How graded rationales become pseudo-labels."""
 
+    duplicates: Literal["jaccard", "equations"] = "jaccard"
+    """Which rationales of a problem count as duplicates: those with a Jaccard index above the threshold, or those with
+    the same equations in the same order (as in RFT, Yuan et al. 2023).
+    """
     jaccard_threshold: float = Field(0.7, gt=0, le=1)
     pool_rounds: bool = True
     """Also use the samples of all earlier rounds."""
@@ -180,6 +202,11 @@ class LabelsRecipe(_Section):
     cap_percentile: int = Field(90, ge=1, le=100)
     """Cap the labels of a problem at this percentile of the labels per problem."""
     max_per_problem: int = Field(100, ge=1)
+
+    @property
+    def threshold(self) -> float | None:
+        """The Jaccard threshold, or None to compare equations."""
+        return self.jaccard_threshold if self.duplicates == "jaccard" else None
 
 
 class CalculatorRecipe(_Section):

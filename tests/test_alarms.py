@@ -5,6 +5,7 @@ from dataclasses import asdict
 import pytest
 from run_folder import RunFolder, rationale
 
+from dpost_lite.problems.gate import Yields
 from dpost_lite.problems.records import PreferencePair, Score
 from dpost_lite.report import alarms, health
 
@@ -136,6 +137,34 @@ def test_a_dpo_that_hardly_does_anything_alarms(folder) -> None:
         "DPO separated the log-probabilities of chosen and rejected rationales by only 0.2 nats: raise "
         "dpo.learning_rate or dpo.max_steps"
     )
+
+
+def test_a_dpo_that_was_stopped_alarms(folder) -> None:
+    folder.recipe("dpo.max_fall=3")
+    folder.stage("round-1/dpo", metrics={"ended_early": True})
+    folder.dpo_steps((0.0, 0.0), (-1.0, -4.25))
+    assert alarm(folder, "round-1/dpo") == (
+        "DPO was stopped after step 2, when rationales had lost more than dpo.max_fall=3 nats (chosen -1.0, rejected "
+        "-4.2): lower dpo.learning_rate or raise dpo.beta"
+    )
+
+
+@pytest.mark.parametrize(("high", "alarms_"), [(0.0, False), (0.1, False), (-0.01, True)])
+def test_a_dpo_that_lowers_what_is_drawn_alarms(folder, high, alarms_) -> None:
+    found = asdict(Yields(64, 90, 70, -0.3, -0.5, high))
+    folder.stage("round-1/gate", metrics={"goes_on_with": "sft", **found})
+    expected = (
+        "DPO lowered the distinct right rationales for 64 problems from 90 to 70, so the round goes on without it: "
+        "lower dpo.learning_rate or raise dpo.beta"
+    )
+    assert alarms.alarms(folder.path, "round-1/gate") == [expected] * alarms_
+
+
+def test_a_round_without_dpo_is_compared_with_draws_of_an_sft_policy(folder) -> None:
+    draw(folder, 1, "pairs", tokens=20)
+    draw(folder, 1, "labels", by_dpo=True, tokens=10)
+    draw(folder, 2, "pairs", tokens=20)
+    assert alarms.alarms(folder.path, draw(folder, 2, "labels", tokens=20)) == []
 
 
 def test_a_falling_dev_accuracy_alarms(folder) -> None:

@@ -12,12 +12,18 @@ LOGITS = [2.0, 0.5, -1.0, 1.2, -3.0, 0.0]
 
 
 def draw(
-    logits: list[float], temperature: float, top_p: float = 1.0, num_draws: int = 4000, seed: int = 1
+    logits: list[float],
+    temperature: float,
+    top_p: float = 1.0,
+    num_draws: int = 4000,
+    seed: int = 1,
+    top_k: int | None = None,
 ) -> tuple[list[int], list[float]]:
     """Draw from the same logits at many steps of one row."""
     tokens, logprobs = choose(
         torch.tensor(logits).repeat(num_draws, 1),
         temperature=[temperature] * num_draws,
+        top_k=[top_k] * num_draws,
         top_p=[top_p] * num_draws,
         seed=[seed] * num_draws,
         step=list(range(num_draws)),
@@ -25,9 +31,12 @@ def draw(
     return tokens.tolist(), logprobs.tolist()
 
 
-def probabilities(logits: list[float], temperature: float, top_p: float = 1.0) -> list[float]:
-    """Temperature, then the smallest set that holds `top_p`, spelled out."""
+def probabilities(logits: list[float], temperature: float, top_p: float = 1.0, top_k: int | None = None) -> list[float]:
+    """Temperature, then the `top_k` likeliest, then the smallest set of them that holds `top_p`, spelled out."""
     weights = [math.exp(x / temperature) for x in logits]
+    if top_k is not None:
+        least = sorted(weights, reverse=True)[min(top_k, len(weights)) - 1]
+        weights = [w if w >= least else 0.0 for w in weights]
     probs = [w / sum(weights) for w in weights]
     kept, mass = set(), 0.0
     for i in sorted(range(len(probs)), key=lambda i: -probs[i]):
@@ -47,7 +56,9 @@ def assert_follows(tokens: list[int], probs: list[float]) -> None:
 def test_greedy_is_the_largest_logit_whatever_seed_and_top_p():
     logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
     greedy = [0.0] * 50
-    tokens, _ = choose(logits, temperature=greedy, top_p=[0.1] * 50, seed=list(range(50)), step=[3] * 50)
+    tokens, _ = choose(
+        logits, temperature=greedy, top_k=[None] * 50, top_p=[0.1] * 50, seed=list(range(50)), step=[3] * 50
+    )
     assert tokens.tolist() == logits.argmax(-1).tolist()
 
 
@@ -73,12 +84,36 @@ def test_top_p_keeps_the_smallest_set_that_holds_it(temperature, top_p):
     assert_follows(tokens, probs)
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 5, 6, 50])
+@pytest.mark.parametrize("top_p", [0.6, 1.0])
+def test_top_k_keeps_the_likeliest_and_goes_before_top_p(top_k, top_p):
+    tokens, _ = draw(LOGITS, 1.0, top_p, top_k=top_k)
+    probs = probabilities(LOGITS, 1.0, top_p, top_k)
+    assert set(tokens) <= {i for i, p in enumerate(probs) if p}
+    assert_follows(tokens, probs)
+
+
+def test_rows_with_and_without_top_k_share_a_step():
+    num_draws = 2000
+    tokens, _ = choose(
+        torch.tensor(LOGITS).repeat(num_draws * 3, 1),
+        temperature=[1.0] * num_draws * 3,
+        top_k=[None, 2, 3] * num_draws,
+        top_p=[1.0] * num_draws * 3,
+        seed=[0, 1, 2] * num_draws,
+        step=[i // 3 for i in range(num_draws * 3)],
+    )
+    for i, top_k in enumerate((None, 2, 3)):
+        assert tokens.tolist()[i::3] == draw(LOGITS, 1.0, num_draws=num_draws, seed=i, top_k=top_k)[0]
+
+
 def test_each_row_has_settings_of_its_own():
     num_draws, settings = 2000, [(0.0, 1.0), (1.0, 1.0), (0.5, 0.7), (2.0, 1.0)]
     rows = [(t, p, seed) for _ in range(num_draws) for seed, (t, p) in enumerate(settings)]
     tokens, _ = choose(
         torch.tensor(LOGITS).repeat(len(rows), 1),
         temperature=[t for t, _, _ in rows],
+        top_k=[None] * len(rows),
         top_p=[p for _, p, _ in rows],
         seed=[seed for _, _, seed in rows],
         step=[i // len(settings) for i in range(len(rows))],
@@ -109,7 +144,10 @@ def test_one_possible_token_is_always_drawn():
 def test_a_large_vocabulary_in_16_bits():
     """The cumulative sum of many small probabilities still ends at the last token."""
     logits = torch.zeros(300, 50_000, dtype=torch.bfloat16)
-    tokens, logprobs = choose(logits, temperature=[1.0] * 300, top_p=[1.0] * 300, seed=[5] * 300, step=list(range(300)))
+    ones = [1.0] * 300
+    tokens, logprobs = choose(
+        logits, temperature=ones, top_k=[None] * 300, top_p=ones, seed=[5] * 300, step=list(range(300))
+    )
     assert logprobs.tolist() == pytest.approx([-math.log(50_000)] * 300, abs=1e-3)
     assert abs(tokens.float().mean().item() / 50_000 - 0.5) < 4 / math.sqrt(12 * 300)
     assert tokens.max() < 50_000

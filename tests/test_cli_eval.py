@@ -10,6 +10,7 @@ from command_line import a_run, dpost_lite
 from dpost_lite.errors import DataError, RunError
 from dpost_lite.evaluation.evaluate import saved_answers
 from dpost_lite.evaluation.targets import find_target, policies_of, policy_dir, problems_for
+from dpost_lite.problems.records import Problem, write_jsonl
 from dpost_lite.recipe import Recipe, SamplingRecipe
 from dpost_lite.runs.folder import Run
 
@@ -33,6 +34,12 @@ def test_policies_of_a_run_come_in_order(cwd: Path, bare_model: Path) -> None:
 def test_a_run_is_scored_on_its_own_problems_and_never_on_trained_ones(cwd: Path, bare_model: Path) -> None:
     target = find_target(str(a_run(cwd).path))
     assert [p.id for p in problems_for(target, None, data_dir=None, limit=3)] == ["t-0", "t-1", "t-2"]
+    dev = target.run.path / "data" / "dev.jsonl"
+    write_jsonl(dev, [])
+    with pytest.raises(DataError, match="--data dev: the run has no dev problems"):
+        problems_for(target, "dev", data_dir=None, limit=None)
+    write_jsonl(dev, [Problem("d-0", "How many?", "1")])
+    assert [p.id for p in problems_for(target, "dev", data_dir=None, limit=3)] == ["d-0"]
     (cwd / "new.jsonl").write_text('{"question": "How many legs has a cat?", "answer": 4}')
     (cwd / "old.jsonl").write_text('{"question": "How many legs has a DOG", "answer": 4}')
     assert len(problems_for(target, "new.jsonl", data_dir=None, limit=None)) == 1

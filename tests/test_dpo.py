@@ -9,6 +9,7 @@ from tiny_training import (
     TOLERANCE,
     TYPES,
     answer_logprob,
+    calculator_of,
     load,
     lora_weights,
     make_trainer,
@@ -18,6 +19,7 @@ from tiny_training import (
     same,
     saved,
     trainers_of,
+    without_result,
 )
 
 from dpost_lite.errors import DataError, RecipeError
@@ -112,6 +114,30 @@ def test_dpo_trains_on_the_sampled_token_ids_alone(base_dir, prompter, policy_di
     for ids, seen, mask in zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True):
         found.add((tuple(ids[seen.bool()].tolist()), tuple(ids[mask.bool()].tolist())))
     assert found == {(tuple(both), tuple(answer)) for both, answer in zip(sides, answers, strict=True)}
+
+
+def test_what_the_calculator_writes_can_be_left_out_of_the_comparison(base_dir, prompter, policy_dir, tmp_path):
+    trainer = make_trainer(base_dir, prompter, policy_dir, tmp_path, writer=calculator_of(prompter))
+    given = rows(prompter)
+    batch = trainer.data_collator(given)
+    num = len(given)
+    for i, row in enumerate(given):
+        chosen, rejected = (batch["input_ids"][k][batch["completion_mask"][k].bool()].tolist() for k in (i, num + i))
+        assert tuple(chosen) == without_result(prompter, row["chosen_ids"])
+        assert rejected == row["rejected_ids"]  # without an annotation
+
+
+@pytest.mark.parametrize(("max_fall", "num_steps"), [(None, 8), (1e6, 8), (1e-6, 2)])
+def test_a_training_ends_when_rationales_have_lost_too_much(
+    base_dir, prompter, policy_dir, tmp_path, max_fall, num_steps
+):
+    totals = []
+    figures = run_dpo(
+        base_dir, prompter, policy_dir, tmp_path, num=8, batch_size=1, micro_batch_size=1, learning_rate=1e-2,
+        warmup_ratio=0, max_fall=max_fall, progress=lambda done, total, *_, **__: totals.append((done, total)),
+    )  # fmt: skip
+    assert (figures["steps"], figures["ended_early"]) == (num_steps, num_steps < 8)  # the first step finds no change
+    assert totals[-1] == (num_steps, num_steps)
 
 
 def test_long_pairs_are_left_out_and_counted(base_dir, prompter, policy_dir, tmp_path):

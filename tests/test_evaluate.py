@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from dpost_lite.cli.app import app
 from dpost_lite.errors import ModelError, RunError
+from dpost_lite.evaluation import papers
 from dpost_lite.evaluation.evaluate import Sampling, evaluate, file_name, new_folder, saved_answers
 from dpost_lite.evaluation.targets import find_target
 from dpost_lite.pipeline.export import export_gguf
@@ -157,3 +158,10 @@ def test_a_file_of_something_else_is_no_answers(tmp_path):
     (tmp_path / "answers.jsonl").write_text('{"other": 1}\n')
     with pytest.raises(RunError, match="is not a file of answers"):
         saved_answers(tmp_path)
+
+
+def test_sets_that_differ_from_the_papers_are_named():
+    assert papers.differs("asdiv", "one model", 2095).endswith(
+        "The paper's asdiv has 2,096 problems, ours 2,095: no question twice."
+    )
+    assert papers.differs("gsm8k", "one model", 1319) == papers.DIFFERS.format(ours="one model")

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpost_lite.problems.answer_tokens import written
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import MAX_ANNOTATION_CHARS, Forcer
 from dpost_lite.problems.prompts import Prompter
@@ -280,6 +281,17 @@ def test_a_written_annotation_in_training_text_is_written_back_token_by_token(vo
             ids += row.push(token) or [token]
         assert ids == canonical
         assert (row.num_calculated, row.num_refused) == (1, 0)
+
+
+def test_what_was_inserted_is_found_again_in_a_finished_answer(vocabulary):
+    """Tokens that merge with the `=` are the model's; a result that is not the calculator's is too."""
+    for line, inserted in (("48/2=<<48/2=24>>24 of them", "24>>24"), ("<<3-5=-2>>-2 so <<1+1=2>>2", "-2>>-22>>2")):
+        ids = vocabulary.ids(line)
+        marks = written(vocabulary.forcer.row(), ids)
+        text = "".join(vocabulary.forcer.text_of(i) for i, mark in zip(ids, marks, strict=True) if mark)
+        assert inserted.endswith(text) or text in inserted
+        assert len(marks) == len(ids)
+    assert not any(written(vocabulary.forcer.row(), vocabulary.ids("no <<4/2=3>>3 apples")))
 
 
 def test_text_outside_of_annotations_is_never_touched(vocabulary):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpost_lite.problems.pairs import deduplicate, jaccard, make_labels, make_pairs
+from dpost_lite.problems.pairs import deduplicate, equations, jaccard, make_labels, make_pairs, num_steps
 from dpost_lite.problems.records import LabelledRationale, Problem, Rationale
 
 P1, P2, P3 = (Problem(id=f"p{n}", question=f"Question {n}?", answer=str(n)) for n in (1, 2, 3))
@@ -52,6 +52,15 @@ def test_jaccard(a, b, value):
     assert jaccard(b, a) == value
 
 
+def test_steps_are_the_lines_before_the_answer():
+    assert [num_steps(text) for text in ("", "#### 4", "a\n#### 4", "a\n\nb\n#### 4", "a\nb")] == [0, 0, 1, 2, 2]
+
+
+def test_equations_are_the_annotations_in_order():
+    assert equations("a 2 + 2 = <<2 + 2=4>>4\nb <<4*3=12>>12\n#### 12") == ("2+2=4", "4*3=12")
+    assert equations("no calculation\n#### 4") == ("no calculation\n#### 4",)
+
+
 # -- deduplication ----------------------------------------------------------------------------------------------------
 
 
@@ -77,6 +86,15 @@ def test_one_text_is_kept_once_even_in_two_tokenisations():
     whole, pieces = sampled("12", (9,)), sampled("12", (1, 2))
     assert deduplicate([whole, pieces], threshold=1) == [pieces]
     assert deduplicate([pieces, whole], threshold=1) == [pieces]
+
+
+def test_without_a_threshold_repeated_equations_are_removed():
+    first, again, other = (
+        sampled("A: <<2+2=4>>4", (1, 2)), sampled("B: <<2 + 2 = 4>>4", (7, 8)), sampled("C: <<2*2=4>>4", (1, 2, 3)),
+    )  # fmt: skip
+    assert deduplicate([other, again, first], threshold=None) == [first, other]
+    kept = sampled("Z: <<2+2=4>>4", (9,))
+    assert deduplicate([other, again, first], threshold=None, kept=[kept]) == [kept, other]
 
 
 def test_what_is_kept_already_comes_first_whatever_its_text():
@@ -140,6 +158,18 @@ def test_the_least_alike_pairs_are_kept_least_alike_first():
     ]
     assert [pair.rejected for pair in pairs(rationales)] == ["bad b", "bad c", "bad a"]
     assert [pair.rejected for pair in pairs(rationales, max_pairs=2)] == ["bad b", "bad c"]
+
+
+def test_pairs_of_equally_many_steps_can_go_first():
+    rationales = [
+        sampled("2+2=4 apples.\n4+1=5 in all.\n#### 5", (1, 2, 3, 4)),
+        sampled("one step.\n#### 3", (7, 8), correct=False),  # the least alike
+        sampled("two steps.\nof them.\n#### 3", (1, 2, 9), correct=False),
+        sampled("and three.\nof\nthem.\n#### 3", (1, 8), correct=False),
+    ]
+    order = [num_steps(pair.rejected) for pair in pairs(rationales, equal_steps=True)]
+    assert order == [2, 1, 3]
+    assert [num_steps(pair.rejected) for pair in pairs(rationales)] == [1, 3, 2]
 
 
 def test_ties_go_by_gold_then_the_text_of_the_chosen_then_of_the_rejected():

@@ -10,6 +10,7 @@ from dpost_lite.errors import OutOfMemory, RunError
 from dpost_lite.models import hub
 from dpost_lite.models.backend import FIRST_IMPORTS
 from dpost_lite.pipeline import stages
+from dpost_lite.pipeline.settings import ADDED_KEYS, StageSettings
 from dpost_lite.pipeline.stages import RunStages
 from dpost_lite.pipeline.tasks import CompareDraws, PrepareData, SampleRationales, TrainDpo, TrainSft
 from dpost_lite.pipeline.worker import Task
@@ -51,13 +52,23 @@ def stages_of(folder: Path, *overrides: str) -> RunStages:
 
 @pytest.mark.parametrize("key", ["sampling.temperature", "sampling.top_p"])
 def test_how_is_sampled_changes_no_greedy_answer(works, tmp_path, key):
-    before, after = (stages_of(tmp_path, f"{key}={value}") for value in (0.8, 0.9))
+    before, after = (stages_of(tmp_path, f"{key}={value}", "sampling.top_k=9") for value in (0.8, 0.9))
     before.score_base()
     after.score_base()
     assert works == ["PrepareData", "GradeAnswers"]
     before.sample_for_pairs(1, POLICY)
     with pytest.raises(RunError, match=rf"'round-1/samples-pairs' made with other settings \({key}: 0.8 -> 0.9\)"):
         after.sample_for_pairs(1, POLICY)
+
+
+def test_keys_that_came_later_leave_older_stages_as_they_are():
+    """At the value that means what was done before there was the key, a stage does not depend on it."""
+    for (part, key), value in ADDED_KEYS.items():
+        settings = StageSettings(load_recipe(None, []), Path("model")).of(part)
+        assert key not in settings[part]
+        other = {"True": "false", "False": "true", "None": "3", "1.0": "2", "jaccard": "equations"}[str(value)]
+        changed = StageSettings(load_recipe(None, [f"{part}.{key}={other}"]), Path("model")).of(part)
+        assert key in changed[part]
 
 
 def test_a_shorter_limit_changes_greedy_answers(works, tmp_path):

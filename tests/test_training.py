@@ -9,6 +9,7 @@ from tiny_training import (
     LORA,
     TYPES,
     answer_logprob,
+    calculator_of,
     labelled,
     load,
     lora_weights,
@@ -17,6 +18,7 @@ from tiny_training import (
     same,
     saved,
     trainers_of,
+    without_result,
 )
 
 from dpost_lite.errors import DataError, ModelError
@@ -41,6 +43,14 @@ def test_sft_loss_is_on_the_answer_and_its_stop_token_alone(base_dir, prompter, 
     total = sum(answer_logprob(base, list(prompter.prompt_ids(i.question)), list(i.token_ids)) for i in items)
     nll = -total / sum(len(i.token_ids) for i in items)
     assert figures["first_loss"] == pytest.approx(nll, rel=1e-3)
+
+
+def test_what_the_calculator_writes_can_be_left_out_of_the_loss(base_dir, prompter, tmp_path, monkeypatch):
+    trainers = trainers_of(sft, monkeypatch)
+    run_sft(base_dir, prompter, tmp_path, num=4, writer=calculator_of(prompter))
+    batch = next(iter(trainers[0].get_train_dataloader()))
+    found = {tuple(labels[labels != -100].tolist()) for labels in batch["labels"]}
+    assert found == {without_result(prompter, item.token_ids) for item in labelled(prompter, 4)}
 
 
 def test_sft_learns_and_counts(base_dir, prompter, tmp_path):
@@ -78,10 +88,14 @@ def test_sft_batches_do_not_depend_on_how_they_are_cut(base_dir, prompter, tmp_p
         (SftRecipe(batch_size=8), 100, 26, 2),
         (SftRecipe(batch_size=8, epochs=0.5), 100, 7, 0),
         (SftRecipe(batch_size=8, warmup_ratio=0), 100, 26, 0),
+        (SftRecipe(batch_size=8, max_steps=5), 100, 5, 0),
+        (SftRecipe(batch_size=8, max_steps=50), 100, 26, 2),
         (DpoRecipe(), 1, 1, 0),  # one warm-up step would be the only one, at a learning rate of 0
         (DpoRecipe(), 12_800, 100, 10),
         (DpoRecipe(), 99_999, 100, 10),
         (DpoRecipe(batch_size=2), 31, 16, 1),
+        (DpoRecipe(batch_size=2, epochs=3), 31, 48, 4),
+        (DpoRecipe(batch_size=2, epochs=30), 31, 100, 10),
     ],
 )
 def test_number_of_steps(tmp_path, recipe, num_rows, num_steps, num_warmup):

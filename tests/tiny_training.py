@@ -9,6 +9,8 @@ import torch
 
 from dpost_lite.models import adapters, dpo, loading, sft
 from dpost_lite.models.backend import Backend
+from dpost_lite.problems.calculator import Calculator
+from dpost_lite.problems.forcing import Forcer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair
 from dpost_lite.recipe import DpoRecipe, LoraRecipe, ModelRecipe, Recipe, SftRecipe
@@ -64,6 +66,19 @@ def whole(*, seed: int = 42, precision: str = "4bit", compute: str = "float32", 
     return Recipe(seed=seed, model=model_recipe(precision, compute), lora=LORA, **sections)
 
 
+def calculator_of(prompter: Prompter) -> Forcer:
+    return Forcer(prompter.token_text(), prompter.encode, Calculator())
+
+
+def without_result(prompter: Prompter, answer: tuple[int, ...]) -> tuple[int, ...]:
+    """The ids of an answer of `labelled` without `6>>6`, which the calculator writes."""
+    text = prompter.text(answer)
+    start, end = text.index("=", text.index("<<")) + 1, text.index(".\n")
+    ids = (*prompter.encode(text[:start]), *prompter.encode(text[end:]), prompter.stop_id)
+    assert len(ids) < len(answer)
+    return ids
+
+
 def run_sft(
     base_dir: Path,
     prompter: Prompter,
@@ -76,6 +91,7 @@ def run_sft(
     backend: Backend = "plain",
     progress=no_progress,
     checkpoint_s: float = 600,
+    writer=None,
     **settings,
 ) -> dict[str, Any]:
     recipe = SftRecipe(**{"epochs": 1, "batch_size": 4, "micro_batch_size": 4, **settings})
@@ -90,6 +106,7 @@ def run_sft(
         seed=seed,
         progress=progress,
         checkpoint_s=checkpoint_s,
+        writer=writer,
     )
 
 
@@ -106,6 +123,7 @@ def run_dpo(
     backend: Backend = "plain",
     progress=no_progress,
     checkpoint_s: float = 600,
+    writer=None,
     **settings,
 ):
     recipe = DpoRecipe(**{"batch_size": 4, "micro_batch_size": 4, **settings})
@@ -120,13 +138,16 @@ def run_dpo(
         seed=seed,
         progress=progress,
         checkpoint_s=checkpoint_s,
+        writer=writer,
     )
 
 
-def make_trainer(base_dir, prompter, policy_dir, out, *, precision="4bit", compute="float32", **settings) -> Any:
+def make_trainer(
+    base_dir, prompter, policy_dir, out, *, precision="4bit", compute="float32", writer=None, **settings
+) -> Any:
     recipe = DpoRecipe(**{"batch_size": 4, "micro_batch_size": 4, **settings})
     policy = adapters.load_for_dpo(base_dir, policy_dir, whole(precision=precision, compute=compute), "plain")
-    return dpo.make_trainer(policy, prompter, rows(prompter), out, recipe, 42)
+    return dpo.make_trainer(policy, prompter, rows(prompter), out, recipe, 42, writer=writer)
 
 
 def trainers_of(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:

@@ -43,7 +43,7 @@ def eval_(
 ) -> None:
     """Score a run's base and every round, or a model, on unseen problems; or compare two models' answers.
 
-    A run is scored on its own test problems unless --data is given.
+    A run is scored on its own test problems unless --data is given; --data dev takes its dev problems.
     """
     from rich.console import Console
 
@@ -79,7 +79,8 @@ def eval_(
         console.print("", summary.samples_table([s for s in scores if not isinstance(s, Score)]))
     if against is not None and data is not None:
         console.print("", papers.against_paper(data, greedy))
-        console.print(plain(f"\n{papers.DIFFERS.format(ours=targets.describe_target(scored))}"), soft_wrap=True)
+        text = papers.differs(data, targets.describe_target(scored), len(problems))
+        console.print(plain(f"\n{text}"), soft_wrap=True)
     saved = ", ".join(str(path.parent) for path in sorted(folder.glob("*/answers.jsonl")))
     console.print(plain(f"\nall answers are saved in {saved}"), soft_wrap=True)
 

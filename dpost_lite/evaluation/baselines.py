@@ -6,7 +6,7 @@ once and linked into the other folders, where `Run.stage` finds it by its finger
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def train_all(runs: Sequence[tuple[Path, Recipe]], train: Callable[[Path], Score
     for path, recipe in runs:
         if recipe.seed in finished:
             source, other = finished[recipe.seed]
-            adopt(source, path, shared_stages(other, recipe))
+            adopt(source, path, map(str, shared_stages(other, recipe)))
         yield FinishedRun(recipe.method, recipe.seed, path, train(path))
         finished.setdefault(recipe.seed, (path, recipe))
 
@@ -80,12 +80,12 @@ def shared_stages(a: Recipe, b: Recipe) -> list[StageName]:
     return shared
 
 
-def adopt(source: Path, target: Path, stages: Sequence[StageName]) -> None:
+def adopt(source: Path, target: Path, stages: Iterable[str]) -> None:
     """Link finished stages of one run into another's folder, unless it has them already."""
     if not (target / "run.json").exists():
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / "run.json", target / "run.json")  # marks a run's folder; Run.create rewrites it
-    for stage in map(str, stages):
+    for stage in stages:
         if (source / stage / "done.json").exists() and not (target / stage).exists():
             partial = target / f"{stage}.linked"
             shutil.rmtree(partial, ignore_errors=True)

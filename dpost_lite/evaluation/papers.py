@@ -10,6 +10,8 @@ from dpost_lite.report.summary import interval, table_of
 from dpost_lite.report.terminal import plain
 
 SETS = ("gsm8k", "multiarith", "asdiv", "svamp")
+NUM_PROBLEMS = {"multiarith": 600, "asdiv": 2096}
+"""Problems in the paper's sets where ours have fewer: questions that repeat within a set count once here."""
 DIFFERS = (
     "The paper fine-tunes all weights of other bases (250 million to 8 billion parameters, 8 GPUs) and decodes "
     "greedily with its calculator, at most 300 tokens. Ours: {ours}. Results on different bases are not comparable."
@@ -55,6 +57,14 @@ def against_paper(data: str, scores: list[Score]) -> Table:
     for row in published(data):
         table.add_row(row.name, f"{row.accuracies[data]:.1f}%", "none", f"DPO-ST, {row.source}")
     return table
+
+
+def differs(data: str, ours: str, num_problems: int) -> str:
+    """Return a sentence or two on how the results differ, for the paper's setup and `ours`."""
+    text = DIFFERS.format(ours=ours)
+    if data in NUM_PROBLEMS:
+        text += f" The paper's {data} has {NUM_PROBLEMS[data]:,} problems, ours {num_problems:,}: no question twice."
+    return text
 
 
 def published(data: str) -> Iterator[Published]:

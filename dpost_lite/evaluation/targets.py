@@ -15,6 +15,9 @@ from dpost_lite.runs.folder import Run, read_json
 from dpost_lite.runs.stage_names import BASE, StageName, policy_name, rounds_in
 
 
+DEV = "dev"  # the run's own problems that were held out of training to choose the best round
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What to score: a recipe with the settings, and policies by name: a folder, a GGUF file, or None for the base."""
@@ -93,7 +96,7 @@ def finished_export(run: Run) -> dict[str, Any]:
 
 
 def problems_for(target: Target, data: str | None, *, data_dir: Path | None, limit: int | None) -> list[Problem]:
-    """Return the problems to score on: those named by `data`, or else the run's own test problems.
+    """Return the problems to score on: those named by `data`, or else the run's own test problems; `dev` are its dev ones.
 
     Raises DataError if there are none, or if the run was trained on any of them.
     """
@@ -101,6 +104,11 @@ def problems_for(target: Target, data: str | None, *, data_dir: Path | None, lim
         if target.run is None:
             raise DataError("--data: a model has no test problems of its own; give gsm8k, synthetic, … or a file")
         return list(_recorded(target.run, "test"))[:limit]
+    if data == DEV:
+        problems = list(_recorded(target.run, DEV)) if target.run is not None else []
+        if not problems:
+            raise DataError(f"--data dev: {'the run' if target.run else 'a model'} has no dev problems; name another set")
+        return problems[:limit]
     recipe = target.recipe
     if data == SYNTHETIC:
         problems = load_corpus(DataRecipe(train=SYNTHETIC), recipe.synthetic, seed=recipe.seed).test

@@ -17,6 +17,8 @@ from dpost_lite.errors import DataError, RecipeError, nearest
 from dpost_lite.models import adapters
 from dpost_lite.models.private_api import token_dpo_trainer
 from dpost_lite.models.training import Progress, shared_arguments, train
+from dpost_lite.problems.answer_tokens import written
+from dpost_lite.problems.forcing import Writer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import PreferencePair
 from dpost_lite.recipe import DpoRecipe
@@ -49,10 +51,12 @@ def train_dpo(
     progress: Progress,
     checkpoint_s: float,
     report_to: Sequence[str] = (),
+    writer: Writer | None = None,
 ) -> dict[str, Any]:
     """Continue the SFT policy on `pairs` and save the result in `out`; return metrics of the training.
 
-    Pairs longer than `dpo.max_length` tokens are left out and counted. Raises DataError if none is left.
+    Pairs longer than `dpo.max_length` tokens are left out and counted. Raises DataError if none is left. What `writer`
+    inserts in an answer is left out of the log-probabilities that are compared.
     """
     rows = []
     for pair in pairs:
@@ -63,14 +67,22 @@ def train_dpo(
             )
     if not rows:
         raise DataError(f"dpo.max_length={recipe.max_length} leaves none of {len(pairs)} preference pairs; raise it")
-    trainer = make_trainer(policy, prompter, rows, out, recipe, seed, report_to)
+    trainer = make_trainer(policy, prompter, rows, out, recipe, seed, report_to, writer)
     lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
-    log = train(trainer, lengths, progress, checkpoint_s, figures=lambda step: figures(step, recipe.beta))
+    log = train(
+        trainer,
+        lengths,
+        progress,
+        checkpoint_s,
+        figures=lambda step: figures(step, recipe.beta),
+        is_enough=lambda found: has_fallen(found, recipe.max_fall),
+    )
     adapters.save(trainer.model, prompter.tokenizer, out)
     return {
         "num_pairs": len(rows),
         "num_too_long": len(pairs) - len(rows),
         "steps": len(log),
+        "ended_early": has_fallen(figures(log[-1], recipe.beta), recipe.max_fall),
         "first_loss": log[0]["loss"],
         "last_loss": log[-1]["loss"],
         "last_margin": log[-1].get("rewards/margins"),
@@ -94,6 +106,11 @@ def figures(step: Mapping[str, Any], beta: float) -> dict[str, float]:
     }
 
 
+def has_fallen(found: Mapping[str, float], max_fall: float | None) -> bool:
+    """Whether a step's chosen or rejected rationales have lost more than `max_fall` nats (`dpo.max_fall`)."""
+    return max_fall is not None and min(found["chosen_change"], found["rejected_change"]) < -max_fall
+
+
 def make_trainer(
     policy: Any,
     prompter: Prompter,
@@ -102,6 +119,7 @@ def make_trainer(
     recipe: DpoRecipe,
     seed: int,
     report_to: Sequence[str] = (),
+    writer: Writer | None = None,
 ) -> Any:
     """Return a DPOTrainer on token ids. `policy` is a PeftModel whose adapter is named "default", or a plain model."""
     from datasets import Dataset
@@ -123,11 +141,31 @@ def make_trainer(
         precompute_ref_log_probs=not is_adapter,  # a second copy of all weights would not fit
     )
     trainer = token_dpo_trainer()(
-        model=policy, args=config, train_dataset=Dataset.from_list(rows), processing_class=prompter.tokenizer
+        model=policy,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=prompter.tokenizer,
+        data_collator=None if writer is None else _without_inserted(writer, prompter.tokenizer),
     )
     if is_adapter:
         _start_at_reference(trainer.model)
     return trainer
+
+
+def _without_inserted(writer: Writer, tokenizer: Any) -> Any:
+    """Return trl's collator of preference pairs, with what `writer` inserts masked as the prompt is."""
+    import torch
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    class Collator(DataCollatorForPreference):
+        def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+            batch = super().torch_call(examples)
+            answers = [(one["prompt_ids"], one[side]) for side in ("chosen_ids", "rejected_ids") for one in examples]
+            for mask, (prompt, answer) in zip(batch["completion_mask"], answers, strict=True):
+                mask[len(prompt) : len(prompt) + len(answer)][torch.tensor(written(writer.row(), answer))] = 0
+            return batch
+
+    return Collator(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 def _start_at_reference(policy: Any) -> None:

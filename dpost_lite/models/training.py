@@ -45,11 +45,8 @@ def shared_arguments(
     dtype = policy.get_input_embeddings().weight.dtype  # the compute type, or float32 where all weights are trained
     micro = min(recipe.micro_batch_size, recipe.batch_size)
     num_accumulated = max(1, recipe.batch_size // micro)
-    num_steps = math.ceil(num_rows / (micro * num_accumulated))
-    if isinstance(recipe, SftRecipe):
-        num_steps = math.ceil(num_steps * recipe.epochs)
-    else:
-        num_steps = min(num_steps, recipe.max_steps)
+    num_steps = math.ceil(math.ceil(num_rows / (micro * num_accumulated)) * recipe.epochs)
+    num_steps = min(num_steps, recipe.max_steps or num_steps)
     return {
         "output_dir": str(out),
         "seed": seed,
@@ -88,12 +85,14 @@ def train(
     progress: Progress,
     checkpoint_s: float,
     figures: Callable[[dict[str, Any]], dict[str, float]] = lambda _: {},
+    is_enough: Callable[[dict[str, float]], bool] = lambda _: False,
 ) -> list[dict[str, Any]]:
     """Run a trl trainer and return its log, one dictionary per optimiser step.
 
     `lengths` are the tokens of its rows; the longest are tried first, so that an out-of-memory error happens before
     training starts. Resumes from the newest checkpoint in its folder; writes one every `checkpoint_s` seconds, and one
-    when `progress` raises KeyboardInterrupt. `progress` gets each step's loss, and what `figures` makes of its log.
+    when `progress` raises KeyboardInterrupt. `progress` gets each step's loss, and what `figures` makes of its log;
+    the training ends early after a step whose figures satisfy `is_enough`.
     Raises ModelError if the loss becomes infinite or NaN, or jumps after resuming.
     """
     from transformers import PrinterCallback, TrainerCallback
@@ -120,10 +119,14 @@ def train(
             if not logs or "loss" not in logs:
                 return
             check_loss_of_step(state, newest)
-            if checkpoints.is_due():
+            found = figures(logs)
+            if is_enough(found):
+                control.should_training_stop = True
+                state.max_steps = state.global_step
+            elif checkpoints.is_due():
                 checkpoints.save()
             try:
-                progress(state.global_step, state.max_steps, "steps", loss=logs["loss"], **figures(logs))
+                progress(state.global_step, state.max_steps, "steps", loss=logs["loss"], **found)
             except KeyboardInterrupt:
                 if state.global_step < state.max_steps:  # after the last step the policy itself is saved
                     checkpoints.save()

@@ -20,6 +20,18 @@ MACHINE_KEYS = (
 )
 """They fit the work to a machine and change no result."""
 
+ADDED_KEYS: dict[tuple[str, str], Any] = {
+    ("sft", "max_steps"): None,
+    ("sft", "calculated_in_loss"): True,
+    ("dpo", "calculated_in_loss"): True,
+    ("dpo", "epochs"): 1.0,
+    ("dpo", "max_fall"): None,
+    ("sampling", "top_k"): None,
+    ("pairs", "equal_steps"): False,
+    ("labels", "duplicates"): "jaccard",
+}
+"""Keys that came later, with the value that means what was done before: stages made then keep their fingerprint."""
+
 
 class StageSettings:
     """Settings of one run's stages, by parts of the recipe."""
@@ -35,6 +47,9 @@ class StageSettings:
         values = self._recipe.model_dump(mode="json")
         for part, key in MACHINE_KEYS:
             values[part].pop(key)
+        for (part, key), before in ADDED_KEYS.items():
+            if values[part][key] == before:
+                values[part].pop(key)
         values["model"]["compute_dtype"] = self._compute_dtype
         values["dpo"].pop("gate")  # of the stage after the training
         values["labels"].pop("from_pairs")  # the stage's inputs show it

@@ -115,6 +115,7 @@ class RunStages:
                 max_pairs=recipe.max_per_problem,
                 gold_first=recipe.gold_first,
                 unfinished_rejected=recipe.unfinished_rejected,
+                equal_steps=recipe.equal_steps,
             )
             write_jsonl(out / "pairs.jsonl", pairs)
             return {"pairs": len(pairs), "problems": len({pair.problem_id for pair in pairs})}
@@ -157,7 +158,7 @@ class RunStages:
             **self._to_sample(policy), dpo_dir=trained.path, purpose=str(name), num_problems=num_problems
         )
         settings = {**self._settings(*MODEL_PARTS, "sampling"), "num_samples": per_problem, "problems": num_problems}
-        settings["jaccard_threshold"] = self._recipe.labels.jaccard_threshold
+        settings["jaccard_threshold"] = self._recipe.labels.threshold
         stage = self._sampled(name, task, policy, trained, self._data, settings=settings)
         found = from_dict(Yields, stage.metrics)
         self._gates[number] = stage
@@ -174,7 +175,7 @@ class RunStages:
                 _problems(self._data, "train"),
                 _rationales(sources),
                 _gold_by_problem(self._data),
-                threshold=recipe.jaccard_threshold,
+                threshold=recipe.threshold,
                 cap_percentile=recipe.cap_percentile,
                 max_per_problem=recipe.max_per_problem,
             )
@@ -229,8 +230,8 @@ class RunStages:
     def _score(self, name: str, policy: Artifact | None) -> None:
         """Grade greedy answers on dev and test; None scores the base model."""
         settings = self._settings(*MODEL_PARTS, "sampling")
-        for key in ("temperature", "top_p"):  # a greedy answer depends on neither
-            settings["sampling"].pop(key)
+        for key in ("temperature", "top_k", "top_p"):  # a greedy answer depends on none of them
+            settings["sampling"].pop(key, None)
         parts = tuple(part for part in ("dev", "test") if self._data.metrics[part])
         task = GradeAnswers(**self._to_sample(policy), policy_name=name, parts=parts)
         inputs = (self._data,) if policy is None else (self._data, policy)

@@ -15,8 +15,11 @@ from dpost_lite.models.backend import Backend
 from dpost_lite.models.loading import load_prompter
 from dpost_lite.models.training import Progress
 from dpost_lite.pipeline.export import export_gguf
+from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.corpus import Corpus, load_corpus
+from dpost_lite.problems.forcing import Forcer
 from dpost_lite.problems.gate import compare_yields
+from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import (
     LabelledRationale,
     PreferencePair,
@@ -74,6 +77,12 @@ class PrepareData(ModelTask):
         return gold
 
 
+def calculator_writer(prompter: Prompter, recipe: Recipe) -> Forcer | None:
+    """Return what writes the calculator's tokens; None without a calculator."""
+    calculator = Calculator.from_recipe(recipe.calculator)
+    return Forcer(prompter.token_text(), prompter.encode, calculator) if calculator else None
+
+
 @dataclass(frozen=True, slots=True)
 class TrainSft(ModelTask):
     """Train the base on the labelled rationales in `labels_dir`. Writes the policy."""
@@ -88,7 +97,7 @@ class TrainSft(ModelTask):
         recipe = self.recipe
         return sft.train_sft(
             adapters.load_for_sft(self.model_dir, recipe, self.backend),
-            load_prompter(self.model_dir, recipe.model),
+            prompter := load_prompter(self.model_dir, recipe.model),
             list(read_jsonl(self.labels_dir / "labels.jsonl", LabelledRationale)),
             out,
             recipe=recipe.sft.model_copy(update={"micro_batch_size": self.micro_batch_size}),
@@ -96,6 +105,7 @@ class TrainSft(ModelTask):
             progress=progress,
             checkpoint_s=recipe.checkpoint_s,
             report_to=recipe.report_to,
+            writer=None if recipe.sft.calculated_in_loss else calculator_writer(prompter, recipe),
         )
 
 
@@ -114,7 +124,7 @@ class TrainDpo(ModelTask):
         recipe = self.recipe
         return dpo.train_dpo(
             adapters.load_for_dpo(self.model_dir, self.policy_dir, recipe, self.backend),
-            load_prompter(self.model_dir, recipe.model),
+            prompter := load_prompter(self.model_dir, recipe.model),
             list(read_jsonl(self.pairs_dir / "pairs.jsonl", PreferencePair)),
             out,
             recipe=recipe.dpo.model_copy(update={"micro_batch_size": self.micro_batch_size}),
@@ -122,6 +132,7 @@ class TrainDpo(ModelTask):
             progress=progress,
             checkpoint_s=recipe.checkpoint_s,
             report_to=recipe.report_to,
+            writer=None if recipe.dpo.calculated_in_loss else calculator_writer(prompter, recipe),
         )
 
 
@@ -230,7 +241,7 @@ class CompareDraws(SamplingTask):
 
         before = self._draw(self.policy_dir, out / "before.jsonl", problems, first_half)
         after = self._draw(self.dpo_dir, out / "after.jsonl", problems, second_half)
-        yields = compare_yields(problems, before, after, gold, threshold=self.recipe.labels.jaccard_threshold)
+        yields = compare_yields(problems, before, after, gold, threshold=self.recipe.labels.threshold)
         return {"goes_on_with": "dpo" if yields.is_better else "sft", **asdict(yields)}
 
     def _draw(

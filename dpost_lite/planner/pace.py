@@ -4,6 +4,7 @@ CPU efficiencies were measured (bench/memory.py checks them); those of GPUs are 
 right, and so the size of later training sets, is unknown beforehand: workload.py has the assumptions.
 """
 
+import math
 from dataclasses import dataclass
 
 from dpost_lite.methods import METHODS
@@ -48,10 +49,11 @@ class Pace:
         recipe, work = self.recipe, self.work
         sampling = recipe.sampling
         if kind == "sft":
-            return self._training(self._num_labels(round_number) * recipe.sft.epochs)
+            rationales = self._num_labels(round_number) * recipe.sft.epochs
+            return self._training(min(rationales, (recipe.sft.max_steps or math.inf) * recipe.sft.batch_size))
         if kind == "dpo":
             pairs = work.num_train * PAIRS_PER_PROBLEM * (round_number if recipe.pairs.pool_rounds else 1)
-            pairs = min(pairs, recipe.dpo.max_steps * recipe.dpo.batch_size)
+            pairs = min(pairs * recipe.dpo.epochs, recipe.dpo.max_steps * recipe.dpo.batch_size)
             return self._training(2 * pairs, reference=2)
         if kind == "samples-pairs":
             return self._sampling(work.num_train, sampling.samples_for_pairs, work.rationale)

@@ -15,6 +15,25 @@ from dpost_lite.problems.forcing import PENDING, Pending, RowWriter
 POLL_SECONDS = 0.002  # between two calls of `poll` when there is nothing else to do
 
 
+def written(writer: RowWriter, token_ids: Sequence[int]) -> list[bool]:
+    """Return for each token of a finished answer whether `writer`, new and one that answers at once, inserts it.
+
+    Where the answer differs from what the writer would insert, the rest is the model's own. A token that the writer
+    would replace, as with a merge across the `=`, counts as the model's.
+    """
+    found: list[bool] = []
+    inserted: list[int] = []
+    for token_id in token_ids:
+        found.append(inserted[:1] == [token_id])
+        if found[-1]:
+            inserted = inserted[1:]
+            continue
+        reply = writer.push(token_id)
+        assert reply is not PENDING
+        inserted = reply[1:] if reply and reply[0] == token_id else []
+    return found
+
+
 @dataclass(slots=True, eq=False)
 class AnswerTokens:
     """One answer of at most `max_new_tokens` tokens.

@@ -51,7 +51,7 @@ def compare_yields(
     after: Iterable[Rationale],
     gold: Mapping[str, LabelledRationale],
     *,
-    threshold: float,
+    threshold: float | None,
 ) -> Yields:
     """Compare the draws of two policies, deduplicated with the Jaccard `threshold` against gold and each other.
 

@@ -8,6 +8,7 @@ is optional (there it always comes first), and ties are broken by text, so the o
 pool earlier rounds, the caller passes the rationales of all of them.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
@@ -37,21 +38,34 @@ def jaccard(a: Collection[int], b: Collection[int]) -> float:
     return num_shared / num_all if num_all else 1.0
 
 
-def deduplicate(items: Iterable[Item], *, threshold: float, kept: Sequence[Item] = ()) -> list[Item]:
+def equations(text: str) -> tuple[str, ...]:
+    """Return the calculations of a rationale in order, without spaces; of a rationale without any, its text."""
+    found = tuple("".join(equation.split()) for equation in re.findall("<<(.*?)>>", text))
+    return found or (text,)
+
+
+def num_steps(text: str) -> int:
+    """Return the number of steps of a rationale: its lines, without the one that gives the answer."""
+    return sum(bool(line.strip()) and not line.startswith("####") for line in text.split("\n"))
+
+
+def deduplicate(items: Iterable[Item], *, threshold: float | None, kept: Sequence[Item] = ()) -> list[Item]:
     """Return `kept` plus each item whose Jaccard index with all items before it is at most `threshold`.
 
     Greedy over the texts in lexicographic order, as in the paper's code. Of items with the same text, the one with the
-    smallest token ids is kept. A threshold of 1 removes only repeated texts.
+    smallest token ids is kept. A threshold of 1 removes only repeated texts; None removes repeated equations instead
+    (RFT, Yuan et al. 2023).
     """
     result = list(kept)
-    texts = {item.text for item in result}
+    key_of = equations if threshold is None else str
+    keys = {key_of(item.text) for item in result}
     id_sets = [frozenset(item.token_ids) for item in result]
     for item in sorted(items, key=lambda item: (item.text, item.token_ids)):
-        ids = frozenset(item.token_ids)
-        if item.text in texts or any(jaccard(ids, other) > threshold for other in id_sets):
+        key, ids = key_of(item.text), frozenset(item.token_ids)
+        if key in keys or (threshold is not None and any(jaccard(ids, other) > threshold for other in id_sets)):
             continue
         result.append(item)
-        texts.add(item.text)
+        keys.add(key)
         id_sets.append(ids)
     return result
 
@@ -65,13 +79,15 @@ def make_pairs(
     max_pairs: int,
     gold_first: bool,
     unfinished_rejected: bool,
+    equal_steps: bool = False,
 ) -> list[PreferencePair]:
     """Return at most `max_pairs` pairs for each problem, in the order of `problems`.
 
     Chosen: right, finished rationales, preceded by the problem's gold one (`gold`, by problem id) if `gold_first`.
     Rejected: wrong ones, including those without a readable answer; unfinished ones only if `unfinished_rejected`.
     Each side is deduplicated separately. Of all combinations, the least similar are kept, least similar first; ties go
-    to the earlier chosen (gold, then by text), then to the earlier rejected (by text).
+    to the earlier chosen (gold, then by text), then to the earlier rejected (by text). With `equal_steps`, a smaller
+    difference in the number of steps goes before.
     """
     sampled = _by_problem(rationales)
     pairs: list[PreferencePair] = []
@@ -81,7 +97,7 @@ def make_pairs(
         first = [gold[problem.id]] if gold_first and problem.id in gold else []
         chosen = deduplicate(_labelled(problem, right), threshold=threshold, kept=first)
         rejected = deduplicate(wrong, threshold=threshold)
-        pairs += _least_similar_first(problem, chosen, rejected)[:max_pairs]
+        pairs += _ordered(problem, chosen, rejected, equal_steps=equal_steps)[:max_pairs]
     return pairs
 
 
@@ -90,13 +106,13 @@ def make_labels(
     rationales: Iterable[Rationale],
     gold: Mapping[str, LabelledRationale],
     *,
-    threshold: float,
+    threshold: float | None,
     cap_percentile: int = 90,
     max_per_problem: int = 100,
 ) -> list[LabelledRationale]:
     """Return the SFT data: for each problem in order, its gold rationale if any, then its pseudo-labels.
 
-    Pseudo-labels are right, finished rationales, deduplicated against the gold one and each other, in order of text. To
+    Pseudo-labels are right, finished rationales, deduplicated against the gold one and each other (`deduplicate`). To
     keep easy problems from crowding out hard ones, a problem contributes at most the `cap_percentile`-th percentile of
     the counts (gold included), and at most `max_per_problem`. The percentile is numpy's default (linear interpolation),
     rounded down, over the problems with at least one rationale; in the paper, all problems have one.
@@ -117,7 +133,7 @@ def distinct_right(
     rationales: Iterable[Rationale],
     gold: Mapping[str, LabelledRationale],
     *,
-    threshold: float,
+    threshold: float | None,
 ) -> dict[str, int]:
     """Return for each problem, by id, how many pseudo-labels its rationales give before any cap."""
     sampled = _by_problem(rationales)
@@ -144,11 +160,17 @@ def _labelled(problem: Problem, rationales: Iterable[Rationale]) -> list[Labelle
     return [LabelledRationale(problem.id, problem.question, r.text, r.token_ids, is_gold=False) for r in rationales]
 
 
-def _least_similar_first(
-    problem: Problem, chosen: Sequence[Tokenised], rejected: Sequence[Tokenised]
+def _ordered(
+    problem: Problem, chosen: Sequence[Tokenised], rejected: Sequence[Tokenised], *, equal_steps: bool
 ) -> list[PreferencePair]:
-    """Return all pairs of the two sides, the least similar first."""
-    combinations = sorted(product(chosen, rejected), key=lambda pair: jaccard(pair[0].token_ids, pair[1].token_ids))
+    """Return all pairs of the two sides, the least similar first; with `equal_steps`, by difference in steps first."""
+
+    def order(pair: tuple[Tokenised, Tokenised]) -> tuple[int, float]:
+        win, lose = pair
+        difference = abs(num_steps(win.text) - num_steps(lose.text)) if equal_steps else 0
+        return difference, jaccard(win.token_ids, lose.token_ids)
+
+    combinations = sorted(product(chosen, rejected), key=order)
     return [
         PreferencePair(problem.id, problem.question, win.text, lose.text, win.token_ids, lose.token_ids)
         for win, lose in combinations

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.problems.comparing import compare
+from dpost_lite.problems.gate import Yields
+from dpost_lite.problems.records import from_dict
 from dpost_lite.report import health, results
 from dpost_lite.report.health import DpoStats, PairStats, SampleStats
 from dpost_lite.runs.folder import read_json
@@ -50,7 +52,7 @@ def watch(run: Path, emit: Callable[..., None]) -> Callable[[dict[str, Any]], No
 def alarms(run: Path, stage: str) -> list[str]:
     """Return the alarms of a finished stage of a run."""
     name = StageName.parse(stage)
-    if name is None or name.kind not in ("score", "samples-pairs", "samples-labels", "pairs", "dpo"):
+    if name is None or name.kind not in ("score", "samples-pairs", "samples-labels", "pairs", "dpo", "gate"):
         return []
     recipe = results.recipe_of(run)
     if name.kind == "score":
@@ -58,13 +60,24 @@ def alarms(run: Path, stage: str) -> list[str]:
     if name.kind in ("samples-pairs", "samples-labels"):
         dpo = str(name.beside("dpo"))
         by_dpo = dpo in read_json(run / stage / "done.json")["inputs"] and not is_idle(_dpo_stats(run, dpo))
-        before = name.beside("samples-pairs") if by_dpo else replace(name, round=name.round - 1)
-        folder = run / str(before)
+        folder = run / str(_drawn_before(run, name, by_dpo=by_dpo))
         earlier = health.sample_stats(folder) if (folder / "done.json").is_file() else None
         return sample_alarms(health.sample_stats(run / stage), earlier, recipe, by_dpo=by_dpo)
     if name.kind == "pairs":
         return pair_alarms(health.pair_stats(run / stage), recipe["dpo"])
-    return dpo_alarms(_dpo_stats(run, stage), recipe["dpo"])
+    metrics = read_json(run / stage / "done.json")["metrics"]
+    if name.kind == "gate":
+        return gate_alarms(from_dict(Yields, metrics))
+    return dpo_alarms(_dpo_stats(run, stage), recipe["dpo"], ended_early=metrics.get("ended_early", False))
+
+
+def _drawn_before(run: Path, name: StageName, *, by_dpo: bool) -> StageName:
+    """Return the stage whose samples show what changed: before DPO, or one round earlier by the same kind of policy."""
+    if by_dpo:
+        return name.beside("samples-pairs")
+    earlier = replace(name, round=name.round - 1)
+    for_pairs = earlier.beside("samples-pairs")  # by an SFT policy, as those of a round that goes on without DPO
+    return for_pairs if (run / str(for_pairs)).is_dir() else earlier
 
 
 def _dpo_stats(run: Path, stage: str) -> DpoStats | None:
@@ -103,7 +116,7 @@ def sample_alarms(
 
 def pair_alarms(now: PairStats, dpo: Mapping[str, Any]) -> list[str]:
     """Alarms of a round's pairs; `dpo` is that section of the recipe."""
-    steps = ceil(now.num_pairs / dpo["batch_size"])
+    steps = ceil(ceil(now.num_pairs / dpo["batch_size"]) * dpo.get("epochs", 1))  # runs of before had one pass
     if not now.num_pairs or steps >= MIN_STEPS * dpo["max_steps"]:
         return []  # with no pairs, DPO is skipped with a notice
     return [
@@ -112,10 +125,26 @@ def pair_alarms(now: PairStats, dpo: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def dpo_alarms(now: DpoStats | None, dpo: Mapping[str, Any]) -> list[str]:
-    """Alarms of a DPO training; `dpo` is that section of the recipe."""
+def gate_alarms(found: Yields) -> list[str]:
+    """Alarm if DPO clearly lowered what is drawn."""
+    if found.high >= 0:
+        return []
+    return [
+        f"DPO lowered the distinct right rationales for {found.num_problems} problems from "
+        f"{found.distinct_right_before} to {found.distinct_right_after}, so the round goes on without it: {WEAKER_DPO}"
+    ]
+
+
+def dpo_alarms(now: DpoStats | None, dpo: Mapping[str, Any], *, ended_early: bool = False) -> list[str]:
+    """Alarms of a DPO training; `dpo` is that section of the recipe. `ended_early`: `dpo.max_fall` was exceeded."""
     if now is None:
         return []
+    if ended_early:
+        return [
+            f"DPO was stopped after step {now.num_steps}, when rationales had lost more than "
+            f"dpo.max_fall={dpo['max_fall']:g} nats (chosen {now.chosen_change:+.1f}, rejected "
+            f"{now.rejected_change:+.1f}): {WEAKER_DPO}"
+        ]
     if now.chosen_change <= -MAX_DROP_NATS:
         key = f"{'raise' if dpo['nll_weight'] else 'set'} dpo.nll_weight"
         return [

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from dpost_lite.problems.gate import Yields
+from dpost_lite.problems.pairs import num_steps
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Rationale, from_dict, read_jsonl
 from dpost_lite.runs.folder import stages_done
 from dpost_lite.runs.journal import read_events, steps_by_stage
@@ -23,8 +24,8 @@ class SampleStats:
     """Statistics of one sampling stage.
 
     Fractions of its problems: `all_right`, `all_wrong`, `mixed`; of its rationales: `right`, `unfinished`,
-    `repetitive`. `tokens` is the mean length of finished rationales; `calculated` and `left_to_model` are
-    expressions per rationale that the calculator did and did not complete.
+    `repetitive`. `tokens` and `steps_per_rationale` are means over finished rationales; `calculated` and
+    `left_to_model` are expressions per rationale that the calculator did and did not complete.
     """
 
     num_rationales: int
@@ -35,8 +36,14 @@ class SampleStats:
     unfinished: float
     repetitive: float
     tokens: float
+    steps_per_rationale: float
     calculated: float
     left_to_model: float
+
+    @property
+    def some_right(self) -> float:
+        """Fraction of problems with a right rationale: pass@K for their K samples."""
+        return 1 - self.all_wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,10 @@ class Round:
     pairs: PairStats | None
     dpo: DpoStats | None
     gate: Yields | None
+    before_dpo: SampleStats | None
+    """What the SFT policy drew for the gate's problems."""
+    after_dpo: SampleStats | None
+    """What the DPO policy drew for them, with the same random numbers."""
     for_labels: SampleStats | None
     labels: LabelStats | None
     dev: float | None
@@ -115,15 +126,17 @@ def _round(
         pairs=of("pairs", lambda name: pair_stats(run / name)),
         dpo=of("dpo", lambda name: dpo_stats(steps.get(name, ()))),
         gate=of("gate", lambda name: from_dict(Yields, done[name]["metrics"])),
+        before_dpo=of("gate", lambda name: sample_stats(run / name, "before.jsonl")),
+        after_dpo=of("gate", lambda name: sample_stats(run / name, "after.jsonl")),
         for_labels=of("samples-labels", lambda name: sample_stats(run / name)),
         labels=of("labels", lambda name: label_stats(run, number, done)),
         dev=done.get(str(StageName.score(policy_name(number))), {}).get("metrics", {}).get("dev", {}).get("strict"),
     )
 
 
-def sample_stats(stage: Path) -> SampleStats:
-    """Return the statistics of a sampling stage, given its folder. Cached, since large stages take seconds to read."""
-    file = stage / "rationales.jsonl"
+def sample_stats(stage: Path, name: str = "rationales.jsonl") -> SampleStats:
+    """Return the statistics of a file in a sampling stage's folder. Cached, since large ones take seconds to read."""
+    file = stage / name
     return _sample_stats(file, file.stat().st_mtime_ns)
 
 
@@ -131,12 +144,14 @@ def sample_stats(stage: Path) -> SampleStats:
 def _sample_stats(file: Path, _changed: int) -> SampleStats:
     right_of: dict[str, list[bool]] = defaultdict(list)
     tokens: list[int] = []
+    steps: list[int] = []
     num = num_repetitive = num_calculated = num_left = 0
     for rationale in read_jsonl(file, Rationale):
         num += 1
         right_of[rationale.problem_id].append(rationale.correct)
         if rationale.end == "stop":
             tokens.append(len(rationale.token_ids))
+            steps.append(num_steps(rationale.text))
         num_repetitive += is_repetitive(rationale.token_ids)
         num_calculated += rationale.num_calculated
         num_left += rationale.num_refused
@@ -151,6 +166,7 @@ def _sample_stats(file: Path, _changed: int) -> SampleStats:
         unfinished=(num - len(tokens)) / max(1, num),
         repetitive=num_repetitive / max(1, num),
         tokens=_mean(tokens),
+        steps_per_rationale=_mean(steps),
         calculated=num_calculated / max(1, num),
         left_to_model=num_left / max(1, num),
     )

@@ -1,4 +1,4 @@
-"""One vectorised choice for all rows: temperature, top-p, and randomness that belongs to the row alone."""
+"""One vectorised choice for all rows: temperature, top-k, top-p, and randomness that belongs to the row alone."""
 
 import torch
 
@@ -8,21 +8,30 @@ _CPU_CHUNK = 2**18  # logits that stay in a core's cache through all passes over
 
 
 def choose(
-    logits: torch.Tensor, *, temperature: list[float], top_p: list[float], seed: list[int], step: list[int]
+    logits: torch.Tensor,
+    *,
+    temperature: list[float],
+    top_k: list[int | None],
+    top_p: list[float],
+    seed: list[int],
+    step: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one token per row by inverting the cumulative distribution at a uniform number of the row's own.
 
-    `logits` is `(rows, vocabulary)`; the lists hold one value a row, temperature 0 meaning greedy. The uniform number
+    `logits` is `(rows, vocabulary)`; the lists hold one value a row. Temperature 0 is greedy; top-k, None for all
+    tokens, is taken before top-p, which is a share of what top-k leaves, as in transformers. The uniform number
     is a hash of (seed, step), so it depends on neither batch nor device. Returns token ids `(rows,)` and log π of
     each at temperature 1, in nats, `(rows,)`; log π is NaN, and the token any, where a row's logits hold a NaN.
     """
     on_gpu = logits.is_cuda  # a pinned copy does not wait for the forward that is still running
-    settings = torch.tensor([temperature, top_p, list(map(uniform_number, seed, step))], pin_memory=on_gpu)
+    num_kept = [min(k or logits.shape[1], logits.shape[1]) for k in top_k]
+    settings = torch.tensor([temperature, num_kept, top_p, list(map(uniform_number, seed, step))], pin_memory=on_gpu)
     settings = settings.to(logits.device, non_blocking=on_gpu)
     size = max(1, _CPU_CHUNK // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     is_drawn, has_nucleus = any(temperature), min(top_p) < 1.0
+    largest_k = max((k for k in num_kept if k < logits.shape[1]), default=None)
     chunks = [
-        _choose(part, *setting.unbind(), is_drawn=is_drawn, has_nucleus=has_nucleus)
+        _choose(part, *setting.unbind(), is_drawn=is_drawn, largest_k=largest_k, has_nucleus=has_nucleus)
         for part, setting in zip(logits.split(size), settings.split(size, dim=1), strict=True)
     ]
     tokens, logprobs = zip(*chunks, strict=True)
@@ -30,14 +39,16 @@ def choose(
 
 
 def _choose(
-    logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor, *, is_drawn: bool,
-    has_nucleus: bool,
+    logits: torch.Tensor, temperature: torch.Tensor, num_kept: torch.Tensor, top_p: torch.Tensor,
+    uniform: torch.Tensor, *, is_drawn: bool, largest_k: int | None, has_nucleus: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     peak, tokens = logits.float().max(dim=-1)
     below = logits - peak[:, None]  # so that no exponential overflows
     total = below.exp().sum(dim=-1)
     if is_drawn:
         probs = (below / temperature.where(temperature > 0, 1.0)[:, None]).exp_()
+        if largest_k is not None:
+            probs = _likeliest(probs, num_kept, largest_k)
         if has_nucleus:
             probs = _nucleus(probs, top_p)
         tokens = torch.where(temperature > 0, _invert(probs, uniform).clamp_(max=logits.shape[1] - 1), tokens)
@@ -77,6 +88,17 @@ def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     below_total = torch.nextafter(cumulative[:, -1:], torch.zeros((), device=cumulative.device))
     found = torch.searchsorted(cumulative, torch.minimum(target, below_total), right=True)
     return found.clamp_(max=cumulative.shape[1] - 1)  # beyond it for NaN
+
+
+def _likeliest(weights: torch.Tensor, num_kept: torch.Tensor, largest_k: int) -> torch.Tensor:
+    """Zero all weights below the `num_kept`-th largest of their row; equals of that one stay, as in transformers.
+
+    `largest_k` is the largest of the `num_kept` that are below the size of the vocabulary.
+    """
+    ordered = weights.topk(largest_k, dim=-1).values
+    index = (num_kept.long() - 1).clamp_(max=largest_k - 1)[:, None]
+    least = ordered.gather(1, index).masked_fill_(num_kept[:, None] > largest_k, 0.0)
+    return weights.masked_fill_(weights < least, 0.0)
 
 
 def _nucleus(weights: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:

@@ -160,6 +160,7 @@ class ModelRunner:
             tokens, logprobs = choose(
                 logits,
                 temperature=[row.temperature for row in rows],
+                top_k=[request.top_k for request in requests],
                 top_p=[request.top_p for request in requests],
                 seed=[request.seed + (row.index << 32) for request, row in zip(requests, rows, strict=True)],
                 step=[row.answer.num_chosen for row in rows],

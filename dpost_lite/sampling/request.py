@@ -39,13 +39,14 @@ class Request:
     num_samples: int = 1
     done: frozenset[int] = frozenset()
     temperature: float | tuple[float, ...] = 0.0
+    top_k: int | None = None
     top_p: float = 1.0
     max_new_tokens: int = 300
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.prompt_ids and self.max_new_tokens > 0 and 0 < self.top_p <= 1):
-            raise ValueError("a request needs a prompt, a limit of at least one token, and top_p above 0 and up to 1")
+        if not (self.prompt_ids and self.max_new_tokens > 0 and 0 < self.top_p <= 1 and self.top_k != 0):
+            raise ValueError("a request needs a prompt, max_new_tokens and top_k of at least 1, and top_p in (0, 1]")
 
     @property
     def indices(self) -> list[int]:

@@ -80,10 +80,10 @@ def test_what_is_there_already_is_not_replaced(tmp_path):
         (tmp_path / name / "data" / "done.json").write_text(text)
         (tmp_path / name / "run.json").write_text("{}")
     (tmp_path / "a" / "sft-0").mkdir()  # not finished
-    adopt(tmp_path / "a", tmp_path / "b", WARM_UP)
+    adopt(tmp_path / "a", tmp_path / "b", map(str, WARM_UP))
     assert (tmp_path / "b" / "data" / "done.json").read_text() == "second"
     assert not (tmp_path / "b" / "sft-0").exists()
-    adopt(tmp_path / "a", tmp_path / "c", WARM_UP)
+    adopt(tmp_path / "a", tmp_path / "c", map(str, WARM_UP))
     assert os.listdir(tmp_path / "c" / "data") == ["done.json"]
 
 

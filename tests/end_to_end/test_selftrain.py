@@ -289,7 +289,7 @@ def test_sampling_goes_on_to_the_sample(dpo_st, start, tmp_path, how):
         for stage in server.children():
             stage.kill()
 
-    adopt(dpo_st.path, tmp_path / "run", WARM_UP)  # its warm-up, which would be the same
+    adopt(dpo_st.path, tmp_path / "run", map(str, WARM_UP))  # its warm-up, which would be the same
     if how == "killed":  # as by a system without memory: the stage goes on by itself, with less
         resumed = start(tmp_path / "run", "rounds=1", "sampling.max_rows=2", listener=stop)
         (notice,) = (event["text"] for event in resumed.events if event["kind"] == "notice")
@@ -342,7 +342,7 @@ def test_the_same_seed_elsewhere_gives_the_same_files(dpo_st, start, tmp_path, c
 
 def a_run_of(sft: Finished, folder: Path, *more: str) -> list[str]:
     """The words of a command that has only to export and to solve what `sft` trained."""
-    adopt(sft.path, folder, WARM_UP)
+    adopt(sft.path, folder, map(str, WARM_UP))
     settings = [setting for setting in SETTINGS if not setting.startswith("rounds")]
     model, data = sft.recipe.model.name, sft.recipe.data.train
     return ["run", "--out", str(folder), "--model", model, "--data", data, *settings, "rounds=2", "method=sft", *more]
