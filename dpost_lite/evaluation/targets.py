@@ -14,7 +14,6 @@ from dpost_lite.recipe import DataRecipe, Recipe
 from dpost_lite.runs.folder import Run, read_json
 from dpost_lite.runs.stage_names import BASE, StageName, policy_name, rounds_in
 
-
 DEV = "dev"  # the run's own problems that were held out of training to choose the best round
 
 
@@ -96,7 +95,7 @@ def finished_export(run: Run) -> dict[str, Any]:
 
 
 def problems_for(target: Target, data: str | None, *, data_dir: Path | None, limit: int | None) -> list[Problem]:
-    """Return the problems to score on: those named by `data`, or else the run's own test problems; `dev` are its dev ones.
+    """Return the problems to score on: those named by `data` (`dev`: the run's own), or else the run's test problems.
 
     Raises DataError if there are none, or if the run was trained on any of them.
     """
@@ -107,7 +106,9 @@ def problems_for(target: Target, data: str | None, *, data_dir: Path | None, lim
     if data == DEV:
         problems = list(_recorded(target.run, DEV)) if target.run is not None else []
         if not problems:
-            raise DataError(f"--data dev: {'the run' if target.run else 'a model'} has no dev problems; name another set")
+            raise DataError(
+                f"--data dev: {'the run' if target.run else 'a model'} has no dev problems; name another set"
+            )
         return problems[:limit]
     recipe = target.recipe
     if data == SYNTHETIC:

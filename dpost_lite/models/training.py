@@ -11,6 +11,7 @@ from dpost_lite.models.checkpoint import Checkpoints
 from dpost_lite.models.private_api import forget_batches, loss_of, skip_pickles
 from dpost_lite.models.tracking import track
 from dpost_lite.recipe import DpoRecipe, SftRecipe
+from dpost_lite.system.turns import turns
 
 Progress = Callable[..., None]
 """Called as `progress(steps_done, steps_total, "steps", loss=…)`; DPO adds what `dpo.figures` returns."""
@@ -114,6 +115,11 @@ def train(
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             checkpoints.step_begins()
+            self.on_substep_end()
+
+        def on_substep_end(self, *_: Any, **__: Any) -> None:
+            if trainer.args.use_cpu:
+                turns().take()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if not logs or "loss" not in logs:
@@ -141,6 +147,7 @@ def train(
     try:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     finally:
+        turns().end()
         logging.set_verbosity(verbosity)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 

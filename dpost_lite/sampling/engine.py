@@ -26,6 +26,7 @@ from dpost_lite.sampling.model_runner import ModelRunner
 from dpost_lite.sampling.request import CacheSize, Completion, Request
 from dpost_lite.sampling.scheduler import Row, Scheduler
 from dpost_lite.sampling.statistics import Statistics
+from dpost_lite.system.turns import turns
 
 
 class Engine:
@@ -53,6 +54,7 @@ class Engine:
         self._scheduler = Scheduler(writer, step_ids)
         self._max_rows = max_rows
         self._memory_gib = memory_gib
+        self._turns = turns() if model.device.type == "cpu" else None
         self._has_new_requests = False
         self._is_serving = False
 
@@ -82,6 +84,8 @@ class Engine:
         finally:
             self._is_serving = False
             self._scheduler.clear()
+            if self._turns:
+                self._turns.end()
 
     def add_request(self, request: Request) -> None:
         """Queue a request, before the first step or later.
@@ -108,6 +112,8 @@ class Engine:
         `serving`.
         """
         self._check_serving()
+        if self._turns:
+            self._turns.take() if self.has_unfinished() else self._turns.end()
         try:
             self._step()
         except (RuntimeError, MemoryError) as error:
