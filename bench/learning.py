@@ -8,8 +8,9 @@ Gives `dpost-lite run` for each seed and entrant, so a benchmark that was stoppe
 rehearsal (SmolLM2-135M-Instruct, built-in problems). There are two budgets. At equal K, every entrant draws K samples a
 problem for labels, and DPO-ST those for pairs on top, as in the paper. At equal draws, plain self-training draws all of
 them for labels, and DPO-ST uses the right ones drawn for pairs as labels too; draws for the gate are not counted.
-`sft.max_steps=N` makes the final fine-tunings equally long. Prints accuracy by entrant and seed; differences at either
-budget, problem by problem; and the health of each round, which says why. The last line is one JSON object.
+`sft.max_steps=N`, with N below the length of every final fine-tuning, makes them equally long. Prints accuracy by
+entrant and seed; differences at either budget, problem by problem; and the health of each round, which says why. The
+last line is one JSON object.
 """
 
 import argparse
@@ -71,7 +72,8 @@ def main() -> None:
     """Train, score, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--entrants", nargs="+", default=[entrant.name for entrant in ENTRANTS])
+    names = [entrant.name for entrant in ENTRANTS]
+    parser.add_argument("--entrants", nargs="+", default=names, choices=names)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-learning"))
     parser.add_argument("--data", help="as --data of run; unset, the rehearsal")
     parser.add_argument("--real", action="store_true", help="train on ASDiv and SVAMP, test on MultiArith and SVAMP")
@@ -197,7 +199,7 @@ def tabled(data: str, answers: dict[tuple[str, int], Right]) -> dict[str, Any]:
 def print_health(rounds: list[dict[str, Any]]) -> None:
     """Print what each round drew and what DPO did to the policy."""
     print(
-        f"\n{'entrant':<22} seed round   drawn  right  mixed pairs  chosen rejected  distinct before, after DPO"
+        f"\n{'entrant':<22} seed round   drawn  right  mixed pairs  chosen rejected      distinct before, after DPO"
         "   labels  of them gold"
     )
     for one in rounds:
@@ -205,11 +207,11 @@ def print_health(rounds: list[dict[str, Any]]) -> None:
         did = f"{dpo['chosen_change']:+8.2f} {dpo['rejected_change']:+8.2f}" if dpo else " " * 17
         found = ""
         if gate:
-            decision = "kept" if gate["low"] > 0 else "left"
+            decision = "kept" if gate["low"] > 0 else "discarded"
             found = f"{gate['distinct_right_before']:,} → {gate['distinct_right_after']:,}, {decision}"
         print(
             f"{one['entrant']:<22}{one['seed']:>5}{one['number']:>6}{drawn['num_rationales']:>8}{drawn['right']:>7.1%}"
-            f"{drawn['mixed']:>7.1%}{pairs['num_pairs'] if pairs else '':>6}{did}{found:>28}{labels['num_labels']:>9}"
+            f"{drawn['mixed']:>7.1%}{pairs['num_pairs'] if pairs else '':>6}{did}{found:>32}{labels['num_labels']:>9}"
             f"{labels['num_gold']:>14}"
         )
 

@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     parser.add_argument("overrides", nargs="*", help="recipe keys for all levers, key=value")
     arguments = parser.parse_intermixed_args()
+    if unknown := [name for name in arguments.levers if name not in LEVERS]:
+        parser.error(f"--levers: there is no {unknown[0]}; known: {', '.join(LEVERS)}")
     own = [f"synthetic.num_train={arguments.problems}", f"sampling.samples_for_pairs={arguments.samples}"]
     shared = [*BASE, *own, *arguments.overrides]
     bench = Bench(load_recipe("rehearsal", shared), arguments.out, arguments.samples)
@@ -75,6 +77,10 @@ class Bench:
     def __init__(self, recipe: Recipe, out: Path, num_samples: int) -> None:
         self.recipe, self.out, self.num_samples = recipe, out, num_samples
         out.mkdir(parents=True, exist_ok=True)
+        settings = {"recipe": recipe.model_dump(mode="json"), "samples": num_samples}
+        if (out / "settings.json").exists() and read_json(out / "settings.json") != settings:
+            raise SystemExit(f"--out: {out} was measured with other settings; give another folder")
+        write_json(out / "settings.json", settings)
         self.model_dir = preflight(recipe, out)
         self.data = self.work("data", PrepareData(recipe, self.model_dir))
         micro = recipe.sft.micro_batch_size
@@ -163,7 +169,7 @@ def changes(steps: Sequence[dict[str, float]]) -> dict[str, float]:
 
 HEADER = (
     f"{'':<22}{'pairs':>6}{'steps':>6}{'chosen':>8}{'rejected':>9}{'right':>8}{'solved':>8}{'distinct':>9}"
-    f"{'difference (95 %)':>24}{'lines':>7}{'tokens':>7}{'cut off':>8}"
+    f"{'difference (95 %)':>24}{'steps/r':>8}{'tokens':>7}{'cut off':>8}"
 )
 
 

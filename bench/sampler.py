@@ -231,6 +231,7 @@ class Generate:
 
     def __init__(self, setting: Setting, *, with_calculator: bool) -> None:
         self._setting, self._with_calculator = setting, with_calculator
+        self._top_k = PAPERS_TOP_K if with_calculator else 0  # the papers' procedure; else the distribution of ours
 
     @torch.inference_mode()
     def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
@@ -248,7 +249,7 @@ class Generate:
                 out = setting.model.generate(
                     ids.to(setting.model.device),
                     attention_mask=mask.to(setting.model.device),
-                    do_sample=True, temperature=setting.temperature, top_k=PAPERS_TOP_K, top_p=1.0,
+                    do_sample=True, temperature=setting.temperature, top_k=self._top_k, top_p=1.0,
                     max_new_tokens=setting.max_new_tokens, eos_token_id=stop, pad_token_id=stop,
                     logits_processor=LogitsProcessorList([hook] if self._with_calculator else []),
                 )  # fmt: skip

@@ -1,7 +1,8 @@
 """What two commands side by side cost each other, by how OpenMP's threads wait: `python bench/together.py`.
 
-Evaluates the demo model on built-in problems, once alone and once two at a time, with each setting of the environment.
-"ours" is what dpost-lite sets where the user has set nothing. Prints seconds (medians) and the factor over one alone.
+Evaluates the demo model on built-in problems, once alone and once two at a time, with each setting of the environment;
+with --busy also beside a program that keeps one core busy. "ours" is what dpost-lite sets where the user has set
+nothing. Prints seconds (medians) and the factor of two over one alone.
 """
 
 import argparse
@@ -19,7 +20,9 @@ from dpost_lite.system.machine import WAITING
 
 SETTINGS: dict[str, dict[str, str]] = {
     "libgomp's default": {"GOMP_SPINCOUNT": "300000"},  # what libgomp takes where threads are no more than cores
+    "GOMP_SPINCOUNT=20000": {"GOMP_SPINCOUNT": "20000"},
     "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
+    "GOMP_SPINCOUNT=30000": {"GOMP_SPINCOUNT": "30000"},
     "GOMP_SPINCOUNT=3000": {"GOMP_SPINCOUNT": "3000"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
@@ -50,6 +53,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=int, default=100, help="problems")
     parser.add_argument("--save", type=Path, metavar="FILE.json")
+    parser.add_argument("--busy", action="store_true", help="also measure beside a program that keeps a core busy")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     arguments = parser.parse_args()
     found: dict[str, dict[str, list[float]]] = {name: {"alone": [], "two": []} for name in arguments.settings}
@@ -58,6 +62,11 @@ def main() -> None:
             for key, number in (("alone", 1), ("two", 2)):
                 found[name][key].append(round(seconds(SETTINGS[name], number, arguments.limit), 2))
                 print(f"{name}, {key}: {found[name][key][-1]:.1f} s", flush=True)
+            if arguments.busy:
+                with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+                    found[name].setdefault("busy", []).append(round(seconds(SETTINGS[name], 1, arguments.limit), 2))
+                    busy.kill()
+                print(f"{name}, beside a busy program: {found[name]['busy'][-1]:.1f} s", flush=True)
     print(f"\n{'':26}{'alone':>8}{'two':>8}{'factor':>8}")
     for name, times in found.items():
         alone, two = median(times["alone"]), median(times["two"])

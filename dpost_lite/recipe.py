@@ -1,9 +1,9 @@
 """The schema of a recipe: every setting of a run, with the paper's defaults (DPO-ST, Table 5 and released code, Llama
-columns).
+columns) where one GPU allows it.
 
-A recipe file lists only what differs from these defaults. There are two deliberate departures: learning rates, since
-the paper fine-tunes all weights at 2e-5 / 3e-7, which would hardly move a LoRA adapter; and the gate after DPO
-(`dpo.gate`).
+A recipe file lists only what differs from these defaults. Where they depart from the paper: recipes/README.md. The two
+that matter most are learning rates, since the paper fine-tunes all weights at 2e-5 / 3e-7, which would hardly move a
+LoRA adapter; and the gate after DPO (`dpo.gate`).
 
 Precedence: defaults < recipe file < `key=value` on the command line. Reading and overriding: recipe_files.py.
 """
@@ -91,9 +91,7 @@ class SftRecipe(_Section):
     learning_rate: float = Field(2e-4, gt=0)
     epochs: float = Field(2, gt=0)
     max_steps: int | None = Field(None, ge=1)
-    """Stop after this many optimiser steps even if `sft.epochs` are not complete; unset, never. It compares methods at
-    an equal length of training.
-    """
+    """Stop after this many optimiser steps, in the warm-up and in every round; unset, after `sft.epochs`."""
     batch_size: int = Field(128, ge=1)
     """Rationales per optimiser step."""
     micro_batch_size: int = Field(8, ge=1)
@@ -118,8 +116,8 @@ class DpoRecipe(_Section):
     epochs: float = Field(1, gt=0)
     """Passes over the pairs, at most."""
     max_fall: float | None = Field(None, gt=0)
-    """Stop at the first step that finds its chosen or its rejected rationales less likely than under the reference by
-    more than this many nats, on average; unset, never.
+    """Stop after a step whose chosen or rejected rationales have, on average, a log-probability of more than this many
+    nats below the reference's; unset, never.
     """
     batch_size: int = Field(128, ge=1)
     micro_batch_size: int = Field(4, ge=1)
@@ -185,6 +183,24 @@ class PairsRecipe(_Section):
     """Also use the samples of all earlier SFT policies."""
     unfinished_rejected: bool = False
     """Count rationales that hit the token limit as wrong."""
+    stepwise: float = Field(0.0, ge=0, le=1)
+    """Share of the pairs that is step-controlled (SCDPO): right and wrong rests of a rationale behind the same first
+    steps. Ordinary pairs fill the other share; 0 draws no such rests.
+    """
+
+
+class RestsRecipe(_Section):
+    """How rests of right rationales are sampled again for step-controlled pairs (SCDPO, section 3.2)."""
+
+    cut: Literal["random", "every"] = "random"
+    """Behind which step the first right rationale of a problem is cut: one at random, or every one in turn."""
+    temperature: float = Field(1.1, gt=0)
+    """Of the first step that is written."""
+    temperature_increase: float = Field(0.05, ge=0)
+    """By which each further step is hotter."""
+    max_temperature: float = Field(1.4, gt=0)
+    max_tries: int = Field(4, ge=1)
+    """Rests that are drawn at a cut until one is wrong."""
 
 
 class LabelsRecipe(_Section):
@@ -197,6 +213,8 @@ class LabelsRecipe(_Section):
     jaccard_threshold: float = Field(0.7, gt=0, le=1)
     pool_rounds: bool = True
     """Also use the samples of all earlier rounds."""
+    from_rests: bool = False
+    """Also use the right rationales among those that were sampled again for step-controlled pairs."""
     from_pairs: bool = False
     """Also use the right rationales that were sampled for preference pairs (the paper does not)."""
     cap_percentile: int = Field(90, ge=1, le=100)
@@ -246,6 +264,7 @@ class Recipe(_Section):
     sft: SftRecipe = SftRecipe()
     sampling: SamplingRecipe = SamplingRecipe()
     pairs: PairsRecipe = PairsRecipe()
+    rests: RestsRecipe = RestsRecipe()
     dpo: DpoRecipe = DpoRecipe()
     labels: LabelsRecipe = LabelsRecipe()
     calculator: CalculatorRecipe = CalculatorRecipe()
@@ -261,6 +280,19 @@ class Recipe(_Section):
     def _steps_in_order(self) -> "Recipe":
         if self.synthetic.min_steps > self.synthetic.max_steps:
             raise ValueError("synthetic.min_steps is larger than synthetic.max_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _temperatures_in_order(self) -> "Recipe":
+        if self.rests.temperature > self.rests.max_temperature:
+            raise ValueError("rests.temperature is larger than rests.max_temperature")
+        return self
+
+    @model_validator(mode="after")
+    def _calculator_to_leave_out(self) -> "Recipe":
+        for name, section in (("sft", self.sft), ("dpo", self.dpo)):
+            if not section.calculated_in_loss and not self.calculator.enabled:
+                raise ValueError(f"{name}.calculated_in_loss=false needs calculator.enabled=true")
         return self
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ def self_train(stages: "Stages", labelled: Artifact, method: Method, max_rounds:
         teacher = policies[-1]
         if method.has_dpo:
             for_pairs.append(stages.sample_for_pairs(i, teacher))  # 3: sample from f_i-1 on U ...
-            pairs = stages.pairs(i, for_pairs)  # ... and pair right rationales (chosen) with wrong ones (rejected)
+            pairs = stages.pairs(i, teacher, for_pairs)  # ... and pair right rationales (chosen) with wrong ones
             teacher = stages.dpo(i, teacher, pairs)  # 4: tune f_i-1 on the pairs to get f_d, with f_i-1 as reference
         for_labels.append(stages.sample_for_labels(i, teacher))  # 5: sample from f_d on U
         labels = stages.labels(i, for_labels)  # 6: select the right rationales; 7: add them to L
@@ -59,8 +59,11 @@ class Stages(Protocol):
     def sample_for_pairs(self, number: int, policy: Artifact) -> Artifact:
         """Sample rationales for every training problem from an SFT policy, and grade them."""
 
-    def pairs(self, number: int, samples: list[Artifact]) -> Artifact:
-        """Make preference pairs of graded rationales."""
+    def pairs(self, number: int, policy: Artifact, samples: list[Artifact]) -> Artifact:
+        """Make preference pairs of graded rationales.
+
+        For step-controlled pairs the policy samples their rests again first (`pairs.stepwise`; SCDPO).
+        """
 
     def dpo(self, number: int, policy: Artifact, pairs: Artifact) -> Artifact:
         """Train a policy on preference pairs, with itself as the reference.

@@ -135,7 +135,7 @@ def test_a_dpo_that_hardly_does_anything_alarms(folder) -> None:
     folder.dpo_steps((0.1, -0.1))
     assert alarm(folder, "round-1/dpo") == (
         "DPO separated the log-probabilities of chosen and rejected rationales by only 0.2 nats: raise "
-        "dpo.learning_rate or dpo.max_steps"
+        "dpo.learning_rate, dpo.epochs or dpo.max_steps"
     )
 
 
@@ -144,8 +144,8 @@ def test_a_dpo_that_was_stopped_alarms(folder) -> None:
     folder.stage("round-1/dpo", metrics={"ended_early": True})
     folder.dpo_steps((0.0, 0.0), (-1.0, -4.25))
     assert alarm(folder, "round-1/dpo") == (
-        "DPO was stopped after step 2, when rationales had lost more than dpo.max_fall=3 nats (chosen -1.0, rejected "
-        "-4.2): lower dpo.learning_rate or raise dpo.beta"
+        "DPO was stopped after step 2: its rationales had lost more than dpo.max_fall=3 nats: "
+        "lower dpo.learning_rate or raise dpo.beta"
     )
 
 

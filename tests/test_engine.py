@@ -110,7 +110,9 @@ def test_answers_come_as_they_end(model_of):
     assert steps == [4, 4, 8, 8, 12, 12]
 
 
-@pytest.mark.parametrize("settings", [{"max_new_tokens": 0}, {"prompt": ()}, {"top_p": 0.0}, {"top_p": 1.1}])
+@pytest.mark.parametrize(
+    "settings", [{"max_new_tokens": 0}, {"prompt": ()}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": 0}]
+)
 def test_what_cannot_be_answered_is_refused(settings):
     with pytest.raises(ValueError, match="a request needs"):
         ask(**{"prompt": (3,), **settings})

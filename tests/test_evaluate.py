@@ -162,6 +162,7 @@ def test_a_file_of_something_else_is_no_answers(tmp_path):
 
 def test_sets_that_differ_from_the_papers_are_named():
     assert papers.differs("asdiv", "one model", 2095).endswith(
-        "The paper's asdiv has 2,096 problems, ours 2,095: no question twice."
+        "The paper's asdiv has 2,096 problems, ours 2,095: repeated ones removed."
     )
+    assert papers.differs("asdiv", "one model", None) == papers.DIFFERS.format(ours="one model")  # --limit
     assert papers.differs("gsm8k", "one model", 1319) == papers.DIFFERS.format(ours="one model")

@@ -284,14 +284,19 @@ def test_a_written_annotation_in_training_text_is_written_back_token_by_token(vo
 
 
 def test_what_was_inserted_is_found_again_in_a_finished_answer(vocabulary):
-    """Tokens that merge with the `=` are the model's; a result that is not the calculator's is too."""
-    for line, inserted in (("48/2=<<48/2=24>>24 of them", "24>>24"), ("<<3-5=-2>>-2 so <<1+1=2>>2", "-2>>-22>>2")):
+    for line, inserted in (
+        ("48/2=<<48/2=24>>24 of them", "24>>24"),
+        ("<<3-5=-2>>-2 so <<1+1=2>>2", "-2>>-22>>2"),
+        ("no <<4/2=3>>3 apples", ""),
+    ):
         ids = vocabulary.ids(line)
         marks = written(vocabulary.forcer.row(), ids)
-        text = "".join(vocabulary.forcer.text_of(i) for i, mark in zip(ids, marks, strict=True) if mark)
-        assert inserted.endswith(text) or text in inserted
-        assert len(marks) == len(ids)
-    assert not any(written(vocabulary.forcer.row(), vocabulary.ids("no <<4/2=3>>3 apples")))
+        found = "".join(vocabulary.forcer.text_of(i) for i, mark in zip(ids, marks, strict=True) if mark)
+        pieces = [vocabulary.forcer.text_of(i) for i, mark in zip(ids, marks, strict=True) if not mark]
+        if any("=" in piece and not piece.endswith("=") for piece in pieces):  # a merge across the `=`
+            assert set(found) <= set(inserted)
+        else:
+            assert found == inserted
 
 
 def test_text_outside_of_annotations_is_never_touched(vocabulary):

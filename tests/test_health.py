@@ -6,6 +6,7 @@ import pytest
 from run_folder import RunFolder, rationale
 
 from dpost_lite.problems.records import LabelledRationale, PreferencePair
+from dpost_lite.problems.steps import is_repetitive
 from dpost_lite.report import health
 
 
@@ -37,7 +38,7 @@ def test_what_was_drawn_is_counted_by_problem_and_by_rationale(folder) -> None:
      ((1, 2, 3, 4, 5) * 4, True)],
 )  # fmt: skip
 def test_what_repeats_itself(ids, repeats) -> None:
-    assert health.is_repetitive(ids) == repeats
+    assert is_repetitive(ids) == repeats
 
 
 def test_pairs_and_labels_are_counted(folder) -> None:

@@ -53,7 +53,7 @@ def test_the_command_line_sets_it_before_torch(environment):
     assert done.returncode == 0, done.stderr
     if "GOMP_SPINCOUNT" not in done.stderr:
         pytest.skip("this PyTorch has another OpenMP")
-    assert "GOMP_SPINCOUNT = '10000'" in done.stderr
+    assert "GOMP_SPINCOUNT = '20000'" in done.stderr
 
 
 # What libraries print

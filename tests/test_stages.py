@@ -1,6 +1,6 @@
 """What a stage depends on, and how a training continues when memory runs out; no model is loaded."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,21 @@ import pytest
 from dpost_lite.errors import OutOfMemory, RunError
 from dpost_lite.models import hub
 from dpost_lite.models.backend import FIRST_IMPORTS
-from dpost_lite.pipeline import stages
+from dpost_lite.pipeline import attempts, stages
 from dpost_lite.pipeline.settings import ADDED_KEYS, StageSettings
 from dpost_lite.pipeline.stages import RunStages
-from dpost_lite.pipeline.tasks import CompareDraws, PrepareData, SampleRationales, TrainDpo, TrainSft
+from dpost_lite.pipeline.tasks import CompareDraws, PrepareData, SampleRationales, SampleRests, TrainDpo, TrainSft
 from dpost_lite.pipeline.worker import Task
-from dpost_lite.problems.records import LabelledRationale, Problem, Rationale, Score, read_jsonl, write_jsonl
+from dpost_lite.problems.records import (
+    LabelledRationale,
+    PreferencePair,
+    Problem,
+    Rationale,
+    Rest,
+    Score,
+    read_jsonl,
+    write_jsonl,
+)
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import UNFINISHED, Artifact, Run, WorkResult
 
@@ -39,7 +48,7 @@ def works(monkeypatch, tmp_path) -> list[str]:
 
     monkeypatch.setattr(stages, "preflight", lambda *_: tmp_path)
     monkeypatch.setattr(hub, "fingerprint", lambda _: "a base")
-    monkeypatch.setattr(stages, "run_in_child", run_in_child)
+    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
     return names
 
 
@@ -50,14 +59,19 @@ def stages_of(folder: Path, *overrides: str) -> RunStages:
     return stages
 
 
-@pytest.mark.parametrize("key", ["sampling.temperature", "sampling.top_p"])
-def test_how_is_sampled_changes_no_greedy_answer(works, tmp_path, key):
-    before, after = (stages_of(tmp_path, f"{key}={value}", "sampling.top_k=9") for value in (0.8, 0.9))
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [("sampling.temperature", (0.8, 0.9)), ("sampling.top_p", (0.8, 0.9)), ("sampling.top_k", (8, 9))],
+)
+def test_how_is_sampled_changes_no_greedy_answer(works, tmp_path, key, values):
+    before, after = (stages_of(tmp_path, f"{key}={value}") for value in values)
     before.score_base()
     after.score_base()
     assert works == ["PrepareData", "GradeAnswers"]
     before.sample_for_pairs(1, POLICY)
-    with pytest.raises(RunError, match=rf"'round-1/samples-pairs' made with other settings \({key}: 0.8 -> 0.9\)"):
+    with pytest.raises(
+        RunError, match=rf"'round-1/samples-pairs' made with other settings \({key}: {values[0]} -> {values[1]}\)"
+    ):
         after.sample_for_pairs(1, POLICY)
 
 
@@ -66,7 +80,9 @@ def test_keys_that_came_later_leave_older_stages_as_they_are():
     for (part, key), value in ADDED_KEYS.items():
         settings = StageSettings(load_recipe(None, []), Path("model")).of(part)
         assert key not in settings[part]
-        other = {"True": "false", "False": "true", "None": "3", "1.0": "2", "jaccard": "equations"}[str(value)]
+        other = {"True": "false", "False": "true", "None": "3", "1.0": "2", "0.0": "0.5", "jaccard": "equations"}[
+            str(value)
+        ]
         changed = StageSettings(load_recipe(None, [f"{part}.{key}={other}"]), Path("model")).of(part)
         assert key in changed[part]
 
@@ -90,7 +106,7 @@ def test_where_memory_ran_out_a_training_finds_its_checkpoint(works, tmp_path, m
             raise OutOfMemory("CUDA out of memory")
         return WorkResult({}, ram_bytes=0)
 
-    monkeypatch.setattr(stages, "run_in_child", run_in_child)
+    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
     stages_of(tmp_path, "sft.batch_size=12", "sft.micro_batch_size=6").sft(0, LABELS)
     assert found == [(6, []), (3, ["checkpoint-1"]), (1, ["checkpoint-1", "checkpoint-2"])]
 
@@ -117,7 +133,7 @@ def test_a_round_goes_on_with_dpo_only_if_it_draws_more(works, tmp_path, monkeyp
             return WorkResult({"goes_on_with": "", **DRAWS, **found}, ram_bytes=0)
         return WorkResult({"train": 9, "dev": 0, "test": 1}, ram_bytes=0)
 
-    monkeypatch.setattr(stages, "run_in_child", run_in_child)
+    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
     made = stages_of(tmp_path, f"dpo.gate={setting}")
     assert made.dpo(1, POLICY, PAIRS).name == expected
     assert compared == ([] if found is None else [(POLICY.path, tmp_path / "run" / "round-1" / "dpo")])
@@ -138,7 +154,7 @@ def test_a_trained_dpo_can_get_a_gate_or_lose_it_until_labels_are_drawn(works, t
         made.sample_for_labels(1, policy)
         return policy.name
 
-    monkeypatch.setattr(stages, "run_in_child", run_in_child)
+    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
     assert stages_of(tmp_path, "dpo.gate=off").dpo(1, POLICY, PAIRS).name == "round-1/dpo"
     assert drawn("on") == "sft-0"
     assert ran == [PrepareData, TrainDpo, CompareDraws, SampleRationales]
@@ -175,13 +191,62 @@ def test_right_rationales_drawn_for_pairs_join_the_labels_if_asked(works, tmp_pa
         write_jsonl(out / "labels.jsonl", [])
         return answered(task)
 
-    monkeypatch.setattr(stages, "run_in_child", run_in_child)
+    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
     made = stages_of(
         tmp_path, f"labels.from_pairs={setting}", "labels.jaccard_threshold=1", "labels.cap_percentile=100"
     )
     made.sample_for_pairs(1, POLICY)
     labels = made.labels(1, [made.sample_for_labels(1, POLICY)])
     assert {label.text for label in read_jsonl(labels.path / "labels.jsonl", LabelledRationale)} == expected
+
+
+REST = Rest("p", 0, 0, "kept ", "right", "wrong", (9,), (8,), (7, 6), "stop", "2", correct=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rests", "pairs", "labels"),
+    [
+        (("pairs.stepwise=0.5",), [REST], {("a", "d"), ("right", "wrong")}, {"a"}),
+        (("pairs.stepwise=1",), [REST], {("right", "wrong")}, {"a"}),
+        (("pairs.stepwise=0.5",), [], {("a", "d")}, {"a"}),
+        (("pairs.stepwise=1",), [], set(), {"a"}),
+        (
+            ("pairs.stepwise=1", "labels.from_rests=true"),
+            [REST, replace(REST, attempt=1, text="so right", token_ids=(5,), correct=True)],
+            {("right", "wrong")},
+            {"a", "kept so right"},
+        ),
+        ((), None, {("a", "d")}, {"a"}),
+    ],
+)
+def test_rests_become_pairs_and_labels(works, tmp_path, monkeypatch, settings, rests, pairs, labels):
+    """Where no rest could be used, ordinary pairs alone are the pairs, if they were wanted at all."""
+    right = Rationale("p", 0, "a", (0,), (0,), 0.0, "stop", "1", correct=True)
+    drawn = [right, replace(right, sample=1, text="d", token_ids=(1,), correct=False)]
+
+    def run_in_child(task: Any, out: Path, **_: Any) -> WorkResult:
+        if isinstance(task, SampleRests):
+            assert rests is not None
+            write_jsonl(out / "rests.jsonl", rests)
+            return WorkResult({"cuts": len(rests)}, ram_bytes=0)
+        if isinstance(task, SampleRationales):
+            write_jsonl(out / "rationales.jsonl", drawn)
+            return WorkResult({}, ram_bytes=0)
+        write_jsonl(out / "train.jsonl", [Problem("p", "How many?", "1")])
+        write_jsonl(out / "labels.jsonl", [])
+        return answered(task)
+
+    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
+    made = stages_of(tmp_path, *settings, "labels.jaccard_threshold=1", "labels.cap_percentile=100")
+    notices = []
+    made._run.listen(lambda event: notices.append(event["text"]) if event["kind"] == "notice" else None)
+    found = made.pairs(1, POLICY, [made.sample_for_pairs(1, POLICY)])
+    pair = read_jsonl(found.path / "pairs.jsonl", PreferencePair)
+    assert {(one.chosen, one.rejected) for one in pair} == pairs
+    expected = ["round-1/rests: no right rationale has two steps or more, so none can be cut"]
+    assert notices == (expected if rests == [] else [])
+    kept = made.labels(1, [made.sample_for_labels(1, POLICY)])
+    assert {label.text for label in read_jsonl(kept.path / "labels.jsonl", LabelledRationale)} == labels
 
 
 @pytest.mark.parametrize("backend", ["plain", "unsloth"])
@@ -194,7 +259,7 @@ def test_a_training_imports_first_what_its_backend_needs(works, tmp_path, monkey
         return answered(task)
 
     monkeypatch.setattr(stages, "choose_backend", lambda _: backend)
-    monkeypatch.setattr(stages, "run_in_child", run_in_child)
+    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
     made = stages_of(tmp_path, "dpo.gate=off")
     made.sft(0, LABELS)
     made.dpo(1, POLICY, PAIRS)

@@ -1,8 +1,10 @@
 """Processes that take turns: a lock that goes round, and never keeps anybody from working for good."""
 
+import errno
 import itertools
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -55,7 +57,7 @@ def test_alone_nothing_is_waited_for(tmp_path):
     for _ in range(1000):
         turns.take()
     assert time.perf_counter() - started < 0.1
-    turns._since -= 1  # a long turn, for which nobody waits
+    turns._since -= 9  # a long turn, and nobody waits
     started = time.perf_counter()
     turns.take()
     assert time.perf_counter() - started < module.POLL_SECONDS
@@ -94,6 +96,38 @@ def test_an_end_lets_the_other_go_on(tmp_path):
     started = time.perf_counter()
     second.take()
     assert time.perf_counter() - started < module.POLL_SECONDS
+
+
+def test_a_turn_lasts_as_long_as_was_waited_for_it(tmp_path):
+    """Beside a training, whose pieces take seconds, a sampler gets as much time."""
+    first, second = Turns(tmp_path), Turns(tmp_path)
+    first.take()
+    threading.Timer(0.6, first.end).start()
+    second.take()
+    assert 0.5 < second._length < 2
+    second.end()
+    second.take()
+    assert second._length == module.TURN_SECONDS
+
+
+def test_a_lock_that_fails_stops_nobody(tmp_path, monkeypatch):
+    turns = Turns(tmp_path)
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    turns.take()
+    turns.take()
+    turns.end()
+    assert turns._since is None
+
+
+def test_own_threads_take_no_turns(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert module.turns.__wrapped__() is None
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert module.turns.__wrapped__()._has_locks
 
 
 def test_without_locks_nobody_waits(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def eval_(
         console.print("", summary.samples_table([s for s in scores if not isinstance(s, Score)]))
     if against is not None and data is not None:
         console.print("", papers.against_paper(data, greedy))
-        text = papers.differs(data, targets.describe_target(scored), len(problems))
+        text = papers.differs(data, targets.describe_target(scored), None if limit else len(problems))
         console.print(plain(f"\n{text}"), soft_wrap=True)
     saved = ", ".join(str(path.parent) for path in sorted(folder.glob("*/answers.jsonl")))
     console.print(plain(f"\nall answers are saved in {saved}"), soft_wrap=True)

@@ -59,11 +59,13 @@ def against_paper(data: str, scores: list[Score]) -> Table:
     return table
 
 
-def differs(data: str, ours: str, num_problems: int) -> str:
-    """Return a sentence or two on how the results differ, for the paper's setup and `ours`."""
+def differs(data: str, ours: str, num_problems: int | None) -> str:
+    """Return a sentence or two on how the setups differ. `num_problems` of the set were used; None if only a part."""
     text = DIFFERS.format(ours=ours)
-    if data in NUM_PROBLEMS:
-        text += f" The paper's {data} has {NUM_PROBLEMS[data]:,} problems, ours {num_problems:,}: no question twice."
+    if data in NUM_PROBLEMS and num_problems is not None:
+        text += (
+            f" The paper's {data} has {NUM_PROBLEMS[data]:,} problems, ours {num_problems:,}: repeated ones removed."
+        )
     return text
 
 

@@ -56,11 +56,12 @@ def train_dpo(
     """Continue the SFT policy on `pairs` and save the result in `out`; return metrics of the training.
 
     Pairs longer than `dpo.max_length` tokens are left out and counted. Raises DataError if none is left. What `writer`
-    inserts in an answer is left out of the log-probabilities that are compared.
+    inserts in an answer is left out of the log-probabilities that are compared, and so are the first steps that the two
+    sides of a step-controlled pair share (SCDPO, section 3.3).
     """
     rows = []
     for pair in pairs:
-        prompt = list(prompter.prompt_ids(pair.question))
+        prompt = [*prompter.prompt_ids(pair.question), *pair.prefix_ids]
         if len(prompt) + max(len(pair.chosen_ids), len(pair.rejected_ids)) <= recipe.max_length:
             rows.append(
                 {"prompt_ids": prompt, "chosen_ids": list(pair.chosen_ids), "rejected_ids": list(pair.rejected_ids)}
@@ -69,6 +70,7 @@ def train_dpo(
         raise DataError(f"dpo.max_length={recipe.max_length} leaves none of {len(pairs)} preference pairs; raise it")
     trainer = make_trainer(policy, prompter, rows, out, recipe, seed, report_to, writer)
     lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
+    num_planned = trainer.args.max_steps
     log = train(
         trainer,
         lengths,
@@ -82,7 +84,7 @@ def train_dpo(
         "num_pairs": len(rows),
         "num_too_long": len(pairs) - len(rows),
         "steps": len(log),
-        "ended_early": has_fallen(figures(log[-1], recipe.beta), recipe.max_fall),
+        **({"ended_early": True} if len(log) < num_planned else {}),
         "first_loss": log[0]["loss"],
         "last_loss": log[-1]["loss"],
         "last_margin": log[-1].get("rewards/margins"),

@@ -100,6 +100,7 @@ def train(
     from transformers.utils import logging
 
     keep_float32(trainer.model)
+    cores = turns() if trainer.args.use_cpu else None
     checkpoints = Checkpoints(trainer, Path(trainer.args.output_dir), interval_s=checkpoint_s)
     newest = checkpoints.newest()
 
@@ -118,8 +119,8 @@ def train(
             self.on_substep_end()
 
         def on_substep_end(self, *_: Any, **__: Any) -> None:
-            if trainer.args.use_cpu:
-                turns().take()
+            if cores:
+                cores.take()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if not logs or "loss" not in logs:
@@ -147,7 +148,8 @@ def train(
     try:
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     finally:
-        turns().end()
+        if cores:
+            cores.end()
         logging.set_verbosity(verbosity)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 

@@ -1,8 +1,8 @@
 """A workaround for a defect of PyTorch on Intel processors (pytorch/pytorch#188792, open; oneMKL before 2025.0).
 
-oneMKL chooses the kernel of cos, exp and others at each function's first call. If several threads make that call, one
-of them may compute its share with a kernel of 11 bits. With two threads that befell the rotary embedding of the first
-prompts in 5 to 20 % of processes: the same command then drew other samples.
+oneMKL chooses the kernel of cos, exp and others at each function's first call. If several threads make that call at
+once, one of them may compute its share with a kernel that is accurate to 11 bits only. With two threads this happened
+to the rotary embedding of the first prompts in 5 to 20 % of processes, and the same command then drew other samples.
 """
 
 FUNCTIONS = (

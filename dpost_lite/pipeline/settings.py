@@ -28,9 +28,10 @@ ADDED_KEYS: dict[tuple[str, str], Any] = {
     ("dpo", "max_fall"): None,
     ("sampling", "top_k"): None,
     ("pairs", "equal_steps"): False,
+    ("pairs", "stepwise"): 0.0,
     ("labels", "duplicates"): "jaccard",
 }
-"""Keys that came later, with the value that means what was done before: stages made then keep their fingerprint."""
+"""Keys added later, with the value that does what was done before: at it, older stages keep their fingerprint."""
 
 
 class StageSettings:
@@ -50,9 +51,12 @@ class StageSettings:
         for (part, key), before in ADDED_KEYS.items():
             if values[part][key] == before:
                 values[part].pop(key)
+        if self._recipe.labels.threshold is None:
+            values["labels"].pop("jaccard_threshold")  # without effect
         values["model"]["compute_dtype"] = self._compute_dtype
         values["dpo"].pop("gate")  # of the stage after the training
-        values["labels"].pop("from_pairs")  # the stage's inputs show it
+        for key in ("from_pairs", "from_rests"):  # the stage's inputs show it
+            values["labels"].pop(key)
         for key in ("samples_for_pairs", "samples_for_labels"):  # only sampling stages depend on these
             values["sampling"].pop(key)
         made_by = {"base": self._base, "packages": self._packages} if "model" in parts else {}

@@ -5,12 +5,12 @@ is done here.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from dpost_lite.errors import OutOfMemory
-from dpost_lite.models.backend import FIRST_IMPORTS, choose_backend
+from dpost_lite.models.backend import choose_backend
+from dpost_lite.pipeline.attempts import Section, StageRunner
 from dpost_lite.pipeline.preflight import preflight
 from dpost_lite.pipeline.settings import MODEL_PARTS, StageSettings
 from dpost_lite.pipeline.tasks import (
@@ -19,10 +19,10 @@ from dpost_lite.pipeline.tasks import (
     GradeAnswers,
     PrepareData,
     SampleRationales,
+    SampleRests,
     TrainDpo,
     TrainSft,
 )
-from dpost_lite.pipeline.worker import Task, run_in_child
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.corpus import digests
 from dpost_lite.problems.gate import Yields, num_compared
@@ -31,20 +31,18 @@ from dpost_lite.problems.records import (
     LabelledRationale,
     Problem,
     Rationale,
+    Rest,
     Score,
     from_dict,
     read_jsonl,
     write_jsonl,
 )
+from dpost_lite.problems.steps import as_rationale, mixed, stepwise_pairs
 from dpost_lite.recipe import Recipe
-from dpost_lite.runs.folder import Artifact, Run, WorkResult, read_json, write_json
+from dpost_lite.runs.folder import Artifact, Run, read_json, write_json
 from dpost_lite.runs.stage_names import BASE, StageName, policy_name
-from dpost_lite.system.machine import ram_share_gib
 
-LEAST_GIB = 0.1  # for the cache and logits of a sampling stage
 NUM_SOLVED = 3  # problems to try the exported file on
-Section = Literal["sft", "dpo"]
-UNITS: dict[Section, str] = {"sft": "rationale", "dpo": "pair"}
 
 
 class RunStages:
@@ -56,12 +54,13 @@ class RunStages:
     def __init__(self, recipe: Recipe, run: Run, *, memory_share: float | None = None) -> None:
         self._recipe = recipe
         self._run = run
-        self._memory_share = memory_share
+        self._runner = StageRunner(recipe, run, memory_share)
         self._model_dir = preflight(recipe, run.path)
         self._settings = StageSettings(recipe, self._model_dir).of
         self._backend = choose_backend(recipe.model)
         self._data: Artifact
         self._for_pairs: list[Artifact] = []
+        self._rests: list[Artifact] = []
         self._gates: dict[int, Artifact] = {}
         self.test_scores: list[Score] = []
         self.dev_scores: list[Score] = []  # without the base's
@@ -72,7 +71,9 @@ class RunStages:
     def data(self) -> Artifact:
         """Load, split and check problems; tokenise gold rationales. Files: train, dev, test, labels (gold)."""
         settings = {**self._settings("data", "synthetic", "model"), "files": digests(self._recipe.data)}
-        self._data = self._in_child(StageName("data"), PrepareData(self._recipe, self._model_dir), settings=settings)
+        self._data = self._runner.in_child(
+            StageName("data"), PrepareData(self._recipe, self._model_dir), settings=settings
+        )
         return self._data
 
     def score_base(self) -> None:
@@ -83,8 +84,8 @@ class RunStages:
         """Train the base on the labelled rationales of `labels`, and score the policy."""
         micro = self._micro_batch_size("sft")
         task = TrainSft(self._recipe, self._model_dir, labels.path, micro, self._backend)
-        settings = self._settings("model", "lora", "sft")
-        policy = self._train(StageName("sft", number), "sft", task, labels, settings=settings)
+        settings = self._settings("model", "lora", "sft", *self._calculator_in("sft"))
+        policy = self._runner.train(StageName("sft", number), "sft", task, labels, settings=settings)
         self._score(policy_name(number), policy)
         return policy
 
@@ -101,10 +102,13 @@ class RunStages:
         gate = [self._gates[number]] if number in self._gates else []
         return self._sample(name, policy, self._recipe.sampling.samples_for_labels, *gate)
 
-    def pairs(self, number: int, samples: list[Artifact]) -> Artifact:
+    def pairs(self, number: int, policy: Artifact, samples: list[Artifact]) -> Artifact:
         """Make preference pairs from graded rationales, of earlier rounds too if the recipe pools."""
         recipe = self._recipe.pairs
+        if recipe.stepwise:
+            self._rests.append(self._sample_rests(number, policy, samples[-1]))
         sources = samples if recipe.pool_rounds else samples[-1:]
+        rests = self._rests if recipe.pool_rounds else self._rests[-1:]
 
         def pair(out: Path) -> dict[str, Any]:
             pairs = make_pairs(
@@ -117,11 +121,29 @@ class RunStages:
                 unfinished_rejected=recipe.unfinished_rejected,
                 equal_steps=recipe.equal_steps,
             )
+            counts = {}
+            if recipe.stepwise:
+                questions = {problem.id: problem.question for problem in _problems(self._data, "train")}
+                stepwise = stepwise_pairs(questions, _rests(rests))
+                pairs = mixed(pairs, stepwise, recipe.stepwise, self._recipe.seed)
+                counts = {"stepwise": len(stepwise)}
             write_jsonl(out / "pairs.jsonl", pairs)
-            return {"pairs": len(pairs), "problems": len({pair.problem_id for pair in pairs})}
+            return {"pairs": len(pairs), "problems": len({pair.problem_id for pair in pairs}), **counts}
 
         settings = self._settings("pairs")
-        return self._run.stage(str(StageName("pairs", number)), pair, self._data, *sources, settings=settings)
+        return self._run.stage(str(StageName("pairs", number)), pair, self._data, *sources, *rests, settings=settings)
+
+    def _sample_rests(self, number: int, policy: Artifact, samples: Artifact) -> Artifact:
+        """Sample the rests of right rationales again, for step-controlled pairs."""
+        name = StageName("rests", number)
+        task = SampleRests(**self._to_sample(policy), samples_dir=samples.path, purpose=str(name))
+        settings = self._settings(*MODEL_PARTS, "sampling", "rests")
+        for key in ("temperature", "top_k", "top_p"):  # the rests have their own
+            settings["sampling"].pop(key, None)
+        stage = self._runner.sampled(name, task, policy, samples, self._data, settings=settings)
+        if not stage.metrics["cuts"]:
+            self._run.emit("notice", text=f"{name}: no right rationale has two steps or more, so none can be cut")
+        return stage
 
     def dpo(self, number: int, policy: Artifact, pairs: Artifact) -> Artifact:
         """Train the policy on preference pairs; return it, or `policy` if it does not clearly draw more (`dpo.gate`).
@@ -138,7 +160,9 @@ class RunStages:
         task = TrainDpo(
             self._recipe, self._model_dir, pairs.path, policy.path, self._micro_batch_size("dpo"), self._backend
         )
-        trained = self._train(name, "dpo", task, policy, pairs, settings=self._settings("model", "dpo"))
+        trained = self._runner.train(
+            name, "dpo", task, policy, pairs, settings=self._settings("model", "dpo", *self._calculator_in("dpo"))
+        )
         if not self._recipe.dpo.gate or self._was_drawn_without_gate(number):
             return trained
         return self._better(number, policy, trained)
@@ -158,8 +182,9 @@ class RunStages:
             **self._to_sample(policy), dpo_dir=trained.path, purpose=str(name), num_problems=num_problems
         )
         settings = {**self._settings(*MODEL_PARTS, "sampling"), "num_samples": per_problem, "problems": num_problems}
-        settings["jaccard_threshold"] = self._recipe.labels.threshold
-        stage = self._sampled(name, task, policy, trained, self._data, settings=settings)
+        labels = self._settings("labels")["labels"]
+        settings |= {key: labels[key] for key in ("jaccard_threshold", "duplicates") if key in labels}
+        stage = self._runner.sampled(name, task, policy, trained, self._data, settings=settings)
         found = from_dict(Yields, stage.metrics)
         self._gates[number] = stage
         return trained if found.is_better else policy
@@ -169,11 +194,12 @@ class RunStages:
         recipe = self._recipe.labels
         drawn = [samples, self._for_pairs] if recipe.from_pairs else [samples]
         sources = [artifact for kind in drawn for artifact in (kind if recipe.pool_rounds else kind[-1:])]
+        rests = (self._rests if recipe.pool_rounds else self._rests[-1:]) if recipe.from_rests else []
 
         def label(out: Path) -> dict[str, Any]:
             labels = make_labels(
                 _problems(self._data, "train"),
-                _rationales(sources),
+                [*_rationales(sources), *map(as_rationale, _rests(rests))],
                 _gold_by_problem(self._data),
                 threshold=recipe.threshold,
                 cap_percentile=recipe.cap_percentile,
@@ -183,7 +209,7 @@ class RunStages:
             return {"labels": len(labels), "gold": sum(label.is_gold for label in labels)}
 
         settings = self._settings("labels")
-        return self._run.stage(str(StageName("labels", number)), label, self._data, *sources, settings=settings)
+        return self._run.stage(str(StageName("labels", number)), label, self._data, *sources, *rests, settings=settings)
 
     def has_converged(self) -> bool:
         """True when dev accuracy has not risen above its best for `patience` rounds."""
@@ -203,7 +229,7 @@ class RunStages:
         """Merge the adapter in 16 bit and write the GGUF file."""
         task = Export(self._recipe, self._model_dir, policy.path, policy.name)
         settings = self._settings("model", "export")
-        self.exported = self._in_child(StageName("export"), task, policy, settings=settings, renew=True)
+        self.exported = self._runner.in_child(StageName("export"), task, policy, settings=settings, renew=True)
         return self.exported
 
     def solve(self, export: Artifact) -> Artifact:
@@ -235,7 +261,7 @@ class RunStages:
         parts = tuple(part for part in ("dev", "test") if self._data.metrics[part])
         task = GradeAnswers(**self._to_sample(policy), policy_name=name, parts=parts)
         inputs = (self._data,) if policy is None else (self._data, policy)
-        stage = self._sampled(StageName.score(name), task, *inputs, settings=settings)
+        stage = self._runner.sampled(StageName.score(name), task, *inputs, settings=settings)
         self.test_scores.append(from_dict(Score, stage.metrics["test"]))
         if "dev" in stage.metrics and policy is not None:
             self.dev_scores.append(from_dict(Score, stage.metrics["dev"]))
@@ -243,83 +269,7 @@ class RunStages:
     def _sample(self, name: StageName, policy: Artifact, num_samples: int, *chosen_by: Artifact) -> Artifact:
         task = SampleRationales(**self._to_sample(policy), purpose=str(name), num_samples=num_samples)
         settings = {**self._settings(*MODEL_PARTS, "sampling"), "num_samples": num_samples}
-        return self._sampled(name, task, policy, self._data, *chosen_by, settings=settings)
-
-    def _sampled(
-        self,
-        name: StageName,
-        task: SampleRationales | CompareDraws | GradeAnswers,
-        *inputs: Artifact,
-        settings: dict[str, Any],
-    ) -> Artifact:
-        """Run a stage that samples. If it runs out of memory, try again with half the memory for cache and logits."""
-        while True:
-            try:
-                return self._in_child(name, task, *inputs, settings=settings, resumes=True)
-            except OutOfMemory as error:
-                task = replace(task, memory_gib=(task.memory_gib or ram_share_gib()) / 2)
-                assert task.memory_gib is not None
-                if task.memory_gib < LEAST_GIB:
-                    raise
-                self._run.emit(
-                    "notice",
-                    text=f"{name}: out of memory ({error}); continuing with sampling.memory_gib={task.memory_gib:.2f}",
-                )
-
-    def _train(
-        self,
-        name: StageName,
-        section: Section,
-        task: TrainSft | TrainDpo,
-        *inputs: Artifact,
-        settings: dict[str, Any],
-    ) -> Artifact:
-        """Run a training stage. If it runs out of memory, continue from its last checkpoint with micro-batches of half
-        the size; the effective batch stays.
-        """
-        batch_size = getattr(self._recipe, section).batch_size
-        first_import = FIRST_IMPORTS[task.backend]
-        while True:
-            try:
-                return self._in_child(name, task, *inputs, settings=settings, resumes=True, first_import=first_import)
-            except OutOfMemory as error:
-                if task.micro_batch_size == 1:
-                    raise OutOfMemory(
-                        f"{name} ran out of memory with one {UNITS[section]} at a time ({error}); "
-                        f"lower {section}.max_length, or take a smaller model"
-                    ) from error
-                half = task.micro_batch_size // 2
-                micro = max(n for n in range(1, half + 1) if batch_size % n == 0)
-                task = replace(task, micro_batch_size=micro)
-                self._run.emit(
-                    "notice",
-                    text=f"{name}: out of memory ({error}); continuing with {section}.micro_batch_size={micro}, "
-                    f"{batch_size // micro} micro-batches per step",
-                )
-
-    def _in_child(
-        self,
-        name: StageName,
-        task: Task,
-        *inputs: Artifact,
-        settings: dict[str, Any],
-        renew: bool = False,
-        resumes: bool = False,
-        first_import: str | None = None,
-    ) -> Artifact:
-        """Run a stage whose task needs a process of its own."""
-
-        def in_child(out: Path) -> WorkResult:
-            return run_in_child(
-                task,
-                out,
-                log=self._run.path / "logs" / f"{str(name).replace('/', '-')}.log",
-                progress=self._run.progress,
-                memory_share=self._memory_share,
-                first_import=first_import,
-            )
-
-        return self._run.stage(str(name), in_child, *inputs, settings=settings, renew=renew, resumes=resumes)
+        return self._runner.sampled(name, task, policy, self._data, *chosen_by, settings=settings)
 
     def _to_sample(self, policy: Artifact | None) -> dict[str, Any]:
         """The fields of a `SamplingTask`."""
@@ -330,6 +280,10 @@ class RunStages:
             "policy_dir": policy.path if policy else None,
             "memory_gib": self._recipe.sampling.memory_gib,
         }
+
+    def _calculator_in(self, section: Section) -> list[str]:
+        """The calculator as a part that a training depends on, if what it writes is left out of the loss."""
+        return [] if getattr(self._recipe, section).calculated_in_loss else ["calculator"]
 
     def _micro_batch_size(self, section: Section) -> int:
         settings = getattr(self._recipe, section)
@@ -342,6 +296,10 @@ def _problems(data: Artifact, part: str) -> list[Problem]:
 
 def _rationales(sources: Iterable[Artifact]) -> list[Rationale]:
     return [r for source in sources for r in read_jsonl(source.path / "rationales.jsonl", Rationale)]
+
+
+def _rests(sources: Iterable[Artifact]) -> list[Rest]:
+    return [rest for source in sources for rest in read_jsonl(source.path / "rests.jsonl", Rest)]
 
 
 def _gold_by_problem(data: Artifact) -> dict[str, LabelledRationale]:

@@ -25,15 +25,18 @@ from dpost_lite.problems.records import (
     PreferencePair,
     Problem,
     Rationale,
+    Rest,
     append_jsonl,
     read_jsonl,
     resume_jsonl,
     write_jsonl,
 )
 from dpost_lite.problems.scoring import score
+from dpost_lite.problems.steps import choose_cuts, is_repetitive, is_usable, step_ends
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import UNFINISHED
-from dpost_lite.sampling.sampler import sample_by_recipe
+from dpost_lite.sampling.rests import Cut, sample_rests
+from dpost_lite.sampling.sampler import calculator_writer, sample_by_recipe, seed_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,9 @@ class PrepareData(ModelTask):
         return gold
 
 
-def calculator_writer(prompter: Prompter, recipe: Recipe) -> Forcer | None:
-    """Return what writes the calculator's tokens; None without a calculator."""
-    calculator = Calculator.from_recipe(recipe.calculator)
-    return Forcer(prompter.token_text(), prompter.encode, calculator) if calculator else None
+def _writer(prompter: Prompter, recipe: Recipe) -> Forcer | None:
+    """Return what writes the tokens to leave out of a loss."""
+    return calculator_writer(prompter, Calculator.from_recipe(recipe.calculator))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class TrainSft(ModelTask):
             progress=progress,
             checkpoint_s=recipe.checkpoint_s,
             report_to=recipe.report_to,
-            writer=None if recipe.sft.calculated_in_loss else calculator_writer(prompter, recipe),
+            writer=None if recipe.sft.calculated_in_loss else _writer(prompter, recipe),
         )
 
 
@@ -132,7 +134,7 @@ class TrainDpo(ModelTask):
             progress=progress,
             checkpoint_s=recipe.checkpoint_s,
             report_to=recipe.report_to,
-            writer=None if recipe.dpo.calculated_in_loss else calculator_writer(prompter, recipe),
+            writer=None if recipe.dpo.calculated_in_loss else _writer(prompter, recipe),
         )
 
 
@@ -216,6 +218,56 @@ class SampleRationales(SamplingTask):
             "refused": sum(r.num_refused for r in samples),
             "tokens": sum(len(r.token_ids) for r in samples),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRests(SamplingTask):
+    """Cut the first right rationale of each problem in `samples_dir` and sample its rest again until it is wrong."""
+
+    samples_dir: Path
+    purpose: str
+
+    def run(self, out: Path, progress: Progress) -> dict[str, Any]:
+        prompter = load_prompter(self.model_dir, self.recipe.model)
+        cuts = self._cuts(prompter)
+        file = out / "rests.jsonl"
+        unfinished = out / UNFINISHED / file.name
+        done = resume_jsonl(unfinished, Rest)
+        if cuts:
+            sampling = self.recipe.sampling.model_copy(update={"memory_gib": self.memory_gib})
+            recipe = self.recipe.model_copy(update={"sampling": sampling})
+            with unfinished.open("a", encoding="utf-8", newline="\n") as appended:
+                for rest in sample_rests(self._model(), prompter, cuts, recipe, purpose=self.purpose, done=list(done)):
+                    append_jsonl(appended, rest)
+                    done.append(rest)
+                    wrong = sum(map(is_usable, done))
+                    progress(wrong, len(cuts), "cuts", right=sum(rest.correct for rest in done) / len(done))
+        order = {cut.key: i for i, cut in enumerate(cuts)}
+        done.sort(key=lambda rest: (order[rest.problem_id, rest.sample, len(rest.kept_ids)], rest.attempt))
+        write_jsonl(file, done)
+        return {
+            "cuts": len(cuts),
+            "rests": len(done),
+            "right": sum(rest.correct for rest in done),
+            "unfinished": sum(rest.end == "limit" for rest in done),
+            "repetitive": sum(is_repetitive(rest.token_ids) for rest in done),
+            "usable": sum(map(is_usable, done)),
+        }
+
+    def _cuts(self, prompter: Prompter) -> list[Cut]:
+        problems = {problem.id: problem for problem in read_jsonl(self.data_dir / "train.jsonl", Problem)}
+        first: dict[str, Rationale] = {}
+        for rationale in read_jsonl(self.samples_dir / "rationales.jsonl", Rationale):
+            if rationale.correct and rationale.end == "stop":
+                first.setdefault(rationale.problem_id, rationale)
+        text_of, rule = prompter.token_text(), self.recipe.rests.cut
+        return [
+            Cut(problems[i], rationale, num_kept)
+            for i, rationale in first.items()
+            for num_kept in choose_cuts(
+                step_ends(rationale.token_ids, text_of), rule, seed_of(self.recipe.seed, self.purpose, i)
+            )
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dpost_lite.methods import METHODS
 from dpost_lite.models.shapes import ModelShape
 from dpost_lite.planner.device import Device
 from dpost_lite.planner.footprint import weight_bytes
-from dpost_lite.planner.workload import KEPT_SHARE, PAIRS_PER_PROBLEM, RIGHT_SHARE, Workload
+from dpost_lite.planner.workload import CUT_SHARE, KEPT_SHARE, PAIRS_PER_PROBLEM, RIGHT_SHARE, Workload
 from dpost_lite.problems.gate import num_compared
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.stage_names import BASE, StageName
@@ -59,6 +59,8 @@ class Pace:
             return self._sampling(work.num_train, sampling.samples_for_pairs, work.rationale)
         if kind == "samples-labels":
             return self._sampling(work.num_train, sampling.samples_for_labels, work.rationale)
+        if kind == "rests":
+            return self._sampling(math.ceil(work.num_train * CUT_SHARE), min(2, recipe.rests.max_tries), work.rationale)
         if kind == "gate":
             number = num_compared(
                 recipe.dpo.gate, work.num_train, sampling.samples_for_pairs, sampling.samples_for_labels

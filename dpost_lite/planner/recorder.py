@@ -11,7 +11,7 @@ from dpost_lite.selftrain import whole_run
 
 def planned_stages(recipe: Recipe) -> list[StageName]:
     """Return the stages of a run in order, assuming that no round is left out."""
-    recorder = Recorder(has_gate=recipe.dpo.gate > 0)
+    recorder = Recorder(has_rests=recipe.pairs.stepwise > 0, has_gate=recipe.dpo.gate > 0)
     whole_run(recorder, METHODS[recipe.method], recipe.rounds)
     return recorder.names
 
@@ -19,8 +19,9 @@ def planned_stages(recipe: Recipe) -> list[StageName]:
 class Recorder:
     """`selftrain.Stages` that do nothing but note their names, in `names`."""
 
-    def __init__(self, *, has_gate: bool) -> None:
+    def __init__(self, *, has_rests: bool, has_gate: bool) -> None:
         self.names: list[StageName] = []
+        self._has_rests = has_rests
         self._has_gate = has_gate
 
     def data(self) -> Artifact:
@@ -37,7 +38,9 @@ class Recorder:
     def sample_for_pairs(self, number: int, policy: Artifact) -> Artifact:
         return self._note(StageName("samples-pairs", number))
 
-    def pairs(self, number: int, samples: list[Artifact]) -> Artifact:
+    def pairs(self, number: int, policy: Artifact, samples: list[Artifact]) -> Artifact:
+        if self._has_rests:
+            self._note(StageName("rests", number))
         return self._note(StageName("pairs", number))
 
     def dpo(self, number: int, policy: Artifact, pairs: Artifact) -> Artifact:

@@ -53,7 +53,7 @@ def compare_yields(
     *,
     threshold: float | None,
 ) -> Yields:
-    """Compare the draws of two policies, deduplicated with the Jaccard `threshold` against gold and each other.
+    """Compare the draws of two policies, deduplicated (`pairs.deduplicate`) against gold and each other.
 
     Unlike pseudo-labels they are not pooled with other rounds, nor capped.
     """

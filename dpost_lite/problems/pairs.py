@@ -46,11 +46,12 @@ def equations(text: str) -> tuple[str, ...]:
 
 def num_steps(text: str) -> int:
     """Return the number of steps of a rationale: its lines, without the one that gives the answer."""
-    return sum(bool(line.strip()) and not line.startswith("####") for line in text.split("\n"))
+    lines = (line.strip() for line in text.split("\n"))
+    return sum(bool(line) and not line.startswith("####") for line in lines)
 
 
 def deduplicate(items: Iterable[Item], *, threshold: float | None, kept: Sequence[Item] = ()) -> list[Item]:
-    """Return `kept` plus each item whose Jaccard index with all items before it is at most `threshold`.
+    """Return `kept` plus each item that is unlike all before it: their Jaccard indices are at most `threshold`.
 
     Greedy over the texts in lexicographic order, as in the paper's code. Of items with the same text, the one with the
     smallest token ids is kept. A threshold of 1 removes only repeated texts; None removes repeated equations instead

@@ -62,7 +62,10 @@ class LabelledRationale:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """One DPO example: a right (chosen) and a wrong (rejected) rationale of the same problem, as token ids."""
+    """One DPO example: a right (chosen) and a wrong (rejected) rationale of the same problem, as token ids.
+
+    In a step-controlled pair they are two rests behind the same first steps, `prefix_ids`.
+    """
 
     problem_id: str
     question: str
@@ -70,6 +73,29 @@ class PreferencePair:
     rejected: str
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
+    prefix_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """A rest that was sampled again behind the first steps of a right rationale, and graded.
+
+    `kept` are those steps, of the problem's rationale with the number `sample`, and `right` its own rest; `text` is the
+    new one. `attempt` counts the rests of one cut. `end`, `predicted` and `correct` as in `Rationale`.
+    """
+
+    problem_id: str
+    sample: int
+    attempt: int
+    kept: str
+    right: str
+    text: str
+    kept_ids: tuple[int, ...]
+    right_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    end: Literal["stop", "limit"]
+    predicted: str | None
+    correct: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ def sample_alarms(
     now: SampleStats, before: SampleStats | None, recipe: Mapping[str, Any], *, by_dpo: bool
 ) -> list[str]:
     """Alarms of a sampling stage. `before` are the samples to compare with: the policy's before DPO, if DPO changed it
-    (`by_dpo`), else those for the same purpose in the previous round.
+    (`by_dpo`), else those of an SFT policy in the previous round.
     """
     found = []
     before_dpo = before if by_dpo else None
@@ -116,12 +116,12 @@ def sample_alarms(
 
 def pair_alarms(now: PairStats, dpo: Mapping[str, Any]) -> list[str]:
     """Alarms of a round's pairs; `dpo` is that section of the recipe."""
-    steps = ceil(ceil(now.num_pairs / dpo["batch_size"]) * dpo.get("epochs", 1))  # runs of before had one pass
+    steps = ceil(ceil(now.num_pairs / dpo["batch_size"]) * dpo["epochs"])
     if not now.num_pairs or steps >= MIN_STEPS * dpo["max_steps"]:
         return []  # with no pairs, DPO is skipped with a notice
     return [
         f"{now.num_pairs} pairs are enough for {steps} of dpo.max_steps={dpo['max_steps']}: raise "
-        "sampling.samples_for_pairs or sampling.temperature, or lower dpo.batch_size"
+        "sampling.samples_for_pairs, sampling.temperature or dpo.epochs, or lower dpo.batch_size"
     ]
 
 
@@ -141,9 +141,8 @@ def dpo_alarms(now: DpoStats | None, dpo: Mapping[str, Any], *, ended_early: boo
         return []
     if ended_early:
         return [
-            f"DPO was stopped after step {now.num_steps}, when rationales had lost more than "
-            f"dpo.max_fall={dpo['max_fall']:g} nats (chosen {now.chosen_change:+.1f}, rejected "
-            f"{now.rejected_change:+.1f}): {WEAKER_DPO}"
+            f"DPO was stopped after step {now.num_steps}: its rationales had lost more than "
+            f"dpo.max_fall={dpo['max_fall']:g} nats: {WEAKER_DPO}"
         ]
     if now.chosen_change <= -MAX_DROP_NATS:
         key = f"{'raise' if dpo['nll_weight'] else 'set'} dpo.nll_weight"
@@ -155,7 +154,7 @@ def dpo_alarms(now: DpoStats | None, dpo: Mapping[str, Any], *, ended_early: boo
         separation = max(0.0, now.chosen_change - now.rejected_change)
         return [
             f"DPO separated the log-probabilities of chosen and rejected rationales by only {separation:.1f} nats: "
-            "raise dpo.learning_rate or dpo.max_steps"
+            "raise dpo.learning_rate, dpo.epochs or dpo.max_steps"
         ]
     return []
 

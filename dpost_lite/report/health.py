@@ -11,12 +11,10 @@ from typing import Any
 from dpost_lite.problems.gate import Yields
 from dpost_lite.problems.pairs import num_steps
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Rationale, from_dict, read_jsonl
+from dpost_lite.problems.steps import is_repetitive
 from dpost_lite.runs.folder import stages_done
 from dpost_lite.runs.journal import read_events, steps_by_stage
 from dpost_lite.runs.stage_names import Kind, StageName, policy_name
-
-NGRAM = 4
-MIN_DISTINCT = 0.5  # a rationale with a smaller fraction of distinct 4-grams repeats itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +53,22 @@ class PairStats:
     """Problems with at least one pair."""
     chosen_tokens: float
     rejected_tokens: float
+    num_stepwise: int
+    """Step-controlled pairs among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestStats:
+    """Statistics of the rests that were sampled again for step-controlled pairs: `usable` ones are wrong, finished and
+    do not repeat themselves. `right`, `unfinished` and `repetitive` are fractions of all.
+    """
+
+    num_cuts: int
+    num_rests: int
+    usable: float
+    right: float
+    unfinished: float
+    repetitive: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +105,7 @@ class Round:
 
     number: int
     for_pairs: SampleStats | None
+    rests: RestStats | None
     pairs: PairStats | None
     dpo: DpoStats | None
     gate: Yields | None
@@ -123,6 +138,7 @@ def _round(
     return Round(
         number=number,
         for_pairs=of("samples-pairs", lambda name: sample_stats(run / name)),
+        rests=of("rests", lambda name: rest_stats(done[name]["metrics"])),
         pairs=of("pairs", lambda name: pair_stats(run / name)),
         dpo=of("dpo", lambda name: dpo_stats(steps.get(name, ()))),
         gate=of("gate", lambda name: from_dict(Yields, done[name]["metrics"])),
@@ -172,12 +188,6 @@ def _sample_stats(file: Path, _changed: int) -> SampleStats:
     )
 
 
-def is_repetitive(token_ids: Sequence[int]) -> bool:
-    """Whether a rationale repeats itself: less than half of its 4-grams are distinct."""
-    ngrams = list(zip(*(token_ids[i:] for i in range(NGRAM)), strict=False))
-    return bool(ngrams) and len(set(ngrams)) < MIN_DISTINCT * len(ngrams)
-
-
 def pair_stats(stage: Path) -> PairStats:
     """Return the statistics of a round's preference pairs, given their folder."""
     pairs = list(read_jsonl(stage / "pairs.jsonl", PreferencePair))
@@ -186,7 +196,15 @@ def pair_stats(stage: Path) -> PairStats:
         num_problems=len({pair.problem_id for pair in pairs}),
         chosen_tokens=_mean(len(pair.chosen_ids) for pair in pairs),
         rejected_tokens=_mean(len(pair.rejected_ids) for pair in pairs),
+        num_stepwise=sum(bool(pair.prefix_ids) for pair in pairs),
     )
+
+
+def rest_stats(metrics: Mapping[str, int]) -> RestStats:
+    """Return the statistics of the rests of a round, given what their stage recorded."""
+    number = max(1, metrics["rests"])
+    shares = (metrics[name] / number for name in ("usable", "right", "unfinished", "repetitive"))
+    return RestStats(metrics["cuts"], metrics["rests"], *shares)
 
 
 def label_stats(run: Path, number: int, done: Mapping[str, Any]) -> LabelStats:

@@ -3,6 +3,7 @@
 data                        problems, split and checked
 sft-0                       the warm-up
 round-N/samples-pairs       rationales to make preference pairs of
+round-N/rests               rests of right rationales, sampled again, for step-controlled pairs
 round-N/pairs               preference pairs
 round-N/dpo
 round-N/gate                rationales of the policies before and after DPO, to choose the one to go on with
@@ -19,12 +20,23 @@ from pathlib import Path
 from typing import Literal, cast
 
 Kind = Literal[
-    "data", "sft", "samples-pairs", "pairs", "dpo", "gate", "samples-labels", "labels", "score", "export", "solved"
+    "data",
+    "sft",
+    "samples-pairs",
+    "rests",
+    "pairs",
+    "dpo",
+    "gate",
+    "samples-labels",
+    "labels",
+    "score",
+    "export",
+    "solved",
 ]
 
 BASE = "base"
 WARM_UP = "sft-0"
-_IN_ROUND = re.compile(r"round-(\d+)/(samples-pairs|pairs|dpo|gate|samples-labels|labels|sft)")
+_IN_ROUND = re.compile(r"round-(\d+)/(samples-pairs|rests|pairs|dpo|gate|samples-labels|labels|sft)")
 _SCORE = re.compile(r"score/(base|sft-0|round-\d+)")
 
 

@@ -113,13 +113,15 @@ class Engine:
         """
         self._check_serving()
         if self._turns:
-            self._turns.take() if self.has_unfinished() else self._turns.end()
+            self._turns.take()
         try:
             self._step()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             self._shrink(error)
+        if self._turns and not self.has_unfinished():
+            self._turns.end()
         return self._scheduler.take_completions()
 
     def _check_serving(self) -> None:

@@ -45,7 +45,12 @@ class Request:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.prompt_ids and self.max_new_tokens > 0 and 0 < self.top_p <= 1 and self.top_k != 0):
+        if not (
+            self.prompt_ids
+            and self.max_new_tokens > 0
+            and 0 < self.top_p <= 1
+            and (self.top_k is None or self.top_k >= 1)
+        ):
             raise ValueError("a request needs a prompt, max_new_tokens and top_k of at least 1, and top_p in (0, 1]")
 
     @property

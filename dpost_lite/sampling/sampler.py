@@ -47,7 +47,7 @@ def sample(
     drawn = defaultdict(set)
     for rationale in done:
         drawn[rationale.problem_id].add(rationale.sample)
-    forcer = Forcer(prompter.token_text(), prompter.encode, calculator) if calculator else None
+    forcer = calculator_writer(prompter, calculator)
     requests = [
         Request(
             key=problem,
@@ -104,6 +104,11 @@ def sample_by_recipe(
         seed=recipe.seed,
         done=done,
     )
+
+
+def calculator_writer(prompter: Prompter, calculator: Calculator | None) -> Forcer | None:
+    """Return what writes the calculator's results for a prompter's tokenizer; None without a calculator."""
+    return Forcer(prompter.token_text(), prompter.encode, calculator) if calculator else None
 
 
 def share_gib(device: Any) -> float:

@@ -46,12 +46,13 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # settings for
 def let_threads_sleep() -> None:
     """Make waiting OpenMP threads sleep early instead of spinning, in this process and its children.
 
-    By default they spin for milliseconds, which takes CPU time from other work: two commands at once take 11 times as
-    long as one, but 3 times with this setting (bench/together.py). The user's own settings take precedence. Call this
-    before importing PyTorch or llama.cpp.
+    By default they spin for milliseconds, which takes CPU time from other programs (two commands of dpost-lite take
+    turns: turns.py). Beside a program that keeps one of two cores busy, an evaluation takes four times as long as
+    alone; with shorter waits it is less, but then it is slower alone too (bench/README.md). The user's own settings
+    take precedence. Call this before importing PyTorch or llama.cpp.
     """
     if not any(name in os.environ for name in WAITING):
-        os.environ["GOMP_SPINCOUNT"] = "10000"  # libgomp (Linux), in loop iterations: about half a millisecond
+        os.environ["GOMP_SPINCOUNT"] = "20000"  # libgomp (Linux), in loop iterations: about a millisecond
         os.environ["KMP_BLOCKTIME"] = "1"  # libomp (macOS, Windows), in milliseconds; the default is 200
 
 

@@ -1,0 +1,103 @@
+"""The steps of a rationale as token offsets, and preference pairs that differ from a step on.
+
+Step-controlled DPO (SCDPO, Lu et al. 2024, section 3): a right rationale keeps its first steps, the rest is sampled
+again at a high temperature until the answer is wrong, and DPO compares the two rests alone. DPO on whole rationales
+also punishes the right steps of a wrong one.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+from dpost_lite.problems.pairs import num_steps
+from dpost_lite.problems.records import PreferencePair, Rationale, Rest
+
+CutRule = Literal["random", "every"]
+SENTENCE_ENDS = (".", "!", "?")
+NGRAM = 4
+MIN_DISTINCT = 0.5  # a rationale with a smaller fraction of distinct 4-grams repeats itself
+
+
+def step_ends(token_ids: Sequence[int], text_of: Callable[[int], str]) -> list[int]:
+    """Return the offsets of a rationale's tokens behind which at least one more step follows.
+
+    A step ends with its line, or in a rationale of one line with a sentence; never inside `<<…>>`. If the token that
+    ends it also begins the next step, that beginning belongs to the kept part. `text_of` gives the text of one token in
+    the middle of a line.
+    """
+    pieces = [text_of(token_id) for token_id in token_ids]
+    text, lines, sentences = "", list[tuple[int, int]](), list[tuple[int, int]]()
+    for offset, piece in enumerate(pieces, start=1):
+        text += piece
+        if text.rfind("<<") > text.rfind(">>"):
+            continue
+        behind = pieces[offset] if offset < len(pieces) else ""
+        if "\n" in piece:
+            lines.append((offset, len(text) - len(piece) + piece.rindex("\n") + 1))
+        elif piece.rstrip().endswith(SENTENCE_ENDS) and (piece[-1].isspace() or behind[:1].isspace()):
+            sentences.append((offset, len(text)))
+    for ends in (lines, sentences):
+        if found := [offset for offset, start in ends if num_steps(text[:start]) and num_steps(text[start:])]:
+            return found
+    return []
+
+
+def choose_cuts(ends: Sequence[int], rule: CutRule, seed: int) -> list[int]:
+    """Return the offsets to cut at: all (as in SCDPO's code), or one at random (as in its paper)."""
+    return list(ends) if rule == "every" or not ends else [random.Random(seed).choice(ends)]
+
+
+def is_repetitive(token_ids: Sequence[int]) -> bool:
+    """Whether a rationale repeats itself: less than half of its 4-grams are distinct."""
+    ngrams = list(zip(*(token_ids[i:] for i in range(NGRAM)), strict=False))
+    return bool(ngrams) and len(set(ngrams)) < MIN_DISTINCT * len(ngrams)
+
+
+def is_usable(rest: Rest) -> bool:
+    """Whether a rest can be rejected: it ended by itself, with a wrong answer or none, and does not repeat itself."""
+    return not rest.correct and rest.end == "stop" and not is_repetitive(rest.token_ids)
+
+
+def stepwise_pairs(questions: dict[str, str], rests: Iterable[Rest]) -> list[PreferencePair]:
+    """Return one pair for each cut: the rationale's own rest over the first usable wrong one.
+
+    `questions` are the questions by problem id. Pairs with equal texts are dropped.
+    """
+    found: dict[tuple[str, int, int], PreferencePair] = {}
+    texts = set()
+    for rest in sorted(rests, key=lambda rest: (rest.problem_id, rest.sample, len(rest.kept_ids), rest.attempt)):
+        cut = (rest.problem_id, rest.sample, len(rest.kept_ids))
+        content = (rest.problem_id, rest.kept, rest.right, rest.text)
+        if cut in found or not is_usable(rest) or content in texts:
+            continue
+        texts.add(content)
+        found[cut] = PreferencePair(
+            rest.problem_id, questions[rest.problem_id], rest.right, rest.text, rest.right_ids, rest.token_ids,
+            prefix_ids=rest.kept_ids,
+        )  # fmt: skip
+    return list(found.values())
+
+
+def mixed(
+    ordinary: Sequence[PreferencePair], stepwise: Sequence[PreferencePair], share: float, seed: int
+) -> list[PreferencePair]:
+    """Return step-controlled pairs and so many ordinary ones, drawn at random, that the former are `share` of all.
+
+    If there are too few ordinary pairs, or none that are step-controlled, all ordinary ones unless `share` is 1. The
+    order is that of the arguments.
+    """
+    assert 0 < share <= 1, share
+    if not stepwise and share < 1:
+        return list(ordinary)
+    number = min(len(ordinary), round(len(stepwise) * (1 - share) / share))
+    kept = sorted(random.Random(seed).sample(range(len(ordinary)), number))
+    return [*(ordinary[i] for i in kept), *stepwise]
+
+
+def as_rationale(rest: Rest) -> Rationale:
+    """Return the whole rationale that a rest completes, for the pseudo-labels."""
+    ids = (*rest.kept_ids, *rest.token_ids)
+    return Rationale(
+        rest.problem_id, rest.sample, rest.kept + rest.text, ids, (0,) * len(ids), 0.0, rest.end, rest.predicted,
+        rest.correct,
+    )  # fmt: skip
