@@ -203,6 +203,7 @@ def test_recipes_for_gpus_are_what_the_planner_makes(name):
     assert size
     recipe = load_recipe(name)
     own = [f"sampling.samples_for_labels={recipe.sampling.samples_for_labels}", f"dpo.gate={recipe.dpo.gate}"]
+    own.append(f"sampling.top_k={recipe.sampling.top_k or 'null'}")
     free = load_recipe(None, own)
     plan = planned(free, recipe.model.name, size[1])
     expected = load_recipe(None, [*own, *settings_of([plan])])

@@ -1,0 +1,121 @@
+"""Step-controlled pairs: how often is a hot rest wrong, and what does sharing the kept steps save?
+
+    python bench/stepwise.py [--problems 160] [--out runs/bench-stepwise] [--save FILE.json] [key=value …]
+
+Warms the rehearsal's model up on built-in problems of two steps, draws rationales, and cuts the right ones behind their
+first step. Prints the share of wrong, right and unusable rests by temperature; then the time for four rests a cut, drawn
+as attempts at one prompt and as four prompts, on the same machine, one after the other. The last line is one JSON object.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from publish import publish, result_of
+
+from dpost_lite.pipeline.preflight import preflight
+from dpost_lite.pipeline.tasks import PrepareData, SampleRationales, TrainSft
+from dpost_lite.pipeline.worker import Task, run_in_child
+from dpost_lite.recipe import Recipe
+from dpost_lite.recipe_files import load_recipe
+from dpost_lite.runs.folder import UNFINISHED, read_json, write_json
+
+BASE = [
+    "synthetic.min_steps=2", "synthetic.max_steps=2", "synthetic.num_test=1", "data.num_labelled=96", "sft.epochs=4",
+    "sampling.max_new_tokens=96",
+]  # fmt: skip
+TEMPERATURES = (0.7, 0.9, 1.1, 1.3, 1.5)
+NUM_TRIES = 4
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", type=int, default=160)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-stepwise"))
+    parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
+    parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
+    arguments = parser.parse_intermixed_args()
+    recipe = load_recipe("rehearsal", [*BASE, f"synthetic.num_train={arguments.problems}", *arguments.overrides])
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model_dir = preflight(recipe, arguments.out)
+    data = work(arguments.out / "data", PrepareData(recipe, model_dir))
+    sft = work(arguments.out / "sft", TrainSft(recipe, model_dir, data, recipe.sft.micro_batch_size, "plain"))
+    drawing = SampleRationales(recipe, model_dir, data, sft, None, purpose="pairs", num_samples=NUM_TRIES)
+    samples = work(arguments.out / "samples", drawing)
+    found = read_json(
+        work(arguments.out / "rests", MeasureRests(recipe, model_dir, data, sft, samples)) / "metrics.json"
+    )
+    print(f"{found['cuts']} right rationales were cut behind their first step; {NUM_TRIES} rests each")
+    print(f"{'temperature':>12}{'wrong':>8}{'right':>8}{'unfinished or repetitive':>26}")
+    for row in found["by_temperature"]:
+        print(f"{row['temperature']:>12}{row['wrong']:>8.1%}{row['right']:>8.1%}{row['unusable']:>26.1%}")
+    shared, apart = found["rests_per_s_shared"], found["rests_per_s_apart"]
+    print(
+        f"one prompt for {NUM_TRIES} rests: {shared:.1f} rests/s; a prompt for each: {apart:.1f}; {shared / apart:.2f} times"
+    )
+    publish(result_of("stepwise", **found), arguments.save)
+
+
+def work(out: Path, task: Task) -> Path:
+    """Return the folder of a task's work, done now or before; its metrics are in metrics.json."""
+    if not (out / "metrics.json").exists():
+        (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
+        done = run_in_child(task, out, log=out / "log.txt", progress=lambda *_, **__: None)
+        write_json(out / "metrics.json", done.metrics)
+    return out
+
+
+@dataclass(frozen=True)
+class MeasureRests:
+    """Draws rests at each temperature, and times both ways of asking for them."""
+
+    recipe: Recipe
+    model_dir: Path
+    data: Path
+    policy: Path
+    samples: Path
+
+    def run(self, out: Path, progress: Any) -> dict[str, Any]:
+        from dpost_lite.models import adapters
+        from dpost_lite.models.loading import load_prompter
+        from dpost_lite.pipeline.tasks import SampleRests
+        from dpost_lite.problems.steps import is_usable
+        from dpost_lite.sampling import rests
+
+        prompter = load_prompter(self.model_dir, self.recipe.model)
+        recipe = self.recipe.model_copy(update={"rests": self.recipe.rests.model_copy(update={"max_tries": NUM_TRIES})})
+        task = SampleRests(
+            recipe, self.model_dir, self.data, self.policy, None, samples_dir=self.samples, purpose="bench"
+        )
+        cuts = task._cuts(prompter)
+        model = adapters.load_policy(self.model_dir, self.policy, recipe)
+        rests.WAVE = NUM_TRIES
+        rows = []
+        for temperature in TEMPERATURES:
+            settings = {"temperature": temperature, "temperature_increase": 0.0, "max_temperature": temperature}
+            at = recipe.model_copy(update={"rests": recipe.rests.model_copy(update=settings)})
+            found = list(rests.sample_rests(model, prompter, cuts, at, purpose="bench"))
+            number = max(1, len(found))
+            wrong, right = sum(map(is_usable, found)) / number, sum(rest.correct for rest in found) / number
+            rows.append({"temperature": temperature, "wrong": wrong, "right": right, "unusable": 1 - wrong - right})
+        speeds = {}
+        for name, asked in (("shared", cuts), ("apart", cuts), ("apart", cuts), ("shared", cuts)):
+            one = recipe
+            if name == "apart":  # every attempt is a prompt of its own
+                asked = [cut for cut in cuts for _ in range(NUM_TRIES)]
+                one = recipe.model_copy(update={"rests": recipe.rests.model_copy(update={"max_tries": 1})})
+            started = time.perf_counter()
+            number = sum(1 for _ in rests.sample_rests(model, prompter, asked, one, purpose="bench"))
+            speeds.setdefault(name, []).append(number / (time.perf_counter() - started))
+        return {
+            "cuts": len(cuts),
+            "by_temperature": rows,
+            **{f"rests_per_s_{name}": sum(values) / len(values) for name, values in speeds.items()},
+        }
+
+
+if __name__ == "__main__":
+    main()
