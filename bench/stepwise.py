@@ -2,9 +2,9 @@
 
     python bench/stepwise.py [--problems 160] [--out runs/bench-stepwise] [--save FILE.json] [key=value …]
 
-Warms the rehearsal's model up on built-in problems of two steps, draws rationales, and cuts the right ones behind their
-first step. Prints the share of wrong, right and unusable rests by temperature; then the time for four rests a cut, drawn
-as attempts at one prompt and as four prompts, on the same machine, one after the other. The last line is one JSON object.
+Warms the rehearsal's model up on built-in problems of two steps, draws rationales, and cuts the right ones behind the
+first step. Prints the share of wrong, right and unusable rests by temperature; then rests per second for four rests a
+cut, drawn as attempts at one prompt and as four prompts, in turn. The last line is one JSON object.
 """
 
 import argparse
@@ -45,17 +45,14 @@ def main() -> None:
     sft = work(arguments.out / "sft", TrainSft(recipe, model_dir, data, recipe.sft.micro_batch_size, "plain"))
     drawing = SampleRationales(recipe, model_dir, data, sft, None, purpose="pairs", num_samples=NUM_TRIES)
     samples = work(arguments.out / "samples", drawing)
-    found = read_json(
-        work(arguments.out / "rests", MeasureRests(recipe, model_dir, data, sft, samples)) / "metrics.json"
-    )
+    measured = work(arguments.out / "rests", MeasureRests(recipe, model_dir, data, sft, samples))
+    found = read_json(measured / "metrics.json")
     print(f"{found['cuts']} right rationales were cut behind their first step; {NUM_TRIES} rests each")
     print(f"{'temperature':>12}{'wrong':>8}{'right':>8}{'unfinished or repetitive':>26}")
     for row in found["by_temperature"]:
         print(f"{row['temperature']:>12}{row['wrong']:>8.1%}{row['right']:>8.1%}{row['unusable']:>26.1%}")
     shared, apart = found["rests_per_s_shared"], found["rests_per_s_apart"]
-    print(
-        f"one prompt for {NUM_TRIES} rests: {shared:.1f} rests/s; a prompt for each: {apart:.1f}; {shared / apart:.2f} times"
-    )
+    print(f"rests per second: {shared:.1f} with one prompt for {NUM_TRIES} rests, {apart:.1f} with a prompt for each")
     publish(result_of("stepwise", **found), arguments.save)
 
 
@@ -90,7 +87,7 @@ class MeasureRests:
         task = SampleRests(
             recipe, self.model_dir, self.data, self.policy, None, samples_dir=self.samples, purpose="bench"
         )
-        cuts = task._cuts(prompter)
+        cuts = task.cuts(prompter)
         model = adapters.load_policy(self.model_dir, self.policy, recipe)
         rests.WAVE = NUM_TRIES
         rows = []

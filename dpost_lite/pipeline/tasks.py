@@ -229,7 +229,7 @@ class SampleRests(SamplingTask):
 
     def run(self, out: Path, progress: Progress) -> dict[str, Any]:
         prompter = load_prompter(self.model_dir, self.recipe.model)
-        cuts = self._cuts(prompter)
+        cuts = self.cuts(prompter)
         file = out / "rests.jsonl"
         unfinished = out / UNFINISHED / file.name
         done = resume_jsonl(unfinished, Rest)
@@ -254,7 +254,8 @@ class SampleRests(SamplingTask):
             "usable": sum(map(is_usable, done)),
         }
 
-    def _cuts(self, prompter: Prompter) -> list[Cut]:
+    def cuts(self, prompter: Prompter) -> list[Cut]:
+        """Return where the first right rationale of each problem is cut, in the order of the problems drawn."""
         problems = {problem.id: problem for problem in read_jsonl(self.data_dir / "train.jsonl", Problem)}
         first: dict[str, Rationale] = {}
         for rationale in read_jsonl(self.samples_dir / "rationales.jsonl", Rationale):
