@@ -9,7 +9,7 @@ cut, drawn as attempts at one prompt and as four prompts, in turn. The last line
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class MeasureRests:
         )
         cuts = task.cuts(prompter)
         model = adapters.load_policy(self.model_dir, self.policy, recipe)
-        rests.WAVE = NUM_TRIES
+        rests.ATTEMPTS_PER_WAVE = NUM_TRIES  # all attempts at once
         rows = []
         for temperature in TEMPERATURES:
             settings = {"temperature": temperature, "temperature_increase": 0.0, "max_temperature": temperature}
@@ -98,15 +98,18 @@ class MeasureRests:
             number = max(1, len(found))
             wrong, right = sum(map(is_usable, found)) / number, sum(rest.correct for rest in found) / number
             rows.append({"temperature": temperature, "wrong": wrong, "right": right, "unusable": 1 - wrong - right})
-        speeds = {}
-        for name, asked in (("shared", cuts), ("apart", cuts), ("apart", cuts), ("shared", cuts)):
-            one = recipe
-            if name == "apart":  # every attempt is a prompt of its own
-                asked = [cut for cut in cuts for _ in range(NUM_TRIES)]
-                one = recipe.model_copy(update={"rests": recipe.rests.model_copy(update={"max_tries": 1})})
+        once = recipe.model_copy(update={"rests": recipe.rests.model_copy(update={"max_tries": 1})})
+        apart = [  # every attempt is a prompt of its own, with a seed of its own
+            replace(cut, rationale=replace(cut.rationale, sample=cut.rationale.sample + 100 * attempt))
+            for cut in cuts
+            for attempt in range(NUM_TRIES)
+        ]
+        speeds: dict[str, list[float]] = {"shared": [], "apart": []}
+        for name in ("shared", "apart", "apart", "shared"):
+            asked, one = (cuts, recipe) if name == "shared" else (apart, once)
             started = time.perf_counter()
             number = sum(1 for _ in rests.sample_rests(model, prompter, asked, one, purpose="bench"))
-            speeds.setdefault(name, []).append(number / (time.perf_counter() - started))
+            speeds[name].append(number / (time.perf_counter() - started))
         return {
             "cuts": len(cuts),
             "by_temperature": rows,

@@ -63,8 +63,10 @@ def main() -> None:
                 found[name][key].append(round(seconds(SETTINGS[name], number, arguments.limit), 2))
                 print(f"{name}, {key}: {found[name][key][-1]:.1f} s", flush=True)
             if arguments.busy:
-                with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+                busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                try:
                     found[name].setdefault("busy", []).append(round(seconds(SETTINGS[name], 1, arguments.limit), 2))
+                finally:
                     busy.kill()
                 print(f"{name}, beside a busy program: {found[name]['busy'][-1]:.1f} s", flush=True)
     print(f"\n{'':26}{'alone':>8}{'two':>8}{'factor':>8}")

@@ -184,8 +184,8 @@ class PairsRecipe(_Section):
     unfinished_rejected: bool = False
     """Count rationales that hit the token limit as wrong."""
     stepwise: float = Field(0.0, ge=0, le=1)
-    """Share of the pairs that is step-controlled (SCDPO): right and wrong rests of a rationale behind the same first
-    steps. Ordinary pairs fill the other share; 0 draws no such rests.
+    """Share of the pairs that is step-controlled (SCDPO): right and wrong rests of a rationale after the same first
+    steps. Ordinary pairs beyond the other share are dropped at random. At 0 no rests are sampled.
     """
 
 
@@ -193,14 +193,14 @@ class RestsRecipe(_Section):
     """How rests of right rationales are sampled again for step-controlled pairs (SCDPO, section 3.2)."""
 
     cut: Literal["random", "every"] = "random"
-    """Behind which step the first right rationale of a problem is cut: one at random, or every one in turn."""
+    """After which step the first right rationale of a problem is cut: one at random, or every one in turn."""
     temperature: float = Field(1.1, gt=0)
-    """Of the first step that is written."""
+    """Temperature of the first sampled step."""
     temperature_increase: float = Field(0.05, ge=0)
-    """By which each further step is hotter."""
+    """Added for each further step (line)."""
     max_temperature: float = Field(1.4, gt=0)
     max_tries: int = Field(4, ge=1)
-    """Rests that are drawn at a cut until one is wrong."""
+    """Rests sampled at most at a cut, until one is wrong."""
 
 
 class LabelsRecipe(_Section):
@@ -286,6 +286,8 @@ class Recipe(_Section):
     def _temperatures_in_order(self) -> "Recipe":
         if self.rests.temperature > self.rests.max_temperature:
             raise ValueError("rests.temperature is larger than rests.max_temperature")
+        if self.labels.from_rests and not self.pairs.stepwise:
+            raise ValueError("labels.from_rests=true needs pairs.stepwise above 0")
         return self
 
     @model_validator(mode="after")

@@ -286,3 +286,20 @@ def test_a_tracked_training_is_named_after_its_run_and_asks_nobody_offline(tmp_p
     assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / "mine" / "logs" / "tensorboard" / "round-1" / "dpo")
     with pytest.raises(RecipeError, match="report_to: mlflow does not work with --offline; tensorboard and wandb do"):
         tracking.check_trackers(["mlflow"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["dpo.calculated_in_loss=false", "calculator.enabled=false"], "needs calculator.enabled=true"),
+        (["sft.calculated_in_loss=false", "calculator.enabled=false"], "sft.calculated_in_loss=false needs calculator"),
+        (["labels.from_rests=true"], "labels.from_rests=true needs pairs.stepwise above 0"),
+        (["rests.temperature=1.5"], "rests.temperature is larger than rests.max_temperature"),
+        (["rests.temperature=0"], "rests.temperature"),
+        (["sampling.top_k=0"], "sampling.top_k"),
+        (["dpo.max_fall=0"], "dpo.max_fall"),
+    ],
+)
+def test_settings_that_do_nothing_together_are_refused(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(None, settings)

@@ -66,7 +66,7 @@ def test_a_greedy_rest_is_the_rest_of_the_unbroken_rationale(model, prompter):
             (found,) = sample_rests(
                 model, prompter, [Cut(problem, rationale, kept)],
                 recipe("rests.temperature=1e-6", "rests.temperature_increase=0", "rests.max_tries=1",
-                       f"sampling.max_new_tokens={12 - kept}", "calculator.enabled=false"),
+                       "calculator.enabled=false"),
                 purpose="test",
             )  # fmt: skip
             assert found.kept_ids + found.token_ids == rationale.token_ids
@@ -87,13 +87,15 @@ def test_rests_are_drawn_in_waves_until_one_is_usable(model, prompter, monkeypat
     )
 
 
-def test_what_was_drawn_before_a_stop_is_not_drawn_again_and_the_result_stays(model, prompter):
+def test_what_was_drawn_before_a_stop_is_not_drawn_again_and_the_result_stays(model, prompter, monkeypatch):
+    """Also where the attempt that ended the search was there before its neighbour of the same wave."""
+    monkeypatch.setattr(rests, "is_usable", lambda one: one.attempt == 1)
     whole = draw(model, prompter)
-    for number in (1, 5, len(whole) - 1):
-        done = whole[:number]
+    assert {one.attempt for one in whole} == {0, 1}
+    for done in (whole[:1], whole[:5], whole[:-1], [one for one in whole if one.attempt == 1]):
         more = draw(model, prompter, done=done)
         assert by_attempt([*done, *more]) == by_attempt(whole)
-        assert len(more) == len(whole) - number
+        assert len(more) == len(whole) - len(done)
 
 
 def test_rests_do_not_depend_on_their_neighbours(model, prompter):

@@ -35,6 +35,17 @@ def test_a_rationale_of_one_step_has_no_cut(pieces):
     assert cuts(pieces) == []
 
 
+def test_nothing_after_the_answer_is_cut():
+    assert cuts(["A is 5\n", "so it is\n", "#### 5\n", "I hope ", "this helps"]) == ["A is 5\n"]
+
+
+@pytest.mark.parametrize(
+    "pieces", [["Mr", ".", " Smith has 2", ".", " #### 2"], ["1", ".", " Ann has 2", ".", "#### 2"]]
+)
+def test_a_sentence_has_two_words(pieces):
+    assert cuts(pieces) == []
+
+
 def test_a_token_that_merges_with_the_next_step_is_kept_whole():
     assert cuts(["a is 1", ".\nb", " is 2", "\n#", "### 2"]) == ["a is 1.\nb"]
 
@@ -45,7 +56,7 @@ def test_no_cut_lies_inside_an_annotation():
 
 def test_without_lines_a_step_is_a_sentence():
     pieces = ["She has 3", ".", "5", ". ", "He", " has 4", ".", " Both", "?", " 7", ".", " #### 7"]
-    assert cuts(pieces) == ["She has 3.5. ", "She has 3.5. He has 4.", "She has 3.5. He has 4. Both?"]
+    assert cuts(pieces) == ["She has 3.5. ", "She has 3.5. He has 4."]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,17 +100,25 @@ def test_a_pair_is_the_own_rest_over_the_first_wrong_one_behind_the_kept_steps()
         rest("wrong", 3, ids=(6, 7)),
     ]
     assert [is_usable(one) for one in drawn] == [False, False, False, True, True]
-    assert stepwise_pairs({"p": "Q?"}, drawn) == [
-        PreferencePair("p", "Q?", "right", "wrong", (3, 4), (6, 7), prefix_ids=(1, 2))
+    assert stepwise_pairs({"p": "Q?"}, drawn, max_pairs=3) == [
+        PreferencePair("p", "Q?", "right", "wrong", (3, 4), (6, 7), prefix="kept", prefix_ids=(1, 2))
     ]
-    assert stepwise_pairs({"p": "Q?"}, drawn[:3]) == []
+    assert stepwise_pairs({"p": "Q?"}, drawn[:3], max_pairs=3) == []
 
 
-def test_each_cut_gives_a_pair_of_its_own():
-    found = stepwise_pairs({"p": "Q?", "q": "R?"}, [rest("a"), rest("b", kept=(1,)), rest("c", problem="q")])
-    assert [(pair.problem_id, pair.prefix_ids, pair.rejected) for pair in found] == [
-        ("p", (1,), "b"), ("p", (1, 2), "a"), ("q", (1, 2), "c"),
-    ]  # fmt: skip
+def test_each_cut_gives_a_pair_of_its_own_up_to_a_limit():
+    drawn = [rest("a"), rest("b", kept=(1,)), rest("c", problem="q"), rest("d", kept=(5, 6))]
+    for max_pairs, expected in (
+        (9, [("p", (1,), "b"), ("p", (1, 2), "a"), ("p", (5, 6), "d"), ("q", (1, 2), "c")]),
+        (1, [("p", (1,), "b"), ("q", (1, 2), "c")]),
+    ):
+        found = stepwise_pairs({"p": "Q?", "q": "R?"}, drawn, max_pairs=max_pairs)
+        assert [(pair.problem_id, pair.prefix_ids, pair.rejected) for pair in found] == expected
+
+
+def test_rationales_of_two_rounds_are_two_even_if_cut_at_one_offset():
+    drawn = [rest("a", kept=(1, 2)), rest("b", kept=(5, 6))]  # both are sample 0 of their rounds
+    assert len(stepwise_pairs({"p": "Q?"}, drawn, max_pairs=3)) == 2
 
 
 @pytest.mark.parametrize(("share", "num_ordinary"), [(1.0, 0), (0.5, 4), (0.4, 6), (0.25, 12), (0.1, 20)])

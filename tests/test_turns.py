@@ -110,6 +110,15 @@ def test_a_turn_lasts_as_long_as_was_waited_for_it(tmp_path):
     assert second._length == module.TURN_SECONDS
 
 
+def test_turns_do_not_grow_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_TURN_SECONDS", 0.3)
+    first, second = Turns(tmp_path), Turns(tmp_path)
+    first.take()
+    threading.Timer(0.6, first.end).start()
+    second.take()
+    assert second._length == 0.3
+
+
 def test_a_lock_that_fails_stops_nobody(tmp_path, monkeypatch):
     turns = Turns(tmp_path)
 
@@ -123,7 +132,8 @@ def test_a_lock_that_fails_stops_nobody(tmp_path, monkeypatch):
     assert turns._since is None
 
 
-def test_own_threads_take_no_turns(monkeypatch):
+def test_own_threads_take_no_turns(monkeypatch, tmp_path):
+    monkeypatch.setenv("DPOST_LITE_CACHE", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert module.turns.__wrapped__() is None
     monkeypatch.delenv("OMP_NUM_THREADS")

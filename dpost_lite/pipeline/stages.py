@@ -107,8 +107,8 @@ class RunStages:
         recipe = self._recipe.pairs
         if recipe.stepwise:
             self._rests.append(self._sample_rests(number, policy, samples[-1]))
-        sources = samples if recipe.pool_rounds else samples[-1:]
-        rests = self._rests if recipe.pool_rounds else self._rests[-1:]
+        sources = _pooled(samples, recipe.pool_rounds)
+        rests = _pooled(self._rests, recipe.pool_rounds)
 
         def pair(out: Path) -> dict[str, Any]:
             pairs = make_pairs(
@@ -124,7 +124,7 @@ class RunStages:
             counts = {}
             if recipe.stepwise:
                 questions = {problem.id: problem.question for problem in _problems(self._data, "train")}
-                stepwise = stepwise_pairs(questions, _rests(rests))
+                stepwise = stepwise_pairs(questions, _rests(rests), max_pairs=recipe.max_per_problem)
                 pairs = mixed(pairs, stepwise, recipe.stepwise, self._recipe.seed)
                 counts = {"stepwise": len(stepwise)}
             write_jsonl(out / "pairs.jsonl", pairs)
@@ -193,8 +193,8 @@ class RunStages:
         """Keep right rationales, deduplicate, cap, and join them with the gold ones."""
         recipe = self._recipe.labels
         drawn = [samples, self._for_pairs] if recipe.from_pairs else [samples]
-        sources = [artifact for kind in drawn for artifact in (kind if recipe.pool_rounds else kind[-1:])]
-        rests = (self._rests if recipe.pool_rounds else self._rests[-1:]) if recipe.from_rests else []
+        sources = [artifact for kind in drawn for artifact in _pooled(kind, recipe.pool_rounds)]
+        rests = _pooled(self._rests, recipe.pool_rounds) if recipe.from_rests else []
 
         def label(out: Path) -> dict[str, Any]:
             labels = make_labels(
@@ -288,6 +288,11 @@ class RunStages:
     def _micro_batch_size(self, section: Section) -> int:
         settings = getattr(self._recipe, section)
         return min(settings.micro_batch_size, settings.batch_size)
+
+
+def _pooled(rounds: list[Artifact], is_pooled: bool) -> list[Artifact]:
+    """All rounds, or the newest alone."""
+    return rounds if is_pooled else rounds[-1:]
 
 
 def _problems(data: Artifact, part: str) -> list[Problem]:

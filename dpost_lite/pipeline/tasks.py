@@ -233,17 +233,20 @@ class SampleRests(SamplingTask):
         file = out / "rests.jsonl"
         unfinished = out / UNFINISHED / file.name
         done = resume_jsonl(unfinished, Rest)
-        if cuts:
-            sampling = self.recipe.sampling.model_copy(update={"memory_gib": self.memory_gib})
-            recipe = self.recipe.model_copy(update={"sampling": sampling})
-            with unfinished.open("a", encoding="utf-8", newline="\n") as appended:
-                for rest in sample_rests(self._model(), prompter, cuts, recipe, purpose=self.purpose, done=list(done)):
-                    append_jsonl(appended, rest)
-                    done.append(rest)
-                    wrong = sum(map(is_usable, done))
-                    progress(wrong, len(cuts), "cuts", right=sum(rest.correct for rest in done) / len(done))
+        num_right, settled = sum(rest.correct for rest in done), {rest.cut for rest in done if is_usable(rest)}
+        sampling = self.recipe.sampling.model_copy(update={"memory_gib": self.memory_gib})
+        recipe = self.recipe.model_copy(update={"sampling": sampling})
+        with unfinished.open("a", encoding="utf-8", newline="\n") as appended:
+            model = self._model() if cuts else None
+            for rest in sample_rests(model, prompter, cuts, recipe, purpose=self.purpose, done=list(done)):
+                append_jsonl(appended, rest)
+                done.append(rest)
+                num_right += rest.correct
+                if is_usable(rest) or rest.attempt == recipe.rests.max_tries - 1:
+                    settled.add(rest.cut)
+                progress(len(settled), len(cuts), "cuts", right=num_right / len(done))
         order = {cut.key: i for i, cut in enumerate(cuts)}
-        done.sort(key=lambda rest: (order[rest.problem_id, rest.sample, len(rest.kept_ids)], rest.attempt))
+        done.sort(key=lambda rest: (order[rest.cut], rest.attempt))
         write_jsonl(file, done)
         return {
             "cuts": len(cuts),
@@ -252,6 +255,7 @@ class SampleRests(SamplingTask):
             "unfinished": sum(rest.end == "limit" for rest in done),
             "repetitive": sum(is_repetitive(rest.token_ids) for rest in done),
             "usable": sum(map(is_usable, done)),
+            "tokens": sum(len(rest.token_ids) for rest in done),
         }
 
     def cuts(self, prompter: Prompter) -> list[Cut]:

@@ -11,10 +11,18 @@ from dpost_lite.methods import METHODS
 from dpost_lite.models.shapes import ModelShape
 from dpost_lite.planner.device import Device
 from dpost_lite.planner.footprint import weight_bytes
-from dpost_lite.planner.workload import CUT_SHARE, KEPT_SHARE, PAIRS_PER_PROBLEM, RIGHT_SHARE, Workload
+from dpost_lite.planner.workload import (
+    CUT_SHARE,
+    CUTS_PER_RATIONALE,
+    KEPT_SHARE,
+    PAIRS_PER_PROBLEM,
+    RIGHT_SHARE,
+    Workload,
+)
 from dpost_lite.problems.gate import num_compared
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.stage_names import BASE, StageName
+from dpost_lite.sampling.request import ATTEMPTS_PER_WAVE
 
 TRAINING_EFFICIENCY = {"cpu": 0.40, "cuda": 0.35}  # of the peak rate of products
 SAMPLING_EFFICIENCY = {"cpu": 0.43, "cuda": 0.40}
@@ -60,7 +68,8 @@ class Pace:
         if kind == "samples-labels":
             return self._sampling(work.num_train, sampling.samples_for_labels, work.rationale)
         if kind == "rests":
-            return self._sampling(math.ceil(work.num_train * CUT_SHARE), min(2, recipe.rests.max_tries), work.rationale)
+            cuts = math.ceil(work.num_train * CUT_SHARE * (CUTS_PER_RATIONALE if recipe.rests.cut == "every" else 1))
+            return self._sampling(cuts, min(ATTEMPTS_PER_WAVE, recipe.rests.max_tries), work.rationale)
         if kind == "gate":
             number = num_compared(
                 recipe.dpo.gate, work.num_train, sampling.samples_for_pairs, sampling.samples_for_labels

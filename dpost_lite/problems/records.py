@@ -64,7 +64,7 @@ class LabelledRationale:
 class PreferencePair:
     """One DPO example: a right (chosen) and a wrong (rejected) rationale of the same problem, as token ids.
 
-    In a step-controlled pair they are two rests behind the same first steps, `prefix_ids`.
+    In a step-controlled pair they are two rests after the same first steps, `prefix`.
     """
 
     problem_id: str
@@ -73,12 +73,13 @@ class PreferencePair:
     rejected: str
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
+    prefix: str = ""
     prefix_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """A rest that was sampled again behind the first steps of a right rationale, and graded.
+    """A rest that was sampled again after the first steps of a right rationale, and graded.
 
     `kept` are those steps, of the problem's rationale with the number `sample`, and `right` its own rest; `text` is the
     new one. `attempt` counts the rests of one cut. `end`, `predicted` and `correct` as in `Rationale`.
@@ -96,6 +97,11 @@ class Rest:
     end: Literal["stop", "limit"]
     predicted: str | None
     correct: bool
+
+    @property
+    def cut(self) -> tuple[str, int, int]:
+        """The problem, its rationale, and the number of tokens that are kept of it."""
+        return self.problem_id, self.sample, len(self.kept_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """The steps of a rationale as token offsets, and preference pairs that differ from a step on.
 
-Step-controlled DPO (SCDPO, Lu et al. 2024, section 3): a right rationale keeps its first steps, the rest is sampled
-again at a high temperature until the answer is wrong, and DPO compares the two rests alone. DPO on whole rationales
-also punishes the right steps of a wrong one.
+Step-controlled DPO (SCDPO, Lu et al. 2024, section 3): a right rationale keeps its first steps, its rest (what comes
+after them) is sampled again at a high temperature until the answer is wrong, and DPO compares the two rests alone. DPO
+on whole rationales also punishes the right steps of a wrong one.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -19,9 +20,10 @@ MIN_DISTINCT = 0.5  # a rationale with a smaller fraction of distinct 4-grams re
 
 
 def step_ends(token_ids: Sequence[int], text_of: Callable[[int], str]) -> list[int]:
-    """Return the offsets of a rationale's tokens behind which at least one more step follows.
+    """Return the offsets of a rationale's tokens after which at least one more step follows.
 
-    A step ends with its line, or in a rationale of one line with a sentence; never inside `<<…>>`. If the token that
+    A step ends with its line, or in a rationale of one line with a sentence of two words or more; never inside `<<…>>`,
+    and not after the line with the answer. If the token that
     ends it also begins the next step, that beginning belongs to the kept part. `text_of` gives the text of one token in
     the middle of a line.
     """
@@ -31,11 +33,15 @@ def step_ends(token_ids: Sequence[int], text_of: Callable[[int], str]) -> list[i
         text += piece
         if text.rfind("<<") > text.rfind(">>"):
             continue
-        behind = pieces[offset] if offset < len(pieces) else ""
+        following = pieces[offset] if offset < len(pieces) else ""
         if "\n" in piece:
             lines.append((offset, len(text) - len(piece) + piece.rindex("\n") + 1))
-        elif piece.rstrip().endswith(SENTENCE_ENDS) and (piece[-1].isspace() or behind[:1].isspace()):
-            sentences.append((offset, len(text)))
+            if any(line.startswith("####") for line in text.split("\n")[:-1]):
+                break
+        elif piece.rstrip().endswith(SENTENCE_ENDS) and (piece[-1].isspace() or following[:1].isspace()):
+            start = sentences[-1][1] if sentences else 0
+            if " " in text[start:].strip():
+                sentences.append((offset, len(text)))
     for ends in (lines, sentences):
         if found := [offset for offset, start in ends if num_steps(text[:start]) and num_steps(text[start:])]:
             return found
@@ -58,22 +64,24 @@ def is_usable(rest: Rest) -> bool:
     return not rest.correct and rest.end == "stop" and not is_repetitive(rest.token_ids)
 
 
-def stepwise_pairs(questions: dict[str, str], rests: Iterable[Rest]) -> list[PreferencePair]:
-    """Return one pair for each cut: the rationale's own rest over the first usable wrong one.
+def stepwise_pairs(questions: dict[str, str], rests: Iterable[Rest], *, max_pairs: int) -> list[PreferencePair]:
+    """Return one pair for each cut, at most `max_pairs` for each problem: the own rest over the first usable wrong one.
 
     `questions` are the questions by problem id. Pairs with equal texts are dropped.
     """
-    found: dict[tuple[str, int, int], PreferencePair] = {}
-    texts = set()
+    found: dict[tuple[str, tuple[int, ...], tuple[int, ...]], PreferencePair] = {}
+    texts, counts = set(), Counter[str]()
     for rest in sorted(rests, key=lambda rest: (rest.problem_id, rest.sample, len(rest.kept_ids), rest.attempt)):
-        cut = (rest.problem_id, rest.sample, len(rest.kept_ids))
+        cut = (rest.problem_id, rest.kept_ids, rest.right_ids)
         content = (rest.problem_id, rest.kept, rest.right, rest.text)
-        if cut in found or not is_usable(rest) or content in texts:
+        is_full = counts[rest.problem_id] >= max_pairs
+        if is_full or cut in found or content in texts or not is_usable(rest):
             continue
         texts.add(content)
+        counts[rest.problem_id] += 1
         found[cut] = PreferencePair(
             rest.problem_id, questions[rest.problem_id], rest.right, rest.text, rest.right_ids, rest.token_ids,
-            prefix_ids=rest.kept_ids,
+            prefix=rest.kept, prefix_ids=rest.kept_ids,
         )  # fmt: skip
     return list(found.values())
 
@@ -81,9 +89,9 @@ def stepwise_pairs(questions: dict[str, str], rests: Iterable[Rest]) -> list[Pre
 def mixed(
     ordinary: Sequence[PreferencePair], stepwise: Sequence[PreferencePair], share: float, seed: int
 ) -> list[PreferencePair]:
-    """Return step-controlled pairs and so many ordinary ones, drawn at random, that the former are `share` of all.
+    """Return the step-controlled pairs, and as many ordinary ones, at random, as make the former `share` of all.
 
-    If there are too few ordinary pairs, or none that are step-controlled, all ordinary ones unless `share` is 1. The
+    All ordinary pairs are returned if there are too few of them, or no step-controlled ones and `share` is below 1. The
     order is that of the arguments.
     """
     assert 0 < share <= 1, share

@@ -91,7 +91,8 @@ def pairs(run: Path, number: int) -> list[PairExample]:
     shown: dict[str, PairExample] = {}
     for pair in read_jsonl(run / str(StageName("pairs", number)) / "pairs.jsonl", PreferencePair):
         if pair.problem_id not in shown:
-            shown[pair.problem_id] = PairExample(pair.question, *diff(pair.chosen.strip(), pair.rejected.strip()))
+            sides = ((pair.prefix + side).strip() for side in (pair.chosen, pair.rejected))
+            shown[pair.problem_id] = PairExample(pair.question, *diff(*sides))
         if len(shown) == NUM_PAIRS:
             break
     return list(shown.values())

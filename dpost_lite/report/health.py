@@ -59,8 +59,9 @@ class PairStats:
 
 @dataclass(frozen=True, slots=True)
 class RestStats:
-    """Statistics of the rests that were sampled again for step-controlled pairs: `usable` ones are wrong, finished and
-    do not repeat themselves. `right`, `unfinished` and `repetitive` are fractions of all.
+    """Statistics of the rests that were sampled again for step-controlled pairs.
+
+    Fractions of all rests: `usable` (wrong, finished, not repeating themselves), `right`, `unfinished`, `repetitive`.
     """
 
     num_cuts: int
@@ -214,7 +215,7 @@ def label_stats(run: Path, number: int, done: Mapping[str, Any]) -> LabelStats:
     labels = list(read_jsonl(run / stage / "labels.jsonl", LabelledRationale))
     known = {(r.problem_id, r.text) for r in read_jsonl(before, LabelledRationale)} if before.is_file() else set()
     own = [label for label in labels if not label.is_gold]
-    kinds: tuple[Kind, ...] = ("samples-labels", "samples-pairs")
+    kinds: tuple[Kind, ...] = ("samples-labels", "samples-pairs", "rests")
     samples = [str(StageName(kind, i)) for kind in kinds for i in range(1, number + 1)]
     sources = [name for name in samples if name in done[stage]["inputs"] and name in done]
     num_right = sum(done[name]["metrics"]["right"] for name in sources)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+ATTEMPTS_PER_WAVE = 2  # rests of a cut drawn side by side; more would share a prompt, but waste draws after a wrong one
 MAX_PREFILL_TOKENS = 2048  # of all prompts computed in one forward
 
 

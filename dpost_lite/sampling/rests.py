@@ -1,4 +1,4 @@
-"""Hot rests: the end of a right rationale, sampled again behind its first steps until it is wrong (SCDPO, section 3.2).
+"""Rests: what comes after the first steps of a right rationale, sampled again until it is wrong (SCDPO, section 3.2).
 
 All attempts at a cut read the same prompt, question and kept steps, which the engine computes once for a wave of them.
 """
@@ -15,10 +15,8 @@ from dpost_lite.problems.records import Problem, Rationale, Rest
 from dpost_lite.problems.steps import is_usable
 from dpost_lite.recipe import Recipe
 from dpost_lite.sampling.engine import Engine
-from dpost_lite.sampling.request import Completion, Request
+from dpost_lite.sampling.request import ATTEMPTS_PER_WAVE, Completion, Request
 from dpost_lite.sampling.sampler import calculator_writer, seed_of, share_gib
-
-WAVE = 2  # attempts drawn side by side: more share a prompt, but go on after one of them is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +49,8 @@ def sample_rests(
 ) -> Iterator[Rest]:
     """Yield rests of each cut, as they end, until one is usable as rejected or `rests.max_tries` were drawn.
 
-    What is in `done` is not drawn again, and the result is the same as without an interruption. Seeds are per (purpose,
-    problem, rationale, cut, attempt).
+    What is in `done` is not drawn again; in float32 the result is the same as without an interruption. Seeds are per
+    (purpose, problem, rationale, cut, attempt).
     """
     settings, sampling = recipe.rests, recipe.sampling
     engine = Engine(
@@ -64,18 +62,18 @@ def sample_rests(
     )
     drawn: dict[tuple[str, int, int], list[Rest]] = defaultdict(list)
     for rest in done:
-        drawn[rest.problem_id, rest.sample, len(rest.kept_ids)].append(rest)
-    for start in range(0, settings.max_tries, WAVE):
+        drawn[rest.cut].append(rest)
+    for start in range(0, settings.max_tries, ATTEMPTS_PER_WAVE):
         requests = [
             Request(
                 key=cut,
                 prompt_ids=prompter.prompt_ids(cut.problem.question),
                 prefix_ids=cut.kept_ids,
                 stop_ids=frozenset({prompter.stop_id}),
-                num_samples=min(start + WAVE, settings.max_tries),
+                num_samples=min(start + ATTEMPTS_PER_WAVE, settings.max_tries),
                 done=frozenset((*range(start), *(rest.attempt for rest in drawn[cut.key]))),
                 temperature=schedule(settings.temperature, settings.temperature_increase, settings.max_temperature),
-                max_new_tokens=sampling.max_new_tokens,
+                max_new_tokens=max(1, sampling.max_new_tokens - cut.num_kept),  # of the whole rationale, as elsewhere
                 seed=seed_of(recipe.seed, purpose, *cut.key),
             )
             for cut in cuts

@@ -16,6 +16,7 @@ from pathlib import Path
 from dpost_lite.system.machine import cache_dir
 
 TURN_SECONDS = 0.25
+MAX_TURN_SECONDS = 5.0  # beside a process whose pieces of work are long
 POLL_SECONDS = 0.005
 PATIENCE_SECONDS = 60.0  # a process that was suspended keeps its turn: go on beside it
 GIVEN_UP_SECONDS = 600.0  # until the next try
@@ -49,7 +50,7 @@ class Turns:
         """Call before every piece of work: wait for a turn, or go on with one's own.
 
         A turn goes to another process, if one waits, after a quarter of a second, or after as long as this process
-        waited for it: the pieces of a training take seconds.
+        waited for it (at most five seconds): the pieces of a training take seconds.
         """
         now = time.monotonic()
         if not self._has_locks or now - self._given_up_at < GIVEN_UP_SECONDS:
@@ -90,7 +91,7 @@ class Turns:
             finally:
                 self._fcntl.flock(self._waiting, self._fcntl.LOCK_UN)
         self._since = time.monotonic()
-        self._length = max(TURN_SECONDS, self._since - started)
+        self._length = min(MAX_TURN_SECONDS, max(TURN_SECONDS, self._since - started))
 
     def _locked(self, file: int) -> bool:
         """Lock a file if it is free; say whether it was."""
@@ -104,7 +105,8 @@ class Turns:
 @functools.cache
 def turns() -> Turns | None:
     """Return this process's turns with all that may use the same cores; None if the user chose its threads."""
-    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "sched_getaffinity"):
+    if "OMP_NUM_THREADS" in os.environ:
         return None
-    cores = hashlib.sha256(repr((platform.node(), sorted(os.sched_getaffinity(0)))).encode()).hexdigest()[:8]
-    return Turns(cache_dir() / "turns" / cores)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    place = hashlib.sha256(repr((platform.node(), sorted(cores))).encode()).hexdigest()[:8]
+    return Turns(cache_dir() / "turns" / place)
