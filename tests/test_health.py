@@ -70,6 +70,17 @@ def test_right_rationales_drawn_for_pairs_count_where_they_join_the_labels(folde
     assert one.labels.num_dropped == 5
 
 
+def test_right_rests_count_where_they_join_the_labels(folder) -> None:
+    folder.stage("round-1/samples-labels", rationales=[rationale("1", 0, correct=True)])
+    counts = {"cuts": 3, "rests": 8, "right": 4, "usable": 2, "unfinished": 1, "repetitive": 1}
+    folder.stage("round-1/rests", metrics=counts)
+    label = LabelledRationale("1", "?", "a", (1,), is_gold=False)
+    folder.stage("round-1/labels", inputs=("data", "round-1/samples-labels", "round-1/rests"), labels=[label])
+    (one,) = health.rounds(folder.path)
+    assert one.labels.num_dropped == 4
+    assert one.rests == health.RestStats(3, 8, usable=0.25, right=0.5, unfinished=0.125, repetitive=0.125)
+
+
 def test_what_dpo_did_is_read_from_the_last_fifth_of_its_steps(folder) -> None:
     folder.stage("round-1/dpo")
     folder.dpo_steps(*[(0.0, 0.0)] * 8, (1.0, -3.0), (2.0, -6.0))
