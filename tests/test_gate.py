@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from dpost_lite.problems import comparing
 from dpost_lite.problems.comparing import bootstrap_mean
 from dpost_lite.problems.gate import compare_yields, num_compared
 from dpost_lite.problems.records import LabelledRationale, Problem, Rationale
@@ -40,8 +41,9 @@ def test_a_better_policy_is_kept_and_a_worse_one_is_not():
     assert not any(lost)
 
 
-def test_in_doubt_dpo_does_not_pay():
+def test_in_doubt_dpo_does_not_pay(monkeypatch):
     """Equal policies: a gain is seen in about one of ten comparisons."""
+    monkeypatch.setattr(comparing, "NUM_RESAMPLES", 1000)  # for time
     seen = [compare_yields(PROBLEMS, policy(i, 0.5), policy(i + 500, 0.5), {}, threshold=0.7) for i in range(200)]
     assert 0.04 < sum(found.is_better for found in seen) / len(seen) < 0.17
     same = compare_yields(PROBLEMS, policy(1, 0.5), policy(1, 0.5), {}, threshold=0.7)
