@@ -52,6 +52,8 @@ def sample_rests(
     What is in `done` is not drawn again; in float32 the result is the same as without an interruption. Seeds are per
     (purpose, problem, rationale, cut, attempt).
     """
+    if not cuts:
+        return
     settings, sampling = recipe.rests, recipe.sampling
     engine = Engine(
         model,
