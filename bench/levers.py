@@ -43,7 +43,7 @@ LEVERS: dict[str, list[str]] = {
     "8 pairs per problem": ["pairs.max_per_problem=8"],
     "3 passes": ["dpo.epochs=3"],
     "3e-4": ["dpo.learning_rate=3e-4"],
-    "3e-4, max_fall 3": ["dpo.learning_rate=3e-4", "dpo.max_fall=3"],
+    "3e-4, max_logp_drop 3": ["dpo.learning_rate=3e-4", "dpo.max_logp_drop=3"],
 }
 
 

@@ -115,7 +115,7 @@ class DpoRecipe(_Section):
     """Stop after this many optimiser steps or `dpo.epochs`, whichever comes first."""
     epochs: float = Field(1, gt=0)
     """Passes over the pairs, at most."""
-    max_fall: float | None = Field(None, gt=0)
+    max_logp_drop: float | None = Field(None, gt=0)
     """Stop after a step whose chosen or rejected rationales have, on average, a log-probability of more than this many
     nats below the reference's; unset, never.
     """
@@ -283,9 +283,9 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
-    def _temperatures_in_order(self) -> "Recipe":
+    def _rests_are_possible(self) -> "Recipe":
         if self.rests.temperature > self.rests.max_temperature:
-            raise ValueError("rests.temperature is larger than rests.max_temperature")
+            raise ValueError("rests.temperature is larger than rests.max_temperature; raise the latter")
         if self.labels.from_rests and not self.pairs.stepwise:
             raise ValueError("labels.from_rests=true needs pairs.stepwise above 0")
         return self

@@ -148,11 +148,11 @@ def test_a_dpo_that_hardly_does_anything_alarms(folder) -> None:
 
 
 def test_a_dpo_that_was_stopped_alarms(folder) -> None:
-    folder.recipe("dpo.max_fall=3")
+    folder.recipe("dpo.max_logp_drop=3")
     folder.stage("round-1/dpo", metrics={"ended_early": True})
     folder.dpo_steps((0.0, 0.0), (-1.0, -4.25))
     assert alarm(folder, "round-1/dpo") == (
-        "DPO was stopped after step 2: its rationales had lost more than dpo.max_fall=3 nats: "
+        "DPO was stopped after step 2: its rationales had lost more than dpo.max_logp_drop=3 nats: "
         "lower dpo.learning_rate or raise dpo.beta"
     )
 

@@ -171,14 +171,15 @@ def test_kept_steps_are_read_and_get_no_gradient(base_dir, prompter, policy_dir,
     assert found[1, first : first + len(other)].abs().sum(-1).gt(0).all()
 
 
-@pytest.mark.parametrize(("max_fall", "num_steps"), [(None, 8), (1e6, 8), (1e-6, 2)])
+@pytest.mark.parametrize(("max_logp_drop", "num_steps"), [(None, 8), (1e6, 8), (1e-6, 2)])
 def test_a_training_ends_when_rationales_have_lost_too_much(
-    base_dir, prompter, policy_dir, tmp_path, max_fall, num_steps
+    base_dir, prompter, policy_dir, tmp_path, max_logp_drop, num_steps
 ):
     totals = []
     figures = run_dpo(
         base_dir, prompter, policy_dir, tmp_path, num=8, batch_size=1, micro_batch_size=1, learning_rate=1e-2,
-        warmup_ratio=0, max_fall=max_fall, progress=lambda done, total, *_, **__: totals.append((done, total)),
+        warmup_ratio=0, max_logp_drop=max_logp_drop,
+        progress=lambda done, total, *_, **__: totals.append((done, total)),
     )  # fmt: skip
     assert figures["steps"] == num_steps  # the first step finds no change
     assert figures.get("ended_early", False) == (num_steps < 8)

@@ -297,7 +297,7 @@ def test_a_tracked_training_is_named_after_its_run_and_asks_nobody_offline(tmp_p
         (["rests.temperature=1.5"], "rests.temperature is larger than rests.max_temperature"),
         (["rests.temperature=0"], "rests.temperature"),
         (["sampling.top_k=0"], "sampling.top_k"),
-        (["dpo.max_fall=0"], "dpo.max_fall"),
+        (["dpo.max_logp_drop=0"], "dpo.max_logp_drop"),
     ],
 )
 def test_settings_that_do_nothing_together_are_refused(settings, message):

@@ -1,5 +1,6 @@
 """What a stage depends on, and how a training continues when memory runs out; no model is loaded."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from dpost_lite.errors import OutOfMemory, RunError
 from dpost_lite.models import hub
 from dpost_lite.models.backend import FIRST_IMPORTS
-from dpost_lite.pipeline import attempts, stages
+from dpost_lite.pipeline import stage_runner, stages
 from dpost_lite.pipeline.settings import ADDED_KEYS, StageSettings
 from dpost_lite.pipeline.stages import RunStages
 from dpost_lite.pipeline.tasks import CompareDraws, PrepareData, SampleRationales, SampleRests, TrainDpo, TrainSft
@@ -48,7 +49,7 @@ def works(monkeypatch, tmp_path) -> list[str]:
 
     monkeypatch.setattr(stages, "preflight", lambda *_: tmp_path)
     monkeypatch.setattr(hub, "fingerprint", lambda _: "a base")
-    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
+    monkeypatch.setattr(stage_runner, "run_in_child", run_in_child)
     return names
 
 
@@ -106,7 +107,7 @@ def test_where_memory_ran_out_a_training_finds_its_checkpoint(works, tmp_path, m
             raise OutOfMemory("CUDA out of memory")
         return WorkResult({}, ram_bytes=0)
 
-    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
+    monkeypatch.setattr(stage_runner, "run_in_child", run_in_child)
     stages_of(tmp_path, "sft.batch_size=12", "sft.micro_batch_size=6").sft(0, LABELS)
     assert found == [(6, []), (3, ["checkpoint-1"]), (1, ["checkpoint-1", "checkpoint-2"])]
 
@@ -133,7 +134,7 @@ def test_a_round_goes_on_with_dpo_only_if_it_draws_more(works, tmp_path, monkeyp
             return WorkResult({"goes_on_with": "", **DRAWS, **found}, ram_bytes=0)
         return WorkResult({"train": 9, "dev": 0, "test": 1}, ram_bytes=0)
 
-    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
+    monkeypatch.setattr(stage_runner, "run_in_child", run_in_child)
     made = stages_of(tmp_path, f"dpo.gate={setting}")
     assert made.dpo(1, POLICY, PAIRS).name == expected
     assert compared == ([] if found is None else [(POLICY.path, tmp_path / "run" / "round-1" / "dpo")])
@@ -154,7 +155,7 @@ def test_a_trained_dpo_can_get_a_gate_or_lose_it_until_labels_are_drawn(works, t
         made.sample_for_labels(1, policy)
         return policy.name
 
-    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
+    monkeypatch.setattr(stage_runner, "run_in_child", run_in_child)
     assert stages_of(tmp_path, "dpo.gate=off").dpo(1, POLICY, PAIRS).name == "round-1/dpo"
     assert drawn("on") == "sft-0"
     assert ran == [PrepareData, TrainDpo, CompareDraws, SampleRationales]
@@ -174,24 +175,36 @@ def test_a_round_drawn_before_there_was_a_gate_keeps_its_labels(works, tmp_path)
     assert "CompareDraws" not in works
 
 
-@pytest.mark.parametrize(("setting", "expected"), [("true", {"a", "b", "c"}), ("false", {"c"})])
-def test_right_rationales_drawn_for_pairs_join_the_labels_if_asked(works, tmp_path, monkeypatch, setting, expected):
-    """The paper's labels come from the DPO policy alone."""
-    texts = {"round-1/samples-pairs": [("a", True), ("b", True), ("d", False)], "round-1/samples-labels": [("c", True)]}
+def with_draws(monkeypatch, drawn: Callable[[SampleRationales], list[Rationale]], rests: list[Rest] | None = None):
+    """Sampling stages of one problem write these rationales and rests."""
 
     def run_in_child(task: Any, out: Path, **_: Any) -> WorkResult:
+        if isinstance(task, SampleRests):
+            assert rests is not None
+            write_jsonl(out / "rests.jsonl", rests)
+            return WorkResult({"cuts": len(rests)}, ram_bytes=0)
         if isinstance(task, SampleRationales):
-            drawn = [
-                Rationale("p", i, text, (i,), (0,), 0.0, "stop", "1", correct)
-                for i, (text, correct) in enumerate(texts[task.purpose])
-            ]
-            write_jsonl(out / "rationales.jsonl", drawn)
+            write_jsonl(out / "rationales.jsonl", drawn(task))
             return WorkResult({}, ram_bytes=0)
         write_jsonl(out / "train.jsonl", [Problem("p", "How many?", "1")])
         write_jsonl(out / "labels.jsonl", [])
         return answered(task)
 
-    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
+    monkeypatch.setattr(stage_runner, "run_in_child", run_in_child)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("true", {"a", "b", "c"}), ("false", {"c"})])
+def test_right_rationales_drawn_for_pairs_join_the_labels_if_asked(works, tmp_path, monkeypatch, setting, expected):
+    """The paper's labels come from the DPO policy alone."""
+    texts = {"round-1/samples-pairs": [("a", True), ("b", True), ("d", False)], "round-1/samples-labels": [("c", True)]}
+
+    def drawn(task: SampleRationales) -> list[Rationale]:
+        return [
+            Rationale("p", i, text, (i,), (0,), 0.0, "stop", "1", correct)
+            for i, (text, correct) in enumerate(texts[task.purpose])
+        ]
+
+    with_draws(monkeypatch, drawn)
     made = stages_of(
         tmp_path, f"labels.from_pairs={setting}", "labels.jaccard_threshold=1", "labels.cap_percentile=100"
     )
@@ -224,26 +237,14 @@ def test_rests_become_pairs_and_labels(works, tmp_path, monkeypatch, settings, r
     right = Rationale("p", 0, "a", (0,), (0,), 0.0, "stop", "1", correct=True)
     drawn = [right, replace(right, sample=1, text="d", token_ids=(1,), correct=False)]
 
-    def run_in_child(task: Any, out: Path, **_: Any) -> WorkResult:
-        if isinstance(task, SampleRests):
-            assert rests is not None
-            write_jsonl(out / "rests.jsonl", rests)
-            return WorkResult({"cuts": len(rests)}, ram_bytes=0)
-        if isinstance(task, SampleRationales):
-            write_jsonl(out / "rationales.jsonl", drawn)
-            return WorkResult({}, ram_bytes=0)
-        write_jsonl(out / "train.jsonl", [Problem("p", "How many?", "1")])
-        write_jsonl(out / "labels.jsonl", [])
-        return answered(task)
-
-    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
+    with_draws(monkeypatch, lambda _: drawn, rests)
     made = stages_of(tmp_path, *settings, "labels.jaccard_threshold=1", "labels.cap_percentile=100")
     notices = []
     made._run.listen(lambda event: notices.append(event["text"]) if event["kind"] == "notice" else None)
     found = made.pairs(1, POLICY, [made.sample_for_pairs(1, POLICY)])
     pair = read_jsonl(found.path / "pairs.jsonl", PreferencePair)
     assert {(one.chosen, one.rejected) for one in pair} == pairs
-    expected = ["round-1/rests: no right rationale has two steps or more, so none can be cut"]
+    expected = [f"round-1/rests: {stages.NO_CUTS}"]
     assert notices == (expected if rests == [] else [])
     kept = made.labels(1, [made.sample_for_labels(1, POLICY)])
     assert {label.text for label in read_jsonl(kept.path / "labels.jsonl", LabelledRationale)} == labels
@@ -259,7 +260,7 @@ def test_a_training_imports_first_what_its_backend_needs(works, tmp_path, monkey
         return answered(task)
 
     monkeypatch.setattr(stages, "choose_backend", lambda _: backend)
-    monkeypatch.setattr(attempts, "run_in_child", run_in_child)
+    monkeypatch.setattr(stage_runner, "run_in_child", run_in_child)
     made = stages_of(tmp_path, "dpo.gate=off")
     made.sft(0, LABELS)
     made.dpo(1, POLICY, PAIRS)

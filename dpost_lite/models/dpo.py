@@ -77,7 +77,7 @@ def train_dpo(
         progress,
         checkpoint_s,
         figures=lambda step: figures(step, recipe.beta),
-        is_enough=lambda found: has_fallen(found, recipe.max_fall),
+        is_enough=lambda found: has_dropped(found, recipe.max_logp_drop),
     )
     adapters.save(trainer.model, prompter.tokenizer, out)
     return {
@@ -108,9 +108,9 @@ def figures(step: Mapping[str, Any], beta: float) -> dict[str, float]:
     }
 
 
-def has_fallen(found: Mapping[str, float], max_fall: float | None) -> bool:
-    """Whether a step's chosen or rejected rationales have lost more than `max_fall` nats (`dpo.max_fall`)."""
-    return max_fall is not None and min(found["chosen_change"], found["rejected_change"]) < -max_fall
+def has_dropped(found: Mapping[str, float], max_logp_drop: float | None) -> bool:
+    """Whether a step's chosen or rejected rationales have lost more than `max_logp_drop` nats (`dpo.max_logp_drop`)."""
+    return max_logp_drop is not None and min(found["chosen_change"], found["rejected_change"]) < -max_logp_drop
 
 
 def make_trainer(

@@ -6,9 +6,10 @@ to the rotary embedding of the first prompts in 5 to 20 % of processes, and the 
 """
 
 FUNCTIONS = (
-    *("acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp", "log", "log10", "log2", "sin", "sqrt", "tan"),
-    *("tanh", "trunc"),
-)  # all that ATen/cpu/vml.h hands to oneMKL
+    "acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp", "log", "log10", "log2", "sin", "sqrt", "tan", "tanh",
+    "trunc",
+)  # fmt: skip
+"""All that PyTorch's ATen/cpu/vml.h hands to oneMKL."""
 
 
 def choose_kernels() -> None:

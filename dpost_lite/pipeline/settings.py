@@ -25,7 +25,7 @@ ADDED_KEYS: dict[tuple[str, str], Any] = {
     ("sft", "calculated_in_loss"): True,
     ("dpo", "calculated_in_loss"): True,
     ("dpo", "epochs"): 1.0,
-    ("dpo", "max_fall"): None,
+    ("dpo", "max_logp_drop"): None,
     ("sampling", "top_k"): None,
     ("pairs", "equal_steps"): False,
     ("pairs", "stepwise"): 0.0,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.models.backend import choose_backend
-from dpost_lite.pipeline.attempts import Section, StageRunner
 from dpost_lite.pipeline.preflight import preflight
 from dpost_lite.pipeline.settings import MODEL_PARTS, StageSettings
+from dpost_lite.pipeline.stage_runner import Section, StageRunner
 from dpost_lite.pipeline.tasks import (
     CompareDraws,
     Export,
@@ -42,6 +42,7 @@ from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import Artifact, Run, read_json, write_json
 from dpost_lite.runs.stage_names import BASE, StageName, policy_name
 
+NO_CUTS = "no right rationale has two steps, so there are no step-controlled pairs; pairs.stepwise=0 leaves this out"
 NUM_SOLVED = 3  # problems to try the exported file on
 
 
@@ -142,7 +143,7 @@ class RunStages:
             settings["sampling"].pop(key, None)
         stage = self._runner.sampled(name, task, policy, samples, self._data, settings=settings)
         if not stage.metrics["cuts"]:
-            self._run.emit("notice", text=f"{name}: no right rationale has two steps or more, so none can be cut")
+            self._run.emit("notice", text=f"{name}: {NO_CUTS}")
         return stage
 
     def dpo(self, number: int, policy: Artifact, pairs: Artifact) -> Artifact:

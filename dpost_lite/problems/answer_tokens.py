@@ -16,22 +16,30 @@ POLL_SECONDS = 0.002  # between two calls of `poll` when there is nothing else t
 
 
 def written(writer: RowWriter, token_ids: Sequence[int]) -> list[bool]:
-    """Return for each token of a finished answer whether `writer`, new and one that answers at once, inserts it.
+    """Return for each token of a finished answer whether `writer`, which is new, inserts it.
 
     Where the answer differs from what the writer would insert, the rest is the model's own. A token that the writer
     would replace, as with a merge across the `=`, counts as the model's.
     """
-    found: list[bool] = []
-    inserted: list[int] = []
+    return [mark for mark in _followed(writer, token_ids, []) if not isinstance(mark, Pending)]
+
+
+def _followed(writer: RowWriter, token_ids: Sequence[int], rest: list[int]) -> Iterator[bool | Pending]:
+    """Show a new writer the tokens of an answer; yield for each whether the writer inserts it, and PENDING to wait.
+
+    At the end, `rest` holds what of an insertion is still to come.
+    """
     for token_id in token_ids:
-        found.append(inserted[:1] == [token_id])
-        if found[-1]:
-            inserted = inserted[1:]
-            continue
-        reply = writer.push(token_id)
-        assert reply is not PENDING
-        inserted = reply[1:] if reply and reply[0] == token_id else []
-    return found
+        is_inserted = rest[:1] == [token_id]
+        if is_inserted:
+            rest.pop(0)
+        else:
+            reply = writer.push(token_id)
+            while reply is PENDING:
+                yield PENDING
+                reply = writer.poll()
+            rest[:] = reply[1:] if reply and reply[0] == token_id else []
+        yield is_inserted
 
 
 @dataclass(slots=True, eq=False)
@@ -136,15 +144,7 @@ class AnswerTokens:
 
     def _replayed(self, writer: RowWriter, prefix_ids: Sequence[int]) -> Iterator[Pending]:
         """Push the prefix; yield PENDING whenever a reply is."""
-        forced: list[int] = []
-        for token_id in prefix_ids:
-            if forced[:1] == [token_id]:  # the prefix holds what the writer wrote
-                forced = forced[1:]
-                continue
-            reply = writer.push(token_id)
-            while reply is PENDING:
-                yield PENDING
-                reply = writer.poll()
-            forced = reply[1:] if reply and reply[0] == token_id else []
-        self._forced_from_prefix = forced
-        self._prefix_counts = writer.num_calculated - bool(forced), writer.num_refused
+        rest: list[int] = []
+        yield from (mark for mark in _followed(writer, prefix_ids, rest) if isinstance(mark, Pending))
+        self._forced_from_prefix = rest
+        self._prefix_counts = writer.num_calculated - bool(rest), writer.num_refused

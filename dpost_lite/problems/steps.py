@@ -23,9 +23,8 @@ def step_ends(token_ids: Sequence[int], text_of: Callable[[int], str]) -> list[i
     """Return the offsets of a rationale's tokens after which at least one more step follows.
 
     A step ends with its line, or in a rationale of one line with a sentence of two words or more; never inside `<<…>>`,
-    and not after the line with the answer. If the token that
-    ends it also begins the next step, that beginning belongs to the kept part. `text_of` gives the text of one token in
-    the middle of a line.
+    and not after the line with the answer. If the token that ends it also begins the next step, that beginning belongs
+    to the kept part. `text_of` gives the text of one token in the middle of a line.
     """
     pieces = [text_of(token_id) for token_id in token_ids]
     text, lines, sentences = "", list[tuple[int, int]](), list[tuple[int, int]]()

@@ -137,13 +137,13 @@ def gate_alarms(found: Yields) -> list[str]:
 
 
 def dpo_alarms(now: DpoStats | None, dpo: Mapping[str, Any], *, ended_early: bool = False) -> list[str]:
-    """Alarms of a DPO training; `dpo` is that section of the recipe. `ended_early`: `dpo.max_fall` was exceeded."""
+    """Alarms of a DPO training; `dpo` is that section of the recipe. `ended_early`: it reached `dpo.max_logp_drop`."""
     if now is None:
         return []
     if ended_early:
         return [
             f"DPO was stopped after step {now.num_steps}: its rationales had lost more than "
-            f"dpo.max_fall={dpo['max_fall']:g} nats: {WEAKER_DPO}"
+            f"dpo.max_logp_drop={dpo['max_logp_drop']:g} nats: {WEAKER_DPO}"
         ]
     if now.chosen_change <= -MAX_DROP_NATS:
         key = f"{'raise' if dpo['nll_weight'] else 'set'} dpo.nll_weight"

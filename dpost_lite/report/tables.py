@@ -100,18 +100,18 @@ def health_table(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
         ("chosen log π/π_ref, nats", of("dpo", "chosen_change", "+.2f")),
         ("rejected log π/π_ref, nats", of("dpo", "rejected_change", "+.2f")),
         ("KL to the reference (rough), nats", of("dpo", "kl", ".2f")),
+        ("before DPO: distinct right rationales", of("gate", "distinct_right_before", ",d")),
+        ("after DPO: distinct right rationales", of("gate", "distinct_right_after", ",d")),
         *(
-            (f"{when} DPO: {what}", of(part, name, form))
-            for what, part_of, name, form in (
-                ("pass@1", "{}_dpo", "right", ".1%"),
-                ("problems with a right one", "{}_dpo", "some_right", ".1%"),
-                ("distinct right rationales", "gate", "distinct_right_{}", ",d"),
-                ("unfinished", "{}_dpo", "unfinished", ".1%"),
-                ("steps per rationale", "{}_dpo", "steps_per_rationale", ".2f"),
-                ("tokens per rationale", "{}_dpo", "tokens", ".1f"),
+            (f"{when} DPO: {what}", of(f"{when}_dpo", name, form))
+            for what, name, form in (
+                ("pass@1", "right", ".1%"),
+                ("problems with a right one", "some_right", ".1%"),
+                ("unfinished", "unfinished", ".1%"),
+                ("steps per rationale", "steps_per_rationale", ".2f"),
+                ("tokens per rationale", "tokens", ".1f"),
             )
             for when in ("before", "after")
-            for part, name in [(part_of.format(when), name.format(when))]
         ),
         ("DPO policy kept", ["" if one.gate is None else "yes" if one.gate.is_better else "no" for one in rounds]),
         ("labels", of("labels", "num_labels", ",d")),

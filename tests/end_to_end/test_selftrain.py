@@ -405,9 +405,9 @@ def test_another_type_of_file_is_the_way_out_when_solving_crashes(sft, tmp_path,
 
 
 def test_micro_batches_shrink_until_they_fit_and_the_result_stays(sft, start, tmp_path, monkeypatch):
-    from dpost_lite.pipeline import attempts
+    from dpost_lite.pipeline import stage_runner
 
-    real, micro_batches = attempts.run_in_child, []
+    real, micro_batches = stage_runner.run_in_child, []
 
     def small_memory(task: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(task, TrainSft):
@@ -416,7 +416,7 @@ def test_micro_batches_shrink_until_they_fit_and_the_result_stays(sft, start, tm
                 raise OutOfMemory("CUDA out of memory")
         return real(task, *arguments, **options)
 
-    monkeypatch.setattr(attempts, "run_in_child", small_memory)
+    monkeypatch.setattr(stage_runner, "run_in_child", small_memory)
     finished = start(tmp_path / "run", "method=sft")
     assert micro_batches == [8, 4, 2]
     notices = [event["text"] for event in finished.events if event["kind"] == "notice"]
@@ -430,16 +430,16 @@ def test_micro_batches_shrink_until_they_fit_and_the_result_stays(sft, start, tm
 
 
 def test_when_one_row_does_not_fit_the_way_out_is_named(start, tmp_path, monkeypatch):
-    from dpost_lite.pipeline import attempts
+    from dpost_lite.pipeline import stage_runner
 
-    real = attempts.run_in_child
+    real = stage_runner.run_in_child
 
     def no_memory(task: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(task, TrainSft):
             raise OutOfMemory("CUDA out of memory")
         return real(task, *arguments, **options)
 
-    monkeypatch.setattr(attempts, "run_in_child", no_memory)
+    monkeypatch.setattr(stage_runner, "run_in_child", no_memory)
     with pytest.raises(OutOfMemory, match=r"^sft-0 ran out of memory with one rationale at a time .*sft\.max_length"):
         start(tmp_path / "run", "method=sft")
 
