@@ -242,6 +242,8 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
 CRASH = """
 import os, signal
 import llama_cpp
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jobs inherit this
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 real = llama_cpp.Llama.eval
 def eval(self, tokens):
     if {condition}:
