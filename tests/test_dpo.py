@@ -186,6 +186,16 @@ def test_a_training_ends_when_rationales_have_lost_too_much(
     assert totals[-1] == (num_steps, num_steps)
 
 
+def test_the_weights_before_the_fall_are_kept(base_dir, prompter, policy_dir, tmp_path):
+    """Step 2 finds what step 1 did: the policy is again as it was before step 1, where nothing had fallen."""
+    run_dpo(
+        base_dir, prompter, policy_dir, tmp_path, num=8, batch_size=1, micro_batch_size=1, learning_rate=1e-2,
+        warmup_ratio=0, max_logp_drop=1e-6,
+    )  # fmt: skip
+    before = lora_weights(adapters.attach(load(base_dir), policy_dir, trainable=False))
+    assert same(lora_weights(adapters.attach(load(base_dir), tmp_path, trainable=False)), before)
+
+
 def test_long_pairs_are_left_out_and_counted(base_dir, prompter, policy_dir, tmp_path):
     made = pairs(prompter, 12)
     longest = max(len(prompter.prompt_ids(p.question)) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in made)

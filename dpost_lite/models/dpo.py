@@ -70,14 +70,14 @@ def train_dpo(
         raise DataError(f"dpo.max_length={recipe.max_length} leaves none of {len(pairs)} preference pairs; raise it")
     trainer = make_trainer(policy, prompter, rows, out, recipe, seed, report_to, writer)
     lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
-    num_planned = trainer.args.max_steps
+    num_planned, limit = trainer.args.max_steps, recipe.max_logp_drop
     log = train(
         trainer,
         lengths,
         progress,
         checkpoint_s,
         figures=lambda step: figures(step, recipe.beta),
-        is_enough=lambda found: has_dropped(found, recipe.max_logp_drop),
+        is_bad=None if limit is None else lambda found: has_dropped(found, limit),
     )
     adapters.save(trainer.model, prompter.tokenizer, out)
     return {
@@ -108,9 +108,9 @@ def figures(step: Mapping[str, Any], beta: float) -> dict[str, float]:
     }
 
 
-def has_dropped(found: Mapping[str, float], max_logp_drop: float | None) -> bool:
+def has_dropped(found: Mapping[str, float], max_logp_drop: float) -> bool:
     """Whether a step's chosen or rejected rationales have lost more than `max_logp_drop` nats (`dpo.max_logp_drop`)."""
-    return max_logp_drop is not None and min(found["chosen_change"], found["rejected_change"]) < -max_logp_drop
+    return min(found["chosen_change"], found["rejected_change"]) < -max_logp_drop
 
 
 def make_trainer(

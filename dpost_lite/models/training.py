@@ -80,20 +80,42 @@ def shared_arguments(
     }
 
 
+class LastGood:
+    """The trained weights before the last step whose figures were good; they are those before its update."""
+
+    def __init__(self, model: Any) -> None:
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._now: list[Any] = []
+        self._good: list[Any] = []
+
+    def step_begins(self) -> None:
+        """Note the weights that the step's figures will be about."""
+        self._now = [parameter.detach().clone() for parameter in self._parameters]
+
+    def step_was_good(self) -> None:
+        """Keep the noted weights."""
+        self._good = self._now
+
+    def restore(self) -> None:
+        """Put the kept weights back."""
+        for parameter, good in zip(self._parameters, self._good, strict=True):
+            parameter.data.copy_(good)
+
+
 def train(
     trainer: Any,
     lengths: Sequence[int],
     progress: Progress,
     checkpoint_s: float,
     figures: Callable[[dict[str, Any]], dict[str, float]] = lambda _: {},
-    is_enough: Callable[[dict[str, float]], bool] = lambda _: False,
+    is_bad: Callable[[dict[str, float]], bool] | None = None,
 ) -> list[dict[str, Any]]:
     """Run a trl trainer and return its log, one dictionary per optimiser step.
 
     `lengths` are the tokens of its rows; the longest are tried first, so that an out-of-memory error happens before
     training starts. Resumes from the newest checkpoint in its folder; writes one every `checkpoint_s` seconds, and one
     when `progress` raises KeyboardInterrupt. `progress` gets each step's loss, and what `figures` makes of its log;
-    the training ends early after a step whose figures satisfy `is_enough`.
+    the training ends early after a step whose figures are bad, with the weights before the last step that was not.
     Raises ModelError if the loss becomes infinite or NaN, or jumps after resuming.
     """
     from transformers import PrinterCallback, TrainerCallback
@@ -103,6 +125,7 @@ def train(
     cores = turns() if trainer.args.use_cpu else None
     checkpoints = Checkpoints(trainer, Path(trainer.args.output_dir), interval_s=checkpoint_s)
     newest = checkpoints.newest()
+    good = LastGood(trainer.model) if is_bad else None
 
     class Report(TrainerCallback):
         """Reports each logged step, stops if the loss is not finite, and writes checkpoints."""
@@ -110,12 +133,17 @@ def train(
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             if newest is not None:
                 checkpoints.restore(newest)
+            if good:
+                good.step_begins()
+                good.step_was_good()
 
         def on_epoch_begin(self, *_: Any, **__: Any) -> None:
             checkpoints.epoch_begins()
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             checkpoints.step_begins()
+            if good:
+                good.step_begins()
             self.on_substep_end()
 
         def on_substep_end(self, *_: Any, **__: Any) -> None:
@@ -127,11 +155,15 @@ def train(
                 return
             check_loss_of_step(state, newest)
             found = figures(logs)
-            if is_enough(found):
+            if good and is_bad and is_bad(found):
+                good.restore()
                 control.should_training_stop = True
                 state.max_steps = state.global_step
-            elif checkpoints.is_due():
-                checkpoints.save()
+            else:
+                if good:
+                    good.step_was_good()
+                if checkpoints.is_due():
+                    checkpoints.save()
             try:
                 progress(state.global_step, state.max_steps, "steps", loss=logs["loss"], **found)
             except KeyboardInterrupt:
