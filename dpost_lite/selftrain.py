@@ -33,12 +33,22 @@ def self_train(stages: "Stages", labelled: Artifact, method: Method, max_rounds:
     return policies
 
 
+def prefer(stages: "Stages", labelled: Artifact) -> list[Artifact]:
+    """Return f_0 and f_0 after DPO, on ordinary and step-controlled pairs: the second paper's training (SCDPO, 3)."""
+    policy = stages.sft(0, labelled)
+    pairs = stages.pairs(1, policy, [stages.sample_for_pairs(1, policy)])
+    return [policy, stages.dpo(1, policy, pairs)]
+
+
 def whole_run(stages: "Stages", method: Method, max_rounds: int) -> None:
     """Algorithm 2 and what a run adds to it: data, the base's score, and the best policy as a file that was tried."""
     labelled = stages.data()
     stages.score_base()
-    best = stages.best_policy(self_train(stages, labelled, method, max_rounds))
-    stages.solve(stages.export(best))
+    if method.has_dpo and not method.has_rounds:
+        policies = prefer(stages, labelled)
+    else:
+        policies = self_train(stages, labelled, method, max_rounds)
+    stages.solve(stages.export(stages.best_policy(policies)))
 
 
 class Stages(Protocol):
@@ -62,14 +72,14 @@ class Stages(Protocol):
     def pairs(self, number: int, policy: Artifact, samples: list[Artifact]) -> Artifact:
         """Make preference pairs of graded rationales.
 
-        For step-controlled pairs the policy samples their rests again first (`pairs.stepwise`; SCDPO).
+        For step-controlled pairs the policy samples their rests again first (SCDPO, section 3.2).
         """
 
     def dpo(self, number: int, policy: Artifact, pairs: Artifact) -> Artifact:
         """Train a policy on preference pairs, with itself as the reference.
 
         Returns the policy to go on with: the given one if there are no pairs, or if the trained one does not clearly
-        draw more (`dpo.gate`; not in the paper).
+        draw more (`dpo.gate`; not in the paper). Without rounds there is no gate, and the trained policy is scored.
         """
 
     def sample_for_labels(self, number: int, policy: Artifact) -> Artifact:

@@ -142,8 +142,8 @@ def _print_outcome(folder: Path, outcome: "Outcome") -> None:
 
     console = Console()
     console.print("", summary.score_table(outcome.scores), "")
-    gained = results.gain(folder, policy_of(outcome.best))
-    for text in (summary.verdict(*gained) if gained else "", summary.dev_drop(outcome.dev_scores)):
+    gained, method = results.gain(folder, policy_of(outcome.best)), METHODS[results.recipe_of(folder)["method"]]
+    for text in (summary.verdict(*gained, method) if gained else "", summary.dev_drop(outcome.dev_scores)):
         if text:
             console.print(plain(text), soft_wrap=True)
     for solved in read_json(outcome.solved.path / "solved.json") if outcome.solved else ():

@@ -61,20 +61,23 @@ def variants(recipe: Recipe, methods: Sequence[Method], num_seeds: int) -> Itera
 
 def train_all(runs: Sequence[tuple[Path, Recipe]], train: Callable[[Path], Score]) -> Iterator[FinishedRun]:
     """Call `train(folder)`, which returns the best policy's test score, for each run; share the stages in common."""
-    finished: dict[int, tuple[Path, Recipe]] = {}
+    finished: list[tuple[Path, Recipe]] = []
     for path, recipe in runs:
-        if recipe.seed in finished:
-            source, other = finished[recipe.seed]
-            adopt(source, path, map(str, shared_stages(other, recipe)))
+        for source, other in finished:
+            if other.seed == recipe.seed:
+                adopt(source, path, map(str, shared_stages(other, recipe)))
         yield FinishedRun(recipe.method, recipe.seed, path, train(path))
-        finished.setdefault(recipe.seed, (path, recipe))
+        finished.append((path, recipe))
 
 
 def shared_stages(a: Recipe, b: Recipe) -> list[StageName]:
-    """Return the stages that two methods have in common: those before the first round."""
+    """Return the stages that two methods have in common: all up to the first that only one has, or the pairs if these
+    are chosen in another way.
+    """
     shared = []
+    alike = METHODS[a.method].pairs == METHODS[b.method].pairs
     for first, second in zip(planned_stages(a), planned_stages(b), strict=False):
-        if first != second or first.round:
+        if first != second or (first.kind == "pairs" and not alike):
             break
         shared.append(first)
     return shared

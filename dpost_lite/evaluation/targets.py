@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import DataError, RunError, nearest
+from dpost_lite.methods import METHODS
 from dpost_lite.models import adapters
 from dpost_lite.problems import datasets
 from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
 from dpost_lite.problems.records import Problem, read_jsonl
 from dpost_lite.recipe import DataRecipe, Recipe
 from dpost_lite.runs.folder import Run, read_json
-from dpost_lite.runs.stage_names import BASE, StageName, policy_name, rounds_in
+from dpost_lite.runs.stage_names import BASE, Kind, StageName, policy_name, rounds_in
 
 DEV = "dev"  # the run's own problems that were held out of training to choose the best round
 
@@ -66,8 +67,13 @@ def describe_target(target: Target) -> str:
 
 
 def policies_of(run: Run) -> dict[str, Path | None]:
-    """Return a run's base and finished SFT policies by name, in order: base, sft-0, round-1, round-2 …"""
-    trained = {policy_name(i): run.path / str(StageName("sft", i)) for i in (0, *rounds_in(run.path))}
+    """Return a run's base and finished policies by name, in order: base, sft-0, round-1, round-2 …
+
+    They are SFT policies; of a method without rounds, round-1 is the DPO policy.
+    """
+    last: Kind = "sft" if METHODS[run.recipe.method].has_rounds else "dpo"
+    stages = [StageName("sft"), *(StageName(last, i) for i in rounds_in(run.path))]
+    trained = {policy_name(stage.round): run.path / str(stage) for stage in stages}
     return {BASE: None, **{name: folder for name, folder in trained.items() if _is_policy(folder)}}
 
 

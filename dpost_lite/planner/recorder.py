@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dpost_lite.methods import METHODS
+from dpost_lite.methods import METHODS, Method
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import Artifact
 from dpost_lite.runs.stage_names import BASE, StageName, policy_name
@@ -11,16 +11,18 @@ from dpost_lite.selftrain import whole_run
 
 def planned_stages(recipe: Recipe) -> list[StageName]:
     """Return the stages of a run in order, assuming that no round is left out."""
-    recorder = Recorder(has_rests=recipe.pairs.stepwise > 0, has_gate=recipe.dpo.gate > 0)
-    whole_run(recorder, METHODS[recipe.method], recipe.rounds)
+    method = METHODS[recipe.method]
+    recorder = Recorder(method, has_rests=method.samples_rests(recipe.pairs.stepwise), has_gate=recipe.dpo.gate > 0)
+    whole_run(recorder, method, recipe.rounds)
     return recorder.names
 
 
 class Recorder:
     """`selftrain.Stages` that do nothing but note their names, in `names`."""
 
-    def __init__(self, *, has_rests: bool, has_gate: bool) -> None:
+    def __init__(self, method: Method, *, has_rests: bool, has_gate: bool) -> None:
         self.names: list[StageName] = []
+        self._method = method
         self._has_rests = has_rests
         self._has_gate = has_gate
 
@@ -45,7 +47,9 @@ class Recorder:
 
     def dpo(self, number: int, policy: Artifact, pairs: Artifact) -> Artifact:
         policy = self._note(StageName("dpo", number))
-        if self._has_gate:
+        if not self._method.has_rounds:
+            self._note(StageName.score(policy_name(number)))
+        elif self._has_gate:
             self._note(StageName("gate", number))
         return policy
 

@@ -90,15 +90,29 @@ def mixed(
 ) -> list[PreferencePair]:
     """Return the step-controlled pairs, and as many ordinary ones, at random, as make the former `share` of all.
 
-    All ordinary pairs are returned if there are too few of them, or no step-controlled ones and `share` is below 1. The
-    order is that of the arguments.
+    All ordinary pairs are returned if there are too few of them, or no step-controlled ones and `share` is below 1, or
+    if `share` is 0: all pairs of both kinds, as in SCDPO. The order is that of the arguments.
     """
-    assert 0 < share <= 1, share
-    if not stepwise and share < 1:
-        return list(ordinary)
+    if not share or (not stepwise and share < 1):
+        return [*ordinary, *stepwise]
     number = min(len(ordinary), round(len(stepwise) * (1 - share) / share))
     kept = sorted(random.Random(seed).sample(range(len(ordinary)), number))
     return [*(ordinary[i] for i in kept), *stepwise]
+
+
+def as_many(
+    pairs_of: Callable[[int], list[PreferencePair]], number: int, max_pairs: int, seed: int
+) -> list[PreferencePair]:
+    """Return `number` ordinary pairs, at random, or all if there are fewer.
+
+    `pairs_of` returns those with at most so many for each problem; the limit is raised from `max_pairs` until there are
+    enough.
+    """
+    found = pairs_of(max_pairs)
+    while len(found) < number and len(more := pairs_of(max_pairs := 2 * max_pairs)) > len(found):
+        found = more
+    kept = sorted(random.Random(seed).sample(range(len(found)), min(number, len(found))))
+    return [found[i] for i in kept]
 
 
 def as_rationale(rest: Rest) -> Rationale:

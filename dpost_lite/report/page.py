@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpost_lite.errors import RunError
+from dpost_lite.methods import METHODS
 from dpost_lite.problems.comparing import compare
 from dpost_lite.report import alarms, examples, figures, health, results, summary, tables
 from dpost_lite.report.terminal import as_time, printable
@@ -146,7 +147,7 @@ def _data_counts(counts: Mapping[str, int]) -> str:
 def _statements(data: ReportData) -> Iterator[str]:
     """Sentences about the gain in accuracy and its significance."""
     if gained := results.gain(data.path):
-        yield summary.verdict(*gained)
+        yield summary.verdict(*gained, METHODS[data.recipe["method"]])
     best = results.exported(data.path)
     if best is None:
         return

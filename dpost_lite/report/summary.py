@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from dpost_lite.methods import Method
 from dpost_lite.problems.comparing import Comparison, mean_difference
 from dpost_lite.problems.grading import is_right
 from dpost_lite.problems.records import GradedAnswer, SampledScore, Score
@@ -97,21 +98,21 @@ def comparison(
                 yield plain(f"  {label} {mark} {' | '.join(given.text.strip().splitlines())}", colour)
 
 
-def verdict(name: str, compared: Comparison) -> str:
-    """Return a sentence on the gain of round `name` over the warm-up (sft-0) and its significance.
+def verdict(name: str, compared: Comparison, method: Method) -> str:
+    """Return a sentence on the gain of round `name` over the warm-up (sft-0) by `method`, and its significance.
 
     `compared` is the paired comparison with sft-0 as a.
     """
     gain = 100 * compared.difference
     figures = f"{name} is at {compared.b:.1%}, sft-0 at {compared.a:.1%}; {_certainty(compared)}"
     if gain <= 0:
-        return f"Self-training did not help ({figures})."
+        return f"{method.title} did not help ({figures})."
     if compared.low <= 0 or compared.p >= 0.05:  # the bootstrap interval is too short if few problems differ
         return (
-            f"Self-training gained {gain:.1f} points ({figures}). This may be chance: test on more problems, or repeat "
-            "with --seeds 3."
+            f"{method.title} gained {gain:.1f} points ({figures}). This may be chance: test on more problems, or "
+            "repeat with --seeds 3."
         )
-    return f"Self-training gained {gain:.1f} points ({figures})."
+    return f"{method.title} gained {gain:.1f} points ({figures})."
 
 
 def dev_drop(dev_scores: Sequence[Score]) -> str:

@@ -10,7 +10,8 @@ round-N/gate                rationales of the policies before and after DPO, to 
 round-N/samples-labels      rationales to make pseudo-labels of
 round-N/labels              gold rationales and pseudo-labels
 round-N/sft
-score/POLICY                greedy answers on dev and test, where POLICY is base, sft-0 or round-N
+score/POLICY                greedy answers on dev and test, where POLICY is base, sft-0 or round-N (round-1 is the DPO
+                            policy of a method without rounds)
 export, solved              the best policy as a GGUF file, and a few problems solved with it
 """
 
@@ -82,8 +83,8 @@ def policy_name(number: int) -> str:
 
 
 def policy_of(stage: str) -> str:
-    """Return the name of the policy that an SFT stage trained: `round-1/sft` -> `round-1`."""
-    return stage.removesuffix("/sft")
+    """Return the name of the policy that a stage trained: `round-1/sft` -> `round-1`; without rounds `round-1/dpo`."""
+    return stage.removesuffix("/sft").removesuffix("/dpo")
 
 
 def is_round(policy: str) -> bool:
