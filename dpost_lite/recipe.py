@@ -117,7 +117,7 @@ class DpoRecipe(_Section):
     """Passes over the pairs, at most."""
     max_logp_drop: float | None = Field(None, gt=0)
     """Stop after a step whose chosen or rejected rationales have, on average, a log-probability of more than this many
-    nats below the reference's; unset, never.
+    nats below the reference's, and go back to the weights before the last step that had not; unset, never.
     """
     batch_size: int = Field(128, ge=1)
     micro_batch_size: int = Field(4, ge=1)
@@ -128,9 +128,11 @@ class DpoRecipe(_Section):
     """Weight of an added negative log-likelihood term on the chosen rationale."""
     gate: float = Field(0.05, ge=0, le=1)
     """Share of a round's draws that is spent on comparing the policies before and after DPO, on at least 64 problems:
-    the round goes on with the DPO policy only if it clearly draws more distinct right rationales. `off` (0): always, as
-    in the paper.
+    the round goes on with the DPO policy only if it clearly draws more distinct right rationales. `off` (0): no
+    comparison, and always, as in the paper.
     """
+    keep: Literal["better", "always"] = "better"
+    """`always` compares the policies (`dpo.gate`) for the report alone: the round goes on with the DPO policy."""
     calculated_in_loss: bool = True
     """Count the tokens that the calculator writes in the log-probabilities that are compared."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
@@ -185,7 +187,8 @@ class PairsRecipe(_Section):
     """Count rationales that hit the token limit as wrong."""
     stepwise: float = Field(0.0, ge=0, le=1)
     """Share of the pairs that is step-controlled (SCDPO): right and wrong rests of a rationale after the same first
-    steps. Ordinary pairs beyond the other share are dropped at random. At 0 no rests are sampled.
+    steps. Ordinary pairs beyond the other share are dropped at random. At 0 no rests are sampled, except by the methods
+    scdpo, which then takes all pairs of both kinds as the paper does, and dpo-equal.
     """
 
 
@@ -247,7 +250,10 @@ class Recipe(_Section):
     """All settings of a run."""
 
     method: MethodName = "dpo-st"
-    """dpo-st (Algorithm 2), st (Algorithm 1: plain self-training), or sft (warm-up only)."""
+    """dpo-st (Algorithm 2), st (Algorithm 1: plain self-training), or sft (warm-up only). Of the second paper, DPO of
+    the warm-up without self-training: dpo, scdpo (step-controlled pairs too), dpo-equal (as many ordinary pairs as
+    scdpo).
+    """
     rounds: int = Field(3, ge=1)
     """Maximum rounds of self-training."""
     patience: int | None = Field(None, ge=1)

@@ -26,7 +26,7 @@ from dpost_lite.problems.records import (
     write_jsonl,
 )
 from dpost_lite.recipe_files import load_recipe
-from dpost_lite.runs.folder import UNFINISHED, Artifact, Run, WorkResult
+from dpost_lite.runs.folder import UNFINISHED, Artifact, Run, WorkResult, read_json
 
 LABELS = Artifact("data", Path("data"), "1")
 POLICY = Artifact("sft-0", Path("sft-0"), "2")
@@ -164,6 +164,22 @@ def test_a_trained_dpo_can_get_a_gate_or_lose_it_until_labels_are_drawn(works, t
     Run.open(tmp_path / "run").restart_from(["round-1/gate"])  # and what was drawn after it
     found.update(low=0.1, high=0.2)
     assert drawn("on") == "round-1/dpo"
+
+
+def test_a_comparison_for_the_report_alone_keeps_the_dpo_policy(works, tmp_path, monkeypatch):
+    """`dpo.keep=always`: the labels do not depend on what was found, and it can be added to a run or left out."""
+
+    def run_in_child(task: Any, *_: Any, **__: Any) -> WorkResult:
+        draws = {"goes_on_with": "dpo", **DRAWS, "distinct_right_after": 0, "low": -2.0, "high": -1.0}
+        return WorkResult(draws if isinstance(task, CompareDraws) else {"train": 9, "dev": 0, "test": 1}, ram_bytes=0)
+
+    monkeypatch.setattr(stage_runner, "run_in_child", run_in_child)
+    for settings in (["dpo.keep=always"], ["dpo.gate=off"], ["dpo.keep=always"]):
+        made = stages_of(tmp_path, *settings)
+        policy = made.dpo(1, POLICY, PAIRS)
+        assert policy.name == "round-1/dpo"
+        assert {*read_json(made.sample_for_labels(1, policy).path / "done.json")["inputs"]} == {"round-1/dpo", "data"}
+    assert (tmp_path / "run/round-1/gate/done.json").exists()
 
 
 def test_a_round_drawn_before_there_was_a_gate_keeps_its_labels(works, tmp_path):

@@ -54,7 +54,8 @@ class StageSettings:
         if self._recipe.labels.threshold is None:
             values["labels"].pop("jaccard_threshold")  # without effect
         values["model"]["compute_dtype"] = self._compute_dtype
-        values["dpo"].pop("gate")  # of the stage after the training
+        for key in ("gate", "keep"):  # of the stage after the training
+            values["dpo"].pop(key)
         for key in ("from_pairs", "from_rests"):  # the stage's inputs show it
             values["labels"].pop(key)
         for key in ("samples_for_pairs", "samples_for_labels"):  # only sampling stages depend on these

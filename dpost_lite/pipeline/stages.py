@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dpost_lite.methods import METHODS
 from dpost_lite.models.backend import choose_backend
 from dpost_lite.pipeline.preflight import preflight
 from dpost_lite.pipeline.settings import MODEL_PARTS, StageSettings
@@ -29,6 +30,7 @@ from dpost_lite.problems.gate import Yields, num_compared
 from dpost_lite.problems.pairs import make_labels, make_pairs
 from dpost_lite.problems.records import (
     LabelledRationale,
+    PreferencePair,
     Problem,
     Rationale,
     Rest,
@@ -37,12 +39,12 @@ from dpost_lite.problems.records import (
     read_jsonl,
     write_jsonl,
 )
-from dpost_lite.problems.steps import as_rationale, mixed, stepwise_pairs
+from dpost_lite.problems.steps import as_many, as_rationale, mixed, stepwise_pairs
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import Artifact, Run, read_json, write_json
 from dpost_lite.runs.stage_names import BASE, StageName, policy_name
 
-NO_CUTS = "no right rationale has two steps, so there are no step-controlled pairs; pairs.stepwise=0 leaves this out"
+NO_CUTS = "no right rationale has two steps, so there are no step-controlled pairs"
 NUM_SOLVED = 3  # problems to try the exported file on
 
 
@@ -59,6 +61,7 @@ class RunStages:
         self._model_dir = preflight(recipe, run.path)
         self._settings = StageSettings(recipe, self._model_dir).of
         self._backend = choose_backend(recipe.model)
+        self._method = METHODS[recipe.method]
         self._data: Artifact
         self._for_pairs: list[Artifact] = []
         self._rests: list[Artifact] = []
@@ -105,33 +108,44 @@ class RunStages:
 
     def pairs(self, number: int, policy: Artifact, samples: list[Artifact]) -> Artifact:
         """Make preference pairs from graded rationales, of earlier rounds too if the recipe pools."""
-        recipe = self._recipe.pairs
-        if recipe.stepwise:
+        recipe, kinds = self._recipe.pairs, self._method.pairs
+        if has_rests := self._method.samples_rests(recipe.stepwise):
             self._rests.append(self._sample_rests(number, policy, samples[-1]))
         sources = _pooled(samples, recipe.pool_rounds)
         rests = _pooled(self._rests, recipe.pool_rounds)
 
         def pair(out: Path) -> dict[str, Any]:
-            pairs = make_pairs(
-                _problems(self._data, "train"),
-                _rationales(sources),
-                _gold_by_problem(self._data),
-                threshold=recipe.jaccard_threshold,
-                max_pairs=recipe.max_per_problem,
-                gold_first=recipe.gold_first,
-                unfinished_rejected=recipe.unfinished_rejected,
-                equal_steps=recipe.equal_steps,
-            )
-            counts = {}
-            if recipe.stepwise:
-                questions = {problem.id: problem.question for problem in _problems(self._data, "train")}
+            problems = _problems(self._data, "train")
+            rationales, gold, seed = _rationales(sources), _gold_by_problem(self._data), self._recipe.seed
+
+            def ordinary(max_pairs: int) -> list[PreferencePair]:
+                return make_pairs(
+                    problems,
+                    rationales,
+                    gold,
+                    threshold=recipe.jaccard_threshold,
+                    max_pairs=max_pairs,
+                    gold_first=recipe.gold_first,
+                    unfinished_rejected=recipe.unfinished_rejected,
+                    equal_steps=recipe.equal_steps,
+                )
+
+            pairs = ordinary(recipe.max_per_problem)
+            if has_rests:
+                questions = {problem.id: problem.question for problem in problems}
                 stepwise = stepwise_pairs(questions, _rests(rests), max_pairs=recipe.max_per_problem)
-                pairs = mixed(pairs, stepwise, recipe.stepwise, self._recipe.seed)
-                counts = {"stepwise": len(stepwise)}
+                pairs = mixed(pairs, stepwise, recipe.stepwise, seed)
+            if kinds == "as many":
+                pairs = as_many(ordinary, len(pairs), recipe.max_per_problem, seed)
             write_jsonl(out / "pairs.jsonl", pairs)
+            counts = {"stepwise": sum(bool(pair.prefix_ids) for pair in pairs)} if has_rests else {}
             return {"pairs": len(pairs), "problems": len({pair.problem_id for pair in pairs}), **counts}
 
         settings = self._settings("pairs")
+        if kinds == "ordinary":
+            settings["pairs"].pop("stepwise", None)  # without effect
+        elif kinds != "by share":
+            settings["pairs"]["kinds"] = kinds
         return self._run.stage(str(StageName("pairs", number)), pair, self._data, *sources, *rests, settings=settings)
 
     def _sample_rests(self, number: int, policy: Artifact, samples: Artifact) -> Artifact:
@@ -164,6 +178,9 @@ class RunStages:
         trained = self._runner.train(
             name, "dpo", task, policy, pairs, settings=self._settings("model", "dpo", *self._calculator_in("dpo"))
         )
+        if not self._method.has_rounds:
+            self._score(policy_name(number), trained)
+            return trained
         if not self._recipe.dpo.gate or self._was_drawn_without_gate(number):
             return trained
         return self._better(number, policy, trained)
@@ -185,10 +202,14 @@ class RunStages:
         settings = {**self._settings(*MODEL_PARTS, "sampling"), "num_samples": per_problem, "problems": num_problems}
         labels = self._settings("labels")["labels"]
         settings |= {key: labels[key] for key in ("jaccard_threshold", "duplicates") if key in labels}
+        is_kept = self._recipe.dpo.keep == "always"
+        if is_kept:
+            settings["keep"] = "always"
         stage = self._runner.sampled(name, task, policy, trained, self._data, settings=settings)
-        found = from_dict(Yields, stage.metrics)
+        if is_kept:
+            return trained
         self._gates[number] = stage
-        return trained if found.is_better else policy
+        return trained if from_dict(Yields, stage.metrics).is_better else policy
 
     def labels(self, number: int, samples: list[Artifact]) -> Artifact:
         """Keep right rationales, deduplicate, cap, and join them with the gold ones."""

@@ -278,7 +278,8 @@ class SampleRests(SamplingTask):
 @dataclass(frozen=True, slots=True)
 class CompareDraws(SamplingTask):
     """Draw rationales from the policies in `policy_dir` and `dpo_dir` with the same random numbers, for `num_problems`
-    training problems, and compare how many distinct right ones each yields. Writes before.jsonl and after.jsonl.
+    training problems, and compare how many distinct right ones each yields. Writes before.jsonl and after.jsonl, and
+    if there are dev problems the DPO policy's greedy answers to them, dev.jsonl.
     """
 
     dpo_dir: Path
@@ -288,30 +289,45 @@ class CompareDraws(SamplingTask):
     def run(self, out: Path, progress: Progress) -> dict[str, Any]:
         train = list(read_jsonl(self.data_dir / "train.jsonl", Problem))
         problems = random.Random(self.recipe.seed).sample(train, self.num_problems)
+        dev = list(read_jsonl(self.data_dir / "dev.jsonl", Problem))
         gold = {label.problem_id: label for label in read_jsonl(self.data_dir / "labels.jsonl", LabelledRationale)}
+        num_drawn = len(problems) * self.recipe.sampling.samples_for_labels
 
-        def second_half(done: int, total: int, *rest: Any, **more: Any) -> None:
-            progress(total + done, 2 * total, *rest, **more)
+        def from_(start: int) -> Progress:
+            """Progress of the part of this stage that begins after `start` rationales."""
 
-        def first_half(done: int, total: int, *rest: Any, **more: Any) -> None:
-            progress(done, 2 * total, *rest, **more)
+            def report(done: int, total: int, *rest: Any, **more: Any) -> None:
+                progress(start + done, 2 * num_drawn + len(dev), *rest, **more)
 
-        before = self._draw(self.policy_dir, out / "before.jsonl", problems, first_half)
-        after = self._draw(self.dpo_dir, out / "after.jsonl", problems, second_half)
+            return report
+
+        before = self._draw(self.policy_dir, out / "before.jsonl", problems, from_(0))
+        after = self._draw(self.dpo_dir, out / "after.jsonl", problems, from_(num_drawn))
         yields = compare_yields(problems, before, after, gold, threshold=self.recipe.labels.threshold)
-        return {"goes_on_with": "dpo" if yields.is_better else "sft", **asdict(yields)}
+        is_kept = yields.is_better or self.recipe.dpo.keep == "always"
+        metrics = {"goes_on_with": "dpo" if is_kept else "sft", **asdict(yields)}
+        if dev:
+            answers = self._draw(self.dpo_dir, out / "dev.jsonl", dev, from_(2 * num_drawn), is_greedy=True)
+            metrics["dev"] = sum(answer.correct for answer in answers) / len(dev)
+        return metrics
 
     def _draw(
-        self, policy_dir: Path | None, file: Path, problems: list[Problem], progress: Progress
+        self,
+        policy_dir: Path | None,
+        file: Path,
+        problems: list[Problem],
+        progress: Progress,
+        *,
+        is_greedy: bool = False,
     ) -> list[Rationale]:
         if file.exists():  # a part of the stage that was done before it was stopped
             return list(read_jsonl(file, Rationale))
         sampling = self.recipe.sampling
         model = adapters.load_policy(self.model_dir, policy_dir, self.recipe)
+        number, temperature = (1, 0.0) if is_greedy else (sampling.samples_for_labels, sampling.temperature)
         drawn = self._sample(
-            file, model, problems, purpose=self.purpose, num_samples=sampling.samples_for_labels,
-            temperature=sampling.temperature, progress=progress,
-        )  # fmt: skip
+            file, model, problems, purpose=self.purpose, num_samples=number, temperature=temperature, progress=progress
+        )
         del model
         gc.collect()  # before the next one is loaded
         return drawn

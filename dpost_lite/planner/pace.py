@@ -17,6 +17,7 @@ from dpost_lite.planner.workload import (
     KEPT_SHARE,
     PAIRS_PER_PROBLEM,
     RIGHT_SHARE,
+    WRONG_SHARE,
     Workload,
 )
 from dpost_lite.problems.gate import num_compared
@@ -60,7 +61,7 @@ class Pace:
             rationales = self._num_labels(round_number) * recipe.sft.epochs
             return self._training(min(rationales, (recipe.sft.max_steps or math.inf) * recipe.sft.batch_size))
         if kind == "dpo":
-            pairs = work.num_train * PAIRS_PER_PROBLEM * (round_number if recipe.pairs.pool_rounds else 1)
+            pairs = self._num_pairs() * (round_number if recipe.pairs.pool_rounds else 1)
             pairs = min(pairs * recipe.dpo.epochs, recipe.dpo.max_steps * recipe.dpo.batch_size)
             return self._training(2 * pairs, reference=2)
         if kind == "samples-pairs":
@@ -68,19 +69,33 @@ class Pace:
         if kind == "samples-labels":
             return self._sampling(work.num_train, sampling.samples_for_labels, work.rationale)
         if kind == "rests":
-            cuts = math.ceil(work.num_train * CUT_SHARE * (CUTS_PER_RATIONALE if recipe.rests.cut == "every" else 1))
-            return self._sampling(cuts, min(ATTEMPTS_PER_WAVE, recipe.rests.max_tries), work.rationale)
+            tries = min(ATTEMPTS_PER_WAVE, recipe.rests.max_tries)
+            return self._sampling(math.ceil(self._num_cuts()), tries, work.rationale)
         if kind == "gate":
             number = num_compared(
                 recipe.dpo.gate, work.num_train, sampling.samples_for_pairs, sampling.samples_for_labels
             )
-            return self._sampling(number, sampling.samples_for_labels, work.rationale, times=2)
+            draws = self._sampling(number, sampling.samples_for_labels, work.rationale, times=2)
+            on_dev = self._sampling(work.num_dev, 1, work.rationale) if work.num_dev else Estimate(0, 0)
+            return Estimate(draws.tokens + on_dev.tokens, draws.seconds + on_dev.seconds)
         if kind == "score":
             length = sampling.max_new_tokens * LIMIT_SHARE if stage.policy == BASE else work.rationale
             return self._sampling(work.num_test + work.num_dev, 1, length)
         if kind == "export":
             return Estimate(0, LOADING_SECONDS[self.device.kind] + 20 * self.shape.num_parameters / 1e9)
         return Estimate(0, 0)
+
+    def _num_cuts(self) -> float:
+        """Where right rationales are cut in a round, for step-controlled pairs."""
+        return self.work.num_train * CUT_SHARE * (CUTS_PER_RATIONALE if self.recipe.rests.cut == "every" else 1)
+
+    def _num_pairs(self) -> float:
+        """Preference pairs of one round's samples."""
+        ordinary, share = self.work.num_train * PAIRS_PER_PROBLEM, self.recipe.pairs.stepwise
+        if not METHODS[self.recipe.method].samples_rests(share):
+            return ordinary
+        stepwise = min(self._num_cuts() * WRONG_SHARE, self.work.num_train * self.recipe.pairs.max_per_problem)
+        return stepwise + (min(ordinary, stepwise * (1 - share) / share) if share else ordinary)
 
     def _num_labels(self, round_number: int) -> float:
         """Gold rationales, plus right ones of all rounds so far."""

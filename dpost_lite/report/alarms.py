@@ -67,7 +67,7 @@ def alarms(run: Path, stage: str) -> list[str]:
         return pair_alarms(health.pair_stats(run / stage), recipe["dpo"])
     metrics = read_json(run / stage / "done.json")["metrics"]
     if name.kind == "gate":
-        return gate_alarms(from_dict(Yields, metrics))
+        return gate_alarms(from_dict(Yields, metrics), is_kept=metrics["goes_on_with"] == "dpo")
     return dpo_alarms(_dpo_stats(run, stage), recipe["dpo"], ended_early=metrics.get("ended_early", False))
 
 
@@ -126,13 +126,14 @@ def pair_alarms(now: PairStats, dpo: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def gate_alarms(found: Yields) -> list[str]:
-    """Alarm if DPO clearly lowered what is drawn."""
+def gate_alarms(found: Yields, *, is_kept: bool = False) -> list[str]:
+    """Alarm if DPO clearly lowered what is drawn; `is_kept`: the round goes on with it all the same."""
     if found.high >= 0:
         return []
     return [
         f"DPO lowered the distinct right rationales for {found.num_problems} problems from "
-        f"{found.distinct_right_before} to {found.distinct_right_after}, so the round goes on without it: {WEAKER_DPO}"
+        f"{found.distinct_right_before} to {found.distinct_right_after}, "
+        f"{'and dpo.keep=always keeps it' if is_kept else 'so the round goes on without it'}: {WEAKER_DPO}"
     ]
 
 
@@ -142,8 +143,8 @@ def dpo_alarms(now: DpoStats | None, dpo: Mapping[str, Any], *, ended_early: boo
         return []
     if ended_early:
         return [
-            f"DPO was stopped after step {now.num_steps}: its rationales had lost more than "
-            f"dpo.max_logp_drop={dpo['max_logp_drop']:g} nats: {WEAKER_DPO}"
+            f"DPO was stopped after step {now.num_steps}, and went back to the last good one: its rationales had lost "
+            f"more than dpo.max_logp_drop={dpo['max_logp_drop']:g} nats: {WEAKER_DPO}"
         ]
     if now.chosen_change <= -MAX_DROP_NATS:
         key = f"{'raise' if dpo['nll_weight'] else 'set'} dpo.nll_weight"

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from dpost_lite.problems.comparing import Comparison, compare
 from dpost_lite.problems.gate import Yields
 from dpost_lite.problems.pairs import num_steps
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Rationale, from_dict, read_jsonl
@@ -114,6 +115,10 @@ class Round:
     """What the SFT policy drew for the gate's problems."""
     after_dpo: SampleStats | None
     """What the DPO policy drew for them, with the same random numbers."""
+    dpo_kept: bool | None
+    """Whether the round went on with the DPO policy; None without a gate."""
+    dpo_on_dev: Comparison | None
+    """Greedy answers to the dev problems before and after DPO, if there are any."""
     for_labels: SampleStats | None
     labels: LabelStats | None
     dev: float | None
@@ -145,6 +150,8 @@ def _round(
         gate=of("gate", lambda name: from_dict(Yields, done[name]["metrics"])),
         before_dpo=of("gate", lambda name: sample_stats(run / name, "before.jsonl")),
         after_dpo=of("gate", lambda name: sample_stats(run / name, "after.jsonl")),
+        dpo_kept=of("gate", lambda name: done[name]["metrics"]["goes_on_with"] == "dpo"),
+        dpo_on_dev=of("gate", lambda name: dev_comparison(run, number)),
         for_labels=of("samples-labels", lambda name: sample_stats(run / name)),
         labels=of("labels", lambda name: label_stats(run, number, done)),
         dev=done.get(str(StageName.score(policy_name(number))), {}).get("metrics", {}).get("dev", {}).get("strict"),
@@ -225,6 +232,15 @@ def label_stats(run: Path, number: int, done: Mapping[str, Any]) -> LabelStats:
         new_per_problem=sum((r.problem_id, r.text) not in known for r in own) / done["data"]["metrics"]["train"],
         num_dropped=num_right - len(own),
     )
+
+
+def dev_comparison(run: Path, number: int) -> Comparison | None:
+    """Compare the greedy answers to the dev problems before (a) and after (b) a round's DPO; None if there are none."""
+    before = run / str(StageName.score(policy_name(number - 1))) / "dev.jsonl"
+    after = run / str(StageName("gate", number)) / "dev.jsonl"
+    if not (before.is_file() and after.is_file()):
+        return None
+    return compare(*({one.problem_id: one.correct for one in read_jsonl(file, Rationale)} for file in (before, after)))
 
 
 def dpo_stats(steps: Sequence[Mapping[str, float]]) -> DpoStats | None:

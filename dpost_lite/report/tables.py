@@ -60,6 +60,11 @@ def _rate(record: Mapping[str, Any]) -> str:
     return f"{answers / seconds:,.1f} answers/s" if answers else ""
 
 
+def _dev_interval(one: Round) -> str:
+    found = one.dpo_on_dev
+    return "" if found is None else f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+
+
 def health_table(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
     """Return rows of (name, a value per round), without empty rows."""
 
@@ -113,7 +118,10 @@ def health_table(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
             )
             for when in ("before", "after")
         ),
-        ("DPO policy kept", ["" if one.gate is None else "yes" if one.gate.is_better else "no" for one in rounds]),
+        ("before DPO: dev accuracy", of("dpo_on_dev", "a", ".1%")),
+        ("after DPO: dev accuracy", of("dpo_on_dev", "b", ".1%")),
+        ("95 % interval of the difference, points", [_dev_interval(one) for one in rounds]),
+        ("DPO policy kept", ["" if one.dpo_kept is None else "yes" if one.dpo_kept else "no" for one in rounds]),
         ("labels", of("labels", "num_labels", ",d")),
         ("gold labels", of("labels", "num_gold", ",d")),
         ("new pseudo-labels per problem", of("labels", "new_per_problem", ".2f")),

@@ -32,8 +32,10 @@ from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem, Rationale, read_jsonl
 from dpost_lite.recipe import Recipe
 from dpost_lite.recipe_files import load_recipe
+from dpost_lite.report import health
 from dpost_lite.runs.folder import UNFINISHED, Run, read_json
 from dpost_lite.runs.manifest import MUTABLE
+from dpost_lite.runs.stage_names import policy_name
 
 WARM_UP = shared_stages(Recipe(method="dpo-st"), Recipe(method="st"))
 ROUND = {
@@ -218,6 +220,17 @@ def test_labels_are_drawn_from_the_policy_that_the_gate_chose(dpo_st):
         inputs = read_json(dpo_st.path / f"round-{i}/samples-labels/done.json")["inputs"]
         teacher = {"dpo": f"round-{i}/dpo", "sft": "sft-0" if i == 1 else f"round-{i - 1}/sft"}[found["goes_on_with"]]
         assert {*inputs} == {teacher, "data", f"round-{i}/gate"}
+
+
+def test_health_compares_the_dev_problems_before_and_after_dpo(dpo_st):
+    for one in health.rounds(dpo_st.path):
+        answers = dpo_st.records(f"round-{one.number}/gate/dev.jsonl", Rationale)
+        dev = dpo_st.records("data/dev.jsonl", Problem)
+        assert [answer.problem_id for answer in answers] == [problem.id for problem in dev]
+        assert one.dpo_on_dev.num_problems == len(dev)
+        assert one.dpo_on_dev.b == sum(answer.correct for answer in answers) / len(dev)
+        before = read_json(dpo_st.path / f"score/{policy_name(one.number - 1)}/done.json")["metrics"]["dev"]["strict"]
+        assert one.dpo_on_dev.a == before
 
 
 def test_dpo_starts_from_the_policy_it_refers_to(dpo_st):
