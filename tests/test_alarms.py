@@ -125,7 +125,7 @@ def test_too_few_step_controlled_pairs_alarm_with_their_own_keys(folder) -> None
     folder.recipe("dpo.batch_size=8", "dpo.max_steps=100", "pairs.stepwise=0.5")
     folder.stage("round-1/pairs", pairs=[PreferencePair("0", "?", "", "", (1,), (2,), "a", (3,))] * 20)
     assert alarm(folder, "round-1/pairs").endswith(
-        "100: set rests.cut=every, lower pairs.stepwise, raise dpo.epochs, or lower dpo.batch_size"
+        "100: set rests.cut=every, raise dpo.epochs, or lower dpo.batch_size"
     )
 
 

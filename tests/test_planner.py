@@ -386,6 +386,24 @@ def test_every_stage_is_estimated_and_the_stages_add_up():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("changes", "pairs"),
+    [
+        ({}, 1.2),
+        ({"pairs.stepwise": 0.5}, 2 * 0.45),  # six problems in ten are cut once, three cuts in four get a wrong rest
+        ({"pairs.stepwise": 0.25}, 0.45 + 1.2),  # three times as many ordinary ones are more than there are
+        ({"pairs.stepwise": 1}, 0.45),
+        ({"method": "scdpo"}, 1.2 + 0.45),
+        ({"method": "scdpo", "rests.cut": "every"}, 1.2 + 0.9),
+        ({"method": "dpo-equal"}, 1.2 + 0.45),
+        ({"method": "dpo", "pairs.stepwise": 0.5}, 1.2),
+    ],
+)
+def test_pairs_are_counted_by_kind(pace, changes, pairs):
+    recipe = load_recipe(None, ["dpo.max_steps=1000", *(f"{key}={value}" for key, value in changes.items())])
+    assert replace(pace, recipe=recipe).of(stage("round-1/dpo")).tokens == pytest.approx(2 * 6705 * pairs * 188)
+
+
 def test_work_grows_with_what_there_is_to_do(pace):
     pairs, labels = pace.of(stage("round-1/samples-pairs")), pace.of(stage("round-1/samples-labels"))
     assert pairs.tokens - labels.tokens == pytest.approx(2 * 6705 * 126)  # five samples and three

@@ -3,7 +3,7 @@
 import pytest
 
 from dpost_lite.problems.records import PreferencePair, Rest
-from dpost_lite.problems.steps import as_rationale, choose_cuts, is_usable, mixed, step_ends, stepwise_pairs
+from dpost_lite.problems.steps import as_many, as_rationale, choose_cuts, is_usable, mixed, step_ends, stepwise_pairs
 
 KINDS = ["digits", "merged", "spm", "groups"]
 TEXT = "She has 12*36=<<12*36=432>>432 apples.\nThen 432/2=<<432/2=216>>216.\nSo 216-3=<<216-3=213>>213.\n#### 213"
@@ -131,6 +131,23 @@ def test_the_share_of_stepwise_pairs(share, num_ordinary):
     assert found[:num_ordinary] == sorted(found[:num_ordinary], key=lambda pair: int(pair.problem_id))
     assert found == mixed(ordinary, stepwise, share, seed=1)
     assert mixed(ordinary, [], share, seed=1) == (ordinary if share < 1 else [])
+    assert mixed(ordinary, stepwise, 0.0, seed=1) == [*ordinary, *stepwise]  # SCDPO: all of both
+
+
+@pytest.mark.parametrize(("number", "limits", "num_found"), [(3, [2], 3), (7, [2, 4], 7), (9, [2, 4, 8], 8)])
+def test_as_many_ordinary_pairs_as_there_are_or_fewer(number, limits, num_found):
+    """Two problems with four possible pairs each."""
+    asked = []
+
+    def pairs_of(limit: int) -> list[PreferencePair]:
+        asked.append(limit)
+        return [PreferencePair(problem, str(i), "", "", (1,), (2,)) for problem in "ab" for i in range(min(limit, 4))]
+
+    found = as_many(pairs_of, number, 2, seed=1)
+    assert asked == limits
+    assert len(found) == len({(pair.problem_id, pair.question) for pair in found}) == num_found
+    assert found == sorted(found, key=lambda pair: (pair.problem_id, pair.question))
+    assert found == as_many(pairs_of, number, 2, seed=1)
 
 
 def test_a_rest_that_is_right_after_all_is_a_whole_rationale():

@@ -44,7 +44,10 @@ from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import Artifact, Run, read_json, write_json
 from dpost_lite.runs.stage_names import BASE, StageName, policy_name
 
-NO_CUTS = "no right rationale has two steps, so there are no step-controlled pairs"
+NO_CUTS = (
+    "no right rationale has two steps, so there are no step-controlled pairs; give problems of more steps, or leave "
+    "such pairs out (--method dpo, or pairs.stepwise=0)"
+)
 NUM_SOLVED = 3  # problems to try the exported file on
 
 

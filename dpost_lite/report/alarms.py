@@ -119,7 +119,7 @@ def pair_alarms(now: PairStats, dpo: Mapping[str, Any]) -> list[str]:
     steps = ceil(ceil(now.num_pairs / dpo["batch_size"]) * dpo["epochs"])
     if not now.num_pairs or steps >= MIN_STEPS * dpo["max_steps"]:
         return []  # with no pairs, DPO is skipped with a notice
-    more = "set rests.cut=every, lower pairs.stepwise" if now.num_stepwise else "raise sampling.samples_for_pairs"
+    more = "set rests.cut=every" if now.num_stepwise else "raise sampling.samples_for_pairs"
     return [
         f"{now.num_pairs} pairs are enough for {steps} of dpo.max_steps={dpo['max_steps']}: {more}, raise dpo.epochs, "
         "or lower dpo.batch_size"
