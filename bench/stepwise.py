@@ -1,10 +1,13 @@
 """Step-controlled pairs: how often is a hot rest wrong, and what does sharing the kept steps save?
 
     python bench/stepwise.py [--problems 160] [--out runs/bench-stepwise] [--save FILE.json] [key=value …]
+    python bench/stepwise.py --data-dir DIR [--adapter DIR] [--questions 64] …      # the speed on GSM8K as well
 
 Warms the rehearsal's model up on built-in problems of two steps, draws rationales, and cuts the right ones behind the
 first step. Prints the share of wrong, right and unusable rests by temperature; then rests per second for four rests a
-cut, drawn as attempts at one prompt and as four prompts, in turn. The last line is one JSON object.
+cut, drawn as attempts at one prompt and as four prompts, in turn. With --data-dir the same two ways are also timed on
+GSM8K's test questions with their gold solutions, cut behind a random step, by the base with an adapter in 16 bit. The
+last line is one JSON object.
 """
 
 import argparse
@@ -34,6 +37,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=160)
+    parser.add_argument("--data-dir", type=Path, help="folder with gsm8k/test.jsonl")
+    parser.add_argument("--adapter", type=Path, help="a LoRA adapter for the base, to answer GSM8K with")
+    parser.add_argument("--questions", type=int, default=64, help="of GSM8K")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-stepwise"))
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
@@ -51,9 +57,24 @@ def main() -> None:
     print(f"{'temperature':>12}{'wrong':>8}{'right':>8}{'unfinished or repetitive':>26}")
     for row in found["by_temperature"]:
         print(f"{row['temperature']:>12}{row['wrong']:>8.1%}{row['right']:>8.1%}{row['unusable']:>26.1%}")
-    shared, apart = found["rests_per_s_shared"], found["rests_per_s_apart"]
-    print(f"rests per second: {shared:.1f} with one prompt for {NUM_TRIES} rests, {apart:.1f} with a prompt for each")
+    print_speed("built-in problems", found)
+    if arguments.data_dir:
+        timed = work(
+            arguments.out / "gsm8k",
+            TimeOnGsm8k(recipe, model_dir, arguments.data_dir, arguments.adapter, arguments.questions),
+        )
+        found["gsm8k"] = read_json(timed / "metrics.json")
+        print_speed("GSM8K", found["gsm8k"])
     publish(result_of("stepwise", **found), arguments.save)
+
+
+def print_speed(name: str, found: dict[str, Any]) -> None:
+    """Print the rests per second of both ways."""
+    shared, apart = found["rests_per_s_shared"], found["rests_per_s_apart"]
+    print(
+        f"{name}: {shared:.1f} rests per second with one prompt for {NUM_TRIES} rests, {apart:.1f} with a prompt for "
+        f"each: {shared / apart:.2f} times"
+    )
 
 
 def work(out: Path, task: Task) -> Path:
@@ -98,23 +119,73 @@ class MeasureRests:
             number = max(1, len(found))
             wrong, right = sum(map(is_usable, found)) / number, sum(rest.correct for rest in found) / number
             rows.append({"temperature": temperature, "wrong": wrong, "right": right, "unusable": 1 - wrong - right})
-        once = recipe.model_copy(update={"rests": recipe.rests.model_copy(update={"max_tries": 1})})
-        apart = [  # every attempt is a prompt of its own, with a seed of its own
-            replace(cut, rationale=replace(cut.rationale, sample=cut.rationale.sample + 100 * attempt))
-            for cut in cuts
-            for attempt in range(NUM_TRIES)
-        ]
-        speeds: dict[str, list[float]] = {"shared": [], "apart": []}
-        for name in ("shared", "apart", "apart", "shared"):
-            asked, one = (cuts, recipe) if name == "shared" else (apart, once)
-            started = time.perf_counter()
-            number = sum(1 for _ in rests.sample_rests(model, prompter, asked, one, purpose="bench"))
-            speeds[name].append(number / (time.perf_counter() - started))
-        return {
-            "cuts": len(cuts),
-            "by_temperature": rows,
-            **{f"rests_per_s_{name}": sum(values) / len(values) for name, values in speeds.items()},
-        }
+        return {"cuts": len(cuts), "by_temperature": rows, **speeds(model, prompter, cuts, recipe)}
+
+
+@dataclass(frozen=True)
+class TimeOnGsm8k:
+    """Times both ways of asking for rests of GSM8K's gold solutions."""
+
+    recipe: Recipe
+    model_dir: Path
+    data_dir: Path
+    adapter: Path | None
+    questions: int
+
+    def run(self, out: Path, progress: Any) -> dict[str, Any]:
+        from dpost_lite.models import adapters
+        from dpost_lite.models.loading import load_tokenizer
+        from dpost_lite.problems.datasets import load
+        from dpost_lite.problems.prompts import Prompter
+        from dpost_lite.problems.records import Rationale
+        from dpost_lite.problems.steps import choose_cuts, step_ends
+        from dpost_lite.sampling import rests
+
+        prompter = Prompter(load_tokenizer(self.model_dir))
+        text_of = prompter.token_text()
+        cuts = []
+        for problem in load("gsm8k", split="test", data_dir=self.data_dir).problems:
+            ids = prompter.answer_ids(problem.rationale or "")
+            gold = Rationale(
+                problem.id, 0, problem.rationale or "", ids, (0,) * len(ids), 0.0, "stop", problem.answer, True
+            )
+            cuts += [rests.Cut(problem, gold, end) for end in choose_cuts(step_ends(ids, text_of), "random", len(cuts))]
+        cuts = cuts[: self.questions]
+        recipe = self.recipe.model_copy(
+            update={
+                "sampling": self.recipe.sampling.model_copy(update={"max_new_tokens": 300, "max_rows": 256}),
+                "rests": self.recipe.rests.model_copy(update={"max_tries": NUM_TRIES}),
+            }
+        )
+        model = adapters.load_merged(
+            self.model_dir, self.adapter, self.recipe.model.model_copy(update={"precision": "16bit"})
+        )
+        rests.ATTEMPTS_PER_WAVE = NUM_TRIES
+        prompts = [len(prompter.prompt_ids(cut.problem.question)) + cut.num_kept for cut in cuts]
+        mean_prompt = sum(prompts) / len(prompts)
+        return {"cuts": len(cuts), "prompt_tokens": mean_prompt, **speeds(model, prompter, cuts, recipe)}
+
+
+def speeds(model: Any, prompter: Any, cuts: list[Any], recipe: Recipe) -> dict[str, float]:
+    """Return rests per second, with one prompt for all attempts at a cut and with a prompt for each, in turn."""
+    from dpost_lite.sampling import rests
+
+    once = recipe.model_copy(update={"rests": recipe.rests.model_copy(update={"max_tries": 1})})
+    apart = [  # every attempt is a prompt of its own, with a seed of its own
+        replace(cut, rationale=replace(cut.rationale, sample=cut.rationale.sample + 100 * attempt))
+        for cut in cuts
+        for attempt in range(NUM_TRIES)
+    ]
+    found: dict[str, list[float]] = {"shared": [], "apart": []}
+    tokens = []
+    for name in ("shared", "apart", "apart", "shared"):
+        asked, one = (cuts, recipe) if name == "shared" else (apart, once)
+        started = time.perf_counter()
+        drawn = list(rests.sample_rests(model, prompter, asked, one, purpose="bench"))
+        found[name].append(len(drawn) / (time.perf_counter() - started))
+        tokens += [len(rest.token_ids) for rest in drawn]
+    rates = {f"rests_per_s_{name}": sum(values) / len(values) for name, values in found.items()}
+    return {**rates, "tokens_per_rest": sum(tokens) / len(tokens)}
 
 
 if __name__ == "__main__":
