@@ -233,6 +233,17 @@ def test_the_verdict_goes_by_the_problems_that_both_answered(won: int, lost: int
     assert ("may be chance" in text) == is_chance
 
 
+def test_a_further_test_set_has_its_table_and_sentence() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as capture:
+        console.print(summary.also_table("svamp", [a_score("sft-0", 0.0), a_score("round-1", 0.25)]))
+    _, header, _, row = capture.get().splitlines()
+    assert header.split() == ["svamp", "strict", "interval", "flexible", "n"]
+    assert row.split() == ["round-1", "25.0%", "19.5–31.4%", "25.0%", "200"]
+    gained = compare({str(i): False for i in range(9)}, {str(i): True for i in range(9)})
+    assert summary.verdict("round-1", gained, part="svamp").startswith("On svamp, self-training gained 100.0 points (")
+
+
 @pytest.mark.parametrize(
     ("strict", "end", "mark"), [("42.0", "stop", "✓"), ("41", "stop", "✗"), (None, "stop", "✗"), ("42", "limit", "✗")]
 )

@@ -11,20 +11,20 @@ from typing import Any
 
 from dpost_lite.models.backend import choose_backend
 from dpost_lite.pipeline.preflight import preflight
+from dpost_lite.pipeline.prepare import PrepareAlso, PrepareData
 from dpost_lite.pipeline.settings import MODEL_PARTS, StageSettings
 from dpost_lite.pipeline.stage_runner import Section, StageRunner
 from dpost_lite.pipeline.tasks import (
     CompareDraws,
     Export,
     GradeAnswers,
-    PrepareData,
     SampleRationales,
     SampleRests,
     TrainDpo,
     TrainSft,
 )
 from dpost_lite.problems.calculator import Calculator
-from dpost_lite.problems.corpus import digests
+from dpost_lite.problems.corpus import also_digests, digests
 from dpost_lite.problems.gate import Yields, num_compared
 from dpost_lite.problems.pairs import make_labels, make_pairs
 from dpost_lite.problems.records import (
@@ -60,11 +60,13 @@ class RunStages:
         self._settings = StageSettings(recipe, self._model_dir).of
         self._backend = choose_backend(recipe.model)
         self._data: Artifact
+        self._also: Artifact | None = None
         self._for_pairs: list[Artifact] = []
         self._rests: list[Artifact] = []
         self._gates: dict[int, Artifact] = {}
         self.test_scores: list[Score] = []
         self.dev_scores: list[Score] = []  # without the base's
+        self.also_scores: dict[str, list[Score]] = {}  # by further test set
         self.best: Artifact | None = None
         self.exported: Artifact | None = None
         self.solved: Artifact | None = None
@@ -75,10 +77,14 @@ class RunStages:
         self._data = self._runner.in_child(
             StageName("data"), PrepareData(self._recipe, self._model_dir), settings=settings
         )
+        if also := self._recipe.data.also_test:
+            prepare = PrepareAlso(self._recipe, self._model_dir, self._data.path)
+            settings = {"also_test": also, "files": also_digests(self._recipe.data)}  # the limits are settings of data
+            self._also = self._runner.in_child(StageName("data-also"), prepare, self._data, settings=settings)
         return self._data
 
     def score_base(self) -> None:
-        """Grade greedy answers of the base on dev and test."""
+        """Grade greedy answers of the base."""
         self._score(BASE, None)
 
     def sft(self, number: int, labels: Artifact) -> Artifact:
@@ -255,17 +261,29 @@ class RunStages:
         return self.solved
 
     def _score(self, name: str, policy: Artifact | None) -> None:
-        """Grade greedy answers on dev and test; None scores the base model."""
+        """Grade greedy answers on dev, test and the further test sets; None scores the base model."""
+        parts = tuple(part for part in ("dev", "test") if self._data.metrics[part])
+        scores = self._graded(StageName.score(name), policy, self._data, parts)
+        self.test_scores.append(scores["test"])
+        if "dev" in scores and policy is not None:
+            self.dev_scores.append(scores["dev"])
+        if self._also is not None:
+            scores = self._graded(StageName.score(name, also=True), policy, self._also, tuple(self._also.metrics))
+            for part, score in scores.items():
+                self.also_scores.setdefault(part, []).append(score)
+
+    def _graded(
+        self, name: StageName, policy: Artifact | None, data: Artifact, parts: tuple[str, ...]
+    ) -> dict[str, Score]:
+        """Grade greedy answers to the problems in some files of `data`."""
         settings = self._settings(*MODEL_PARTS, "sampling")
         for key in ("temperature", "top_k", "top_p"):  # a greedy answer depends on none of them
             settings["sampling"].pop(key, None)
-        parts = tuple(part for part in ("dev", "test") if self._data.metrics[part])
-        task = GradeAnswers(**self._to_sample(policy), policy_name=name, parts=parts)
-        inputs = (self._data,) if policy is None else (self._data, policy)
-        stage = self._runner.sampled(StageName.score(name), task, *inputs, settings=settings)
-        self.test_scores.append(from_dict(Score, stage.metrics["test"]))
-        if "dev" in stage.metrics and policy is not None:
-            self.dev_scores.append(from_dict(Score, stage.metrics["dev"]))
+        fields = {**self._to_sample(policy), "data_dir": data.path}
+        task = GradeAnswers(**fields, policy_name=name.policy, parts=parts)
+        inputs = (data,) if policy is None else (data, policy)
+        stage = self._runner.sampled(name, task, *inputs, settings=settings)
+        return {part: from_dict(Score, metrics) for part, metrics in stage.metrics.items()}
 
     def _sample(self, name: StageName, policy: Artifact, num_samples: int, *chosen_by: Artifact) -> Artifact:
         task = SampleRationales(**self._to_sample(policy), purpose=str(name), num_samples=num_samples)

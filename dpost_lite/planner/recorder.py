@@ -11,7 +11,9 @@ from dpost_lite.selftrain import whole_run
 
 def planned_stages(recipe: Recipe) -> list[StageName]:
     """Return the stages of a run in order, assuming that no round is left out."""
-    recorder = Recorder(has_rests=recipe.pairs.stepwise > 0, has_gate=recipe.dpo.gate > 0)
+    recorder = Recorder(
+        has_rests=recipe.pairs.stepwise > 0, has_gate=recipe.dpo.gate > 0, has_also=bool(recipe.data.also_test)
+    )
     whole_run(recorder, METHODS[recipe.method], recipe.rounds)
     return recorder.names
 
@@ -19,20 +21,24 @@ def planned_stages(recipe: Recipe) -> list[StageName]:
 class Recorder:
     """`selftrain.Stages` that do nothing but note their names, in `names`."""
 
-    def __init__(self, *, has_rests: bool, has_gate: bool) -> None:
+    def __init__(self, *, has_rests: bool, has_gate: bool, has_also: bool) -> None:
         self.names: list[StageName] = []
         self._has_rests = has_rests
         self._has_gate = has_gate
+        self._has_also = has_also
 
     def data(self) -> Artifact:
-        return self._note(StageName("data"))
+        data = self._note(StageName("data"))
+        if self._has_also:
+            self._note(StageName("data-also"))
+        return data
 
     def score_base(self) -> None:
-        self._note(StageName.score(BASE))
+        self._score(BASE)
 
     def sft(self, number: int, labels: Artifact) -> Artifact:
         policy = self._note(StageName("sft", number))
-        self._note(StageName.score(policy_name(number)))
+        self._score(policy_name(number))
         return policy
 
     def sample_for_pairs(self, number: int, policy: Artifact) -> Artifact:
@@ -66,6 +72,11 @@ class Recorder:
 
     def solve(self, export: Artifact) -> Artifact:
         return self._note(StageName("solved"))
+
+    def _score(self, policy: str) -> None:
+        self._note(StageName.score(policy))
+        if self._has_also:
+            self._note(StageName.score(policy, also=True))
 
     def _note(self, name: StageName) -> Artifact:
         self.names.append(name)
