@@ -26,10 +26,11 @@ from typing import Any
 from publish import publish, result_of
 
 from dpost_lite.evaluation.baselines import adopt
-from dpost_lite.evaluation.evaluate import file_name, saved_answers
+from dpost_lite.evaluation.evaluate import saved_answers
 from dpost_lite.methods import MethodName
 from dpost_lite.problems.comparing import compare, mean_difference
 from dpost_lite.problems.datasets import load, normal_question
+from dpost_lite.problems.records import file_name
 from dpost_lite.problems.synthetic import generate
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.report import health, results

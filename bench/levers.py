@@ -19,7 +19,8 @@ from typing import Any
 from publish import publish, result_of
 
 from dpost_lite.pipeline.preflight import preflight
-from dpost_lite.pipeline.tasks import PrepareData, SampleRationales, TrainDpo, TrainSft
+from dpost_lite.pipeline.prepare import PrepareData
+from dpost_lite.pipeline.tasks import SampleRationales, TrainDpo, TrainSft
 from dpost_lite.pipeline.worker import Task, run_in_child
 from dpost_lite.problems.comparing import bootstrap_mean
 from dpost_lite.problems.pairs import distinct_right, make_pairs

@@ -19,7 +19,8 @@ from typing import Any
 from publish import publish, result_of
 
 from dpost_lite.pipeline.preflight import preflight
-from dpost_lite.pipeline.tasks import PrepareData, SampleRationales, TrainSft
+from dpost_lite.pipeline.prepare import PrepareData
+from dpost_lite.pipeline.tasks import SampleRationales, TrainSft
 from dpost_lite.pipeline.worker import Task, run_in_child
 from dpost_lite.recipe import Recipe
 from dpost_lite.recipe_files import load_recipe

@@ -26,8 +26,8 @@ class Method:
 
     @property
     def title(self) -> str:
-        """What trains the warm-up further, to begin a sentence with."""
-        return "Self-training" if self.has_rounds else "DPO" if self.pairs != "both" else "Step-controlled DPO"
+        """What trains the warm-up further, as in a sentence."""
+        return "self-training" if self.has_rounds else "DPO" if self.pairs != "both" else "step-controlled DPO"
 
     def samples_rests(self, share: float) -> bool:
         """Whether rests are sampled again for step-controlled pairs; `share` is `pairs.stepwise`."""

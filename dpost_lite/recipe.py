@@ -8,15 +8,21 @@ LoRA adapter; and the gate after DPO (`dpo.gate`).
 Precedence: defaults < recipe file < `key=value` on the command line. Reading and overriding: recipe_files.py.
 """
 
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from dpost_lite.methods import MethodName
 
 ComputeType = Literal["auto", "bfloat16", "float32"]
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
+
+
+def _split(value: Any) -> Any:
+    """Accept a comma-separated string as well as a list."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
 class _Section(BaseModel):
@@ -51,6 +57,10 @@ class DataRecipe(_Section):
     """gsm8k, multiarith, asdiv, svamp, synthetic, or a file; unset, the test set of the training source (for a file, a
     tenth of it, or the dev part of data.split_file).
     """
+    also_test: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Further test sets, each as for data.test, on which the base and every policy are scored too; they change neither
+    the training nor the choice of the best round.
+    """
     data_dir: Path | None = None
     """A folder with the named sets as files, read instead of the hub."""
     split_file: Path | None = None
@@ -60,13 +70,32 @@ class DataRecipe(_Section):
     limit: int | None = Field(None, ge=1)
     """Use at most this many problems each of train, dev and test."""
     test_limit: int | None = Field(None, ge=1)
-    """Use at most this many test problems."""
+    """Use at most this many problems of each test set."""
     num_labelled: int | None = Field(None, ge=1)
     """How many problems keep their rationale for the warm-up (the first that have one); unset, all."""
 
+    _split_sets = field_validator("also_test", mode="before")(_split)
+
+    @field_validator("also_test")
+    @classmethod
+    def _tested_once(cls, sources: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Refuse a set that is named twice, or is tested on anyway."""
+        key = "data.test" if info.data.get("test") else "data.train"
+        named = {_as_path(info.data.get("test") or info.data.get("train", "")): key}
+        for source in sources:
+            if (path := _as_path(source)) in named:
+                raise ValueError(f"{source} is already named by {named[path]}; leave it out here")
+            named[path] = "this list"
+        return sources
+
+
+def _as_path(source: str) -> str:
+    """One spelling for all that name the same file."""
+    return os.path.abspath(os.path.expanduser(source))
+
 
 class SyntheticRecipe(_Section):
-    """The built-in word problems, used when data.train or data.test is `synthetic`."""
+    """The built-in word problems, used where data.train or a test set is `synthetic`."""
 
     num_train: int = Field(400, ge=1)
     num_dev: int = Field(0, ge=0)
@@ -276,11 +305,7 @@ class Recipe(_Section):
     calculator: CalculatorRecipe = CalculatorRecipe()
     export: ExportRecipe = ExportRecipe()
 
-    @field_validator("report_to", mode="before")
-    @classmethod
-    def _split_trackers(cls, value: Any) -> Any:
-        """Accept a comma-separated string as well as a list."""
-        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    _split_trackers = field_validator("report_to", mode="before")(_split)
 
     @model_validator(mode="after")
     def _steps_in_order(self) -> "Recipe":

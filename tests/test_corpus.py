@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dpost_lite.errors import DataError
-from dpost_lite.problems.corpus import Corpus, digests, load_corpus
+from dpost_lite.problems.corpus import Corpus, also_digests, also_names, digests, load_also, load_corpus
 from dpost_lite.problems.records import Problem
 from dpost_lite.recipe import DataRecipe, SyntheticRecipe
 
@@ -173,6 +173,66 @@ def test_a_named_set_has_its_own_test_part(tmp_path):
     assert [len(part) for part in (corpus.train, corpus.dev, corpus.test)] == [22, 8, 5]
     with pytest.raises(DataError, match=r"dev_size=30 leaves none of 30"):
         from_file("gsm8k", data_dir=tmp_path, dev_size=30)  # not made smaller in silence, as for a file
+
+
+# Further test sets
+
+
+def also(problems: list[Problem], *sources: str, **data) -> dict[str, list[Problem]]:
+    return load_also(DataRecipe(also_test=sources, **data), SMALL, problems, seed=1)
+
+
+def test_further_test_sets_are_limited_as_the_test_set(tmp_path):
+    source = write(tmp_path / "hard.jsonl", 8)
+    write(tmp_path / "svamp.jsonl", 5)
+    sets = also([], "svamp", source, "synthetic", data_dir=tmp_path)
+    assert {name: len(problems) for name, problems in sets.items()} == {"svamp": 5, "hard": 8, "synthetic": 10}
+    assert sets["synthetic"] == synthetic().test
+    assert also([], source, test_limit=3)["hard"] == also([], source, limit=3)["hard"] == sets["hard"][:3]
+    assert also([]) == {}
+
+
+def test_files_with_the_same_stem_have_different_names(tmp_path):
+    sources = ("a/hard.jsonl", "b/Hard.csv", "c/svamp.jsonl", "svamp", "../odd name!.jsonl", "hard-2.jsonl", "~/hard")
+    names = also_names(DataRecipe(also_test=sources))
+    assert dict(zip(names.values(), names, strict=True)) == {
+        "a/hard.jsonl": "hard",
+        "b/Hard.csv": "Hard-2",
+        "c/svamp.jsonl": "svamp-2",
+        "svamp": "svamp",
+        "../odd name!.jsonl": "odd-name",
+        "hard-2.jsonl": "hard-2-2",
+        "~/hard": "hard-3",
+    }
+    assert list(names.values()) == list(sources)
+
+
+def test_a_training_question_in_a_further_test_set_is_refused(tmp_path):
+    train = from_file(write(tmp_path / "mine.jsonl", 20), dev_size=0, test="synthetic").train
+    other = write(tmp_path / "other.jsonl", 5, first=18)
+    with pytest.raises(
+        DataError, match=r"2 of 5 test questions of data\.also_test=.*other\.jsonl are also in the train"
+    ):
+        also(train, other, train="mine.jsonl")
+
+
+def test_a_further_test_set_that_cannot_be_read_is_named_with_its_key(tmp_path):
+    with pytest.raises(
+        DataError, match=r"^data\.also_test: there is no file or set 'svam' \(did you mean 'svamp'\?\): give "
+    ):
+        also([], "svam")
+    with pytest.raises(DataError, match=r"^data\.also_test: --data-dir .* has no file asdiv\.jsonl: add it"):
+        also([], "asdiv", data_dir=tmp_path)
+
+
+def test_an_edited_further_test_set_has_another_digest(tmp_path):
+    source = write(tmp_path / "hard.jsonl", 4)
+    recipe = DataRecipe(also_test=(source, "svamp"))
+    before = also_digests(recipe)
+    assert list(before) == [source]
+    write(tmp_path / "hard.jsonl", 5)
+    assert also_digests(recipe) != before
+    assert digests(recipe) == {}  # those of the other problems stay
 
 
 # What is refused

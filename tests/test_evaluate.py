@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from dpost_lite.cli.app import app
 from dpost_lite.errors import ModelError, RunError
 from dpost_lite.evaluation import papers
-from dpost_lite.evaluation.evaluate import Sampling, evaluate, file_name, new_folder, saved_answers
+from dpost_lite.evaluation.evaluate import Sampling, evaluate, new_folder, saved_answers
 from dpost_lite.evaluation.targets import find_target
 from dpost_lite.pipeline.export import export_gguf
-from dpost_lite.problems.records import GradedAnswer, Problem, Score
+from dpost_lite.problems.records import GradedAnswer, Problem, Score, file_name
 from dpost_lite.recipe_files import load_recipe
 
 PROBLEMS = [Problem(str(i), f"Ann has {i} boxes and buys {i} more. How many?", str(2 * i)) for i in range(4)]

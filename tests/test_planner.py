@@ -423,6 +423,29 @@ def test_labels_from_pairs_make_the_next_sft_longer(pace):
     assert second == pytest.approx(first * (3 + 5) / 3)
 
 
+def test_further_test_sets_are_counted_and_scored_for_every_policy(pace, tmp_path):
+    """Published sets by their known sizes, files by reading them; other stages take as long as before."""
+    file = tmp_path / "hard.jsonl"
+    file.write_text("".join(f'{{"question": "How many are {i} and 1?", "answer": "{i + 1}"}}\n' for i in range(30)))
+    for given, number in (("svamp,multiarith", 1580), (f"asdiv,{file}", 2125), ("[]", 0)):
+        assert workload_of(load_recipe(None, [f"data.also_test={given}"])).num_also == number
+    recipe = load_recipe(None, [f"data.also_test=svamp,{file}", "data.test_limit=20"])
+    assert workload_of(recipe).num_also == 40
+    rehearsal = workload_of(load_recipe("rehearsal", [f"data.also_test={file}"]))
+    assert (rehearsal.num_test, rehearsal.num_also) == (400, 30)
+    more = replace(pace, work=replace(pace.work, num_also=pace.work.num_test + pace.work.num_dev))
+    for policy in ("base", "round-1"):
+        assert (
+            more.of(stage(f"score-also/{policy}"))
+            == pace.of(stage(f"score/{policy}"))
+            == more.of(stage(f"score/{policy}"))
+        )
+    plan = planned(recipe, "Qwen/Qwen3-8B-Base", "24GB")
+    names = [str(name) for name in plan.estimates]
+    assert names.count("score-also/round-1") == names.count("score-also/base") == 1
+    assert plan.estimates[stage("score-also/sft-0")].seconds > 0
+
+
 def test_a_decode_step_is_bound_by_reading_or_by_arithmetic(pace):
     """Reading the 16.4 GB of weights takes 16 ms at 1008 GB/s, whatever the rows; arithmetic grows with them."""
     from dataclasses import replace

@@ -253,6 +253,31 @@ def test_trackers_are_one_several_or_none(given):
     assert load_recipe(None).report_to == ()
 
 
+@pytest.mark.parametrize("given", ["svamp,my/own.jsonl", "[svamp, my/own.jsonl]", '" svamp , my/own.jsonl"'])
+def test_further_test_sets_are_a_list_or_separated_by_commas(given):
+    recipe = load_recipe(None, [f"data.also_test={given}"])
+    assert recipe.data.also_test == ("svamp", "my/own.jsonl")
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    assert load_recipe(None).data.also_test == load_recipe(None, ["data.also_test=[]"]).data.also_test == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("data.also_test=svamp,asdiv,svamp", "svamp is already named by this list; leave it out here"),
+        ("data.also_test=a.jsonl,./a.jsonl", "./a.jsonl is already named by this list"),
+        ("data.also_test=svamp data.test=svamp", "svamp is already named by data.test"),
+        ("data.also_test=gsm8k", "gsm8k is already named by data.train"),
+        ("data.also_test=svamp,", "should have at least 1 character"),
+    ],
+)
+def test_a_set_is_tested_on_once(given, said):
+    with pytest.raises(RecipeError, match=r"data\.also_test.*: ") as caught:
+        load_recipe(None, given.split())
+    assert said in str(caught.value)
+    assert load_recipe(None, ["data.also_test=gsm8k", "data.test=svamp"]).data.also_test == ("gsm8k",)
+
+
 def test_a_tracker_that_is_unknown_or_not_installed_is_named(monkeypatch):
     from dpost_lite.models import tracking
 

@@ -72,7 +72,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Plan]]:
     monkeypatch.setattr("dpost_lite.pipeline.preflight.preflight", lambda *_: None)
     monkeypatch.setattr("dpost_lite.runs.manifest.write_manifest", lambda *_: None)
     monkeypatch.setattr("dpost_lite.cli.run._print_outcome", lambda *_: None)
-    monkeypatch.setattr("dpost_lite.evaluation.baselines.differences", lambda _: [])
+    monkeypatch.setattr("dpost_lite.evaluation.baselines.differences", lambda *_: [])
     return runs
 
 

@@ -22,13 +22,25 @@ def test_the_stages_are_those_of_the_algorithm_in_its_order(method):
     assert [StageName.parse(str(name)) for name in names] == names
 
 
+def test_further_test_sets_are_scored_after_test():
+    names = planned_stages(load_recipe(None, ["method=st", "rounds=1", "data.also_test=svamp"]))
+    assert [StageName.parse(str(name)) for name in names] == names
+    assert [str(name) for name in names if not name.round] == [
+        "data", "data-also", "score/base", "score-also/base", "sft-0", "score/sft-0", "score-also/sft-0", "export",
+        "solved",
+    ]  # fmt: skip
+    assert [str(name) for name in names if name.policy == "round-1"] == ["score/round-1", "score-also/round-1"]
+
+
 def test_the_papers_algorithm_has_no_gate():
     names = [name.kind for name in planned_stages(load_recipe(None, ["dpo.gate=off"]))]
     assert "dpo" in names
     assert "gate" not in names
 
 
-@pytest.mark.parametrize("name", ["", "sft", "sft-1", "round-1", "round-1/score", "round-x/sft", "score/else", "logs"])
+@pytest.mark.parametrize(
+    "name", ["", "sft", "sft-1", "round-1", "round-1/score", "round-x/sft", "score/else", "score-also", "logs"]
+)
 def test_other_folders_are_no_stages(name):
     assert StageName.parse(name) is None
 

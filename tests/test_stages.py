@@ -11,9 +11,10 @@ from dpost_lite.errors import OutOfMemory, RunError
 from dpost_lite.models import hub
 from dpost_lite.models.backend import FIRST_IMPORTS
 from dpost_lite.pipeline import stage_runner, stages
+from dpost_lite.pipeline.prepare import PrepareAlso, PrepareData
 from dpost_lite.pipeline.settings import ADDED_KEYS, StageSettings
 from dpost_lite.pipeline.stages import RunStages
-from dpost_lite.pipeline.tasks import CompareDraws, PrepareData, SampleRationales, SampleRests, TrainDpo, TrainSft
+from dpost_lite.pipeline.tasks import CompareDraws, GradeAnswers, SampleRationales, SampleRests, TrainDpo, TrainSft
 from dpost_lite.pipeline.worker import Task
 from dpost_lite.problems.records import (
     LabelledRationale,
@@ -86,6 +87,49 @@ def test_keys_that_came_later_leave_older_stages_as_they_are():
         ]
         changed = StageSettings(load_recipe(None, [f"{part}.{key}={other}"]), Path("model")).of(part)
         assert key in changed[part]
+
+
+def test_further_test_sets_change_no_stage_but_their_own(works, tmp_path, monkeypatch):
+    """They can be added to a run that was trained without them; the training and the other scores are kept."""
+    assert (
+        "also_test" not in StageSettings(load_recipe(None, ["data.also_test=svamp"]), Path("model")).of("data")["data"]
+    )
+    graded = []
+
+    def run_in_child(task: Any, *_: Any, **__: Any) -> WorkResult:
+        works.append(type(task).__name__)
+        if isinstance(task, PrepareAlso):
+            return WorkResult({"multiarith": 2, "svamp": 3}, ram_bytes=0)
+        if isinstance(task, GradeAnswers):
+            graded.append((task.policy_name, task.data_dir.name, task.parts))
+            score = asdict(Score(task.policy_name, 1, 0, 0, 0, 1, 0, 0, 0))
+            return WorkResult(dict.fromkeys(task.parts, score), ram_bytes=0)
+        return answered(task)
+
+    monkeypatch.setattr(stage_runner, "run_in_child", run_in_child)
+
+    def carried_out(*overrides: str) -> RunStages:
+        made = stages_of(tmp_path, *overrides)
+        made.score_base()
+        made.sft(0, LABELS)
+        return made
+
+    assert carried_out().also_scores == {}
+    assert works == ["PrepareData", "GradeAnswers", "TrainSft", "GradeAnswers"]
+    works.clear()
+    made = carried_out("data.also_test=multiarith,svamp")
+    assert works == ["PrepareAlso", "GradeAnswers", "GradeAnswers"]
+    assert graded[2:] == [(name, "data-also", ("multiarith", "svamp")) for name in ("base", "sft-0")]
+    assert list(made.also_scores) == ["multiarith", "svamp"]
+    assert all([score.name for score in found] == ["base", "sft-0"] for found in made.also_scores.values())
+    works.clear()
+    carried_out()
+    carried_out("data.also_test=multiarith,svamp")
+    assert works == []
+    with pytest.raises(RunError, match=r"also_test: .*--restart-from data-also"):
+        carried_out("data.also_test=asdiv")
+    archived = Run.open(tmp_path / "run").restart_from(["data-also"])
+    assert archived == ["data-also", "score-also/base", "score-also/sft-0"]
 
 
 def test_a_shorter_limit_changes_greedy_answers(works, tmp_path):

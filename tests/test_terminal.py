@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from dpost_lite.methods import METHODS
 from dpost_lite.problems.comparing import compare
 from dpost_lite.problems.records import SampledScore, Score
 from dpost_lite.report import summary
@@ -227,10 +228,23 @@ def test_the_verdict_goes_by_the_problems_that_both_answered(won: int, lost: int
     """60 of 200 are solved by sft-0; the last round wins some and loses some of them."""
     before = {str(i): i < 60 for i in range(200)}
     after = {str(i): lost <= i < 60 + won for i in range(200)}
-    text = summary.verdict("round-1", compare(before, after))
+    text = summary.verdict("round-1", compare(before, after), METHODS["dpo-st"])
     assert said in text
     assert "by paired bootstrap, McNemar p = " in text
     assert ("may be chance" in text) == is_chance
+
+
+def test_a_further_test_set_has_its_table_and_sentence() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as capture:
+        console.print(summary.also_table("svamp", [a_score("sft-0", 0.0), a_score("round-1", 0.25)]))
+    _, header, _, row = capture.get().splitlines()
+    assert header.split() == ["svamp", "strict", "interval", "flexible", "n"]
+    assert row.split() == ["round-1", "25.0%", "19.5–31.4%", "25.0%", "200"]
+    gained = compare({str(i): False for i in range(9)}, {str(i): True for i in range(9)})
+    assert summary.verdict("round-1", gained, METHODS["st"], part="svamp").startswith(
+        "On svamp, self-training gained 100.0 points ("
+    )
 
 
 @pytest.mark.parametrize(

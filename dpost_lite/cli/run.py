@@ -146,6 +146,10 @@ def _print_outcome(folder: Path, outcome: "Outcome") -> None:
     for text in (summary.verdict(*gained, method) if gained else "", summary.dev_drop(outcome.dev_scores)):
         if text:
             console.print(plain(text), soft_wrap=True)
+    for part, scores in outcome.also_scores.items():
+        console.print("", summary.also_table(part, scores), "")
+        if also_gained := results.also_gains(folder, policy_of(outcome.best)).get(part):
+            console.print(plain(summary.verdict(*also_gained, method, part=part)), soft_wrap=True)
     for solved in read_json(outcome.solved.path / "solved.json") if outcome.solved else ():
         console.print(summary.solved_problem(solved), soft_wrap=True)
     file = outcome.export.path / outcome.export.metrics["file"] if outcome.export else None
@@ -162,6 +166,7 @@ def _train_several(runs: list[RunRequest]) -> None:
     from rich.console import Console
 
     from dpost_lite.evaluation.baselines import differences, train_all
+    from dpost_lite.problems.corpus import also_names
     from dpost_lite.report import summary
     from dpost_lite.report.terminal import plain
     from dpost_lite.runs.stage_names import policy_of
@@ -179,9 +184,11 @@ def _train_several(runs: list[RunRequest]) -> None:
         return next(score for score in outcome.scores if score.name == name)
 
     finished = list(train_all([(request.path, request.recipe) for request in runs], train))
-    console.print("", summary.methods_table([(run.method, run.seed, run.score) for run in finished]), "")
-    for a, b, compared in differences(finished):
-        console.print(plain(summary.method_difference(a, b, compared)), soft_wrap=True)
+    for part in (None, *also_names(runs[0].recipe.data)):
+        scores = [(run.method, run.seed, run.score_on(part)) for run in finished]
+        console.print("", summary.methods_table(scores, part or "strict"), "")
+        for a, b, compared in differences(finished, part):
+            console.print(plain(summary.method_difference(a, b, compared)), soft_wrap=True)
     for path, failure in failures.items():
         console.print(plain(f"{path}: no GGUF file ({failure})"), soft_wrap=True)
     if failures:

@@ -29,9 +29,15 @@ class FinishedRun:
     path: Path
     score: Score
 
-    def right(self) -> dict[str, bool]:
-        """Return whether the best policy solved each test problem, by its id."""
-        return results.right(self.path, self.score.name)
+    def right(self, part: str | None = None) -> dict[str, bool]:
+        """Return whether the best policy solved each problem of test, or of a further test set, by its id."""
+        return results.right(self.path, self.score.name, part or "test", also=part is not None)
+
+    def score_on(self, part: str | None) -> Score:
+        """Return the best policy's score on test, or on a further test set."""
+        if part is None:
+            return self.score
+        return next(score for score in results.also_scores(self.path)[part] if score.name == self.score.name)
 
 
 def methods_of(text: str) -> list[Method]:
@@ -96,15 +102,18 @@ def adopt(source: Path, target: Path, stages: Iterable[str]) -> None:
             partial.rename(target / stage)
 
 
-def differences(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, str, list[Comparison]]]:
-    """Yield (a, b, the comparison of each seed) for the first method against every other."""
+def differences(runs: Sequence[FinishedRun], part: str | None = None) -> Iterator[tuple[str, str, list[Comparison]]]:
+    """Yield (a, b, the comparison of each seed) for the first method against every other.
+
+    They are compared on the test problems, or on a further test set, `part`.
+    """
     by_method: dict[str, dict[int, FinishedRun]] = {}
     for run in runs:
         by_method.setdefault(run.method, {})[run.seed] = run
     first, *others = by_method
     for other in others:
         seeds = by_method[first].keys() & by_method[other].keys()
-        pairs = [(by_method[other][seed].right(), by_method[first][seed].right()) for seed in sorted(seeds)]
+        pairs = [(by_method[other][seed].right(part), by_method[first][seed].right(part)) for seed in sorted(seeds)]
         yield other, first, [compare(a, b) for a, b in pairs]
 
 

@@ -7,7 +7,6 @@ and grader are the same for all. Every answer is saved.
 
 import gc
 import itertools
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,16 @@ from dpost_lite.models.loading import load_prompter
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.comparing import score_samples
 from dpost_lite.problems.grading import is_right
-from dpost_lite.problems.records import GradedAnswer, Problem, Rationale, SampledScore, Score, read_jsonl, write_jsonl
+from dpost_lite.problems.records import (
+    GradedAnswer,
+    Problem,
+    Rationale,
+    SampledScore,
+    Score,
+    file_name,
+    read_jsonl,
+    write_jsonl,
+)
 from dpost_lite.problems.scoring import score
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import Listener
@@ -145,11 +153,6 @@ def _save(file: Path, rationales: Sequence[Rationale], problems: Sequence[Proble
         write_jsonl(file, rows)
     except OSError as error:
         raise RunError(f"--out: {file} cannot be written ({error.strerror}); give another folder") from error
-
-
-def file_name(text: str) -> str:
-    """Return `text` as a file name that is valid on any system."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "model"
 
 
 def new_folder(target: str, data: str | None) -> Path:

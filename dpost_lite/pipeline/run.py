@@ -1,6 +1,6 @@
 """Carry out a recipe in a run's folder: the stages of `selftrain.py`, with alarms and estimated times beside them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dpost_lite.errors import DpostError, OtherSettings, of_disk
 from dpost_lite.methods import METHODS
@@ -18,6 +18,7 @@ from dpost_lite.selftrain import whole_run
 class Outcome:
     """What a run produced: scores of the base and of every policy on test, and of the policies on dev, the best policy,
     its exported file, and the problems solved with it. `failure` says why the last two are missing, if they are.
+    `also_scores` are those on the further test sets, by set.
     """
 
     scores: list[Score]
@@ -26,6 +27,7 @@ class Outcome:
     export: Artifact | None = None
     solved: Artifact | None = None
     failure: DpostError | None = None
+    also_scores: dict[str, list[Score]] = field(default_factory=dict)
 
 
 def execute(recipe: Recipe, run: Run, plan: Plan | None = None) -> Outcome:
@@ -50,4 +52,4 @@ def execute(recipe: Recipe, run: Run, plan: Plan | None = None) -> Outcome:
             raise
     assert stages.best is not None
     name, files = stages.best.name, (stages.exported, stages.solved)
-    return Outcome(stages.test_scores, stages.dev_scores, name, *files, failure)
+    return Outcome(stages.test_scores, stages.dev_scores, name, *files, failure, stages.also_scores)

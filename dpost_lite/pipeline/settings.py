@@ -56,6 +56,7 @@ class StageSettings:
         values["model"]["compute_dtype"] = self._compute_dtype
         for key in ("gate", "keep"):  # of the stage after the training
             values["dpo"].pop(key)
+        values["data"].pop("also_test")  # of stages of their own, so that a finished run can be given more test sets
         for key in ("from_pairs", "from_rests"):  # the stage's inputs show it
             values["labels"].pop(key)
         for key in ("samples_for_pairs", "samples_for_labels"):  # only sampling stages depend on these

@@ -4,39 +4,34 @@
 is done here.
 """
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dpost_lite.methods import METHODS
 from dpost_lite.models.backend import choose_backend
+from dpost_lite.pipeline.inputs import gold_of, problems_of, rationales_of, rests_of
 from dpost_lite.pipeline.preflight import preflight
+from dpost_lite.pipeline.prepare import PrepareAlso, PrepareData
 from dpost_lite.pipeline.settings import MODEL_PARTS, StageSettings
 from dpost_lite.pipeline.stage_runner import Section, StageRunner
 from dpost_lite.pipeline.tasks import (
     CompareDraws,
     Export,
     GradeAnswers,
-    PrepareData,
     SampleRationales,
     SampleRests,
     TrainDpo,
     TrainSft,
 )
 from dpost_lite.problems.calculator import Calculator
-from dpost_lite.problems.corpus import digests
+from dpost_lite.problems.corpus import also_digests, digests
 from dpost_lite.problems.gate import Yields, num_compared
 from dpost_lite.problems.pairs import make_labels, make_pairs
 from dpost_lite.problems.records import (
-    LabelledRationale,
     PreferencePair,
-    Problem,
-    Rationale,
-    Rest,
     Score,
     from_dict,
-    read_jsonl,
     write_jsonl,
 )
 from dpost_lite.problems.steps import as_many, as_rationale, mixed, stepwise_pairs
@@ -66,11 +61,13 @@ class RunStages:
         self._backend = choose_backend(recipe.model)
         self._method = METHODS[recipe.method]
         self._data: Artifact
+        self._also: Artifact | None = None
         self._for_pairs: list[Artifact] = []
         self._rests: list[Artifact] = []
         self._gates: dict[int, Artifact] = {}
         self.test_scores: list[Score] = []
         self.dev_scores: list[Score] = []  # without the base's
+        self.also_scores: dict[str, list[Score]] = {}  # by further test set
         self.best: Artifact | None = None
         self.exported: Artifact | None = None
         self.solved: Artifact | None = None
@@ -81,10 +78,14 @@ class RunStages:
         self._data = self._runner.in_child(
             StageName("data"), PrepareData(self._recipe, self._model_dir), settings=settings
         )
+        if also := self._recipe.data.also_test:
+            prepare = PrepareAlso(self._recipe, self._model_dir, self._data.path)
+            settings = {"also_test": also, "files": also_digests(self._recipe.data)}  # the limits are settings of data
+            self._also = self._runner.in_child(StageName("data-also"), prepare, self._data, settings=settings)
         return self._data
 
     def score_base(self) -> None:
-        """Grade greedy answers of the base on dev and test."""
+        """Grade greedy answers of the base."""
         self._score(BASE, None)
 
     def sft(self, number: int, labels: Artifact) -> Artifact:
@@ -118,8 +119,8 @@ class RunStages:
         rests = _pooled(self._rests, recipe.pool_rounds)
 
         def pair(out: Path) -> dict[str, Any]:
-            problems = _problems(self._data, "train")
-            rationales, gold, seed = _rationales(sources), _gold_by_problem(self._data), self._recipe.seed
+            problems = problems_of(self._data, "train")
+            rationales, gold, seed = rationales_of(sources), gold_of(self._data), self._recipe.seed
 
             def ordinary(max_pairs: int) -> list[PreferencePair]:
                 return make_pairs(
@@ -136,7 +137,7 @@ class RunStages:
             pairs = ordinary(recipe.max_per_problem)
             if has_rests:
                 questions = {problem.id: problem.question for problem in problems}
-                stepwise = stepwise_pairs(questions, _rests(rests), max_pairs=recipe.max_per_problem)
+                stepwise = stepwise_pairs(questions, rests_of(rests), max_pairs=recipe.max_per_problem)
                 pairs = mixed(pairs, stepwise, recipe.stepwise, seed)
             if kinds == "as many":
                 pairs = as_many(ordinary, len(pairs), recipe.max_per_problem, seed)
@@ -223,9 +224,9 @@ class RunStages:
 
         def label(out: Path) -> dict[str, Any]:
             labels = make_labels(
-                _problems(self._data, "train"),
-                [*_rationales(sources), *map(as_rationale, _rests(rests))],
-                _gold_by_problem(self._data),
+                problems_of(self._data, "train"),
+                [*rationales_of(sources), *map(as_rationale, rests_of(rests))],
+                gold_of(self._data),
                 threshold=recipe.threshold,
                 cap_percentile=recipe.cap_percentile,
                 max_per_problem=recipe.max_per_problem,
@@ -269,7 +270,7 @@ class RunStages:
             ) as solver:
                 solved = [
                     {**asdict(problem), "solution": asdict(solver.solve(problem.question))}
-                    for problem in _problems(self._data, "test")[:NUM_SOLVED]
+                    for problem in problems_of(self._data, "test")[:NUM_SOLVED]
                 ]
             write_json(out / "solved.json", solved)
             return {"solved": len(solved)}
@@ -279,17 +280,29 @@ class RunStages:
         return self.solved
 
     def _score(self, name: str, policy: Artifact | None) -> None:
-        """Grade greedy answers on dev and test; None scores the base model."""
+        """Grade greedy answers on dev, test and the further test sets; None scores the base model."""
+        parts = tuple(part for part in ("dev", "test") if self._data.metrics[part])
+        scores = self._graded(StageName.score(name), policy, self._data, parts)
+        self.test_scores.append(scores["test"])
+        if "dev" in scores and policy is not None:
+            self.dev_scores.append(scores["dev"])
+        if self._also is not None:
+            scores = self._graded(StageName.score(name, also=True), policy, self._also, tuple(self._also.metrics))
+            for part, score in scores.items():
+                self.also_scores.setdefault(part, []).append(score)
+
+    def _graded(
+        self, name: StageName, policy: Artifact | None, data: Artifact, parts: tuple[str, ...]
+    ) -> dict[str, Score]:
+        """Grade greedy answers to the problems in some files of `data`."""
         settings = self._settings(*MODEL_PARTS, "sampling")
         for key in ("temperature", "top_k", "top_p"):  # a greedy answer depends on none of them
             settings["sampling"].pop(key, None)
-        parts = tuple(part for part in ("dev", "test") if self._data.metrics[part])
-        task = GradeAnswers(**self._to_sample(policy), policy_name=name, parts=parts)
-        inputs = (self._data,) if policy is None else (self._data, policy)
-        stage = self._runner.sampled(StageName.score(name), task, *inputs, settings=settings)
-        self.test_scores.append(from_dict(Score, stage.metrics["test"]))
-        if "dev" in stage.metrics and policy is not None:
-            self.dev_scores.append(from_dict(Score, stage.metrics["dev"]))
+        fields = {**self._to_sample(policy), "data_dir": data.path}
+        task = GradeAnswers(**fields, policy_name=name.policy, parts=parts)
+        inputs = (data,) if policy is None else (data, policy)
+        stage = self._runner.sampled(name, task, *inputs, settings=settings)
+        return {part: from_dict(Score, metrics) for part, metrics in stage.metrics.items()}
 
     def _sample(self, name: StageName, policy: Artifact, num_samples: int, *chosen_by: Artifact) -> Artifact:
         task = SampleRationales(**self._to_sample(policy), purpose=str(name), num_samples=num_samples)
@@ -318,19 +331,3 @@ class RunStages:
 def _pooled(rounds: list[Artifact], is_pooled: bool) -> list[Artifact]:
     """All rounds, or the newest alone."""
     return rounds if is_pooled else rounds[-1:]
-
-
-def _problems(data: Artifact, part: str) -> list[Problem]:
-    return list(read_jsonl(data.path / f"{part}.jsonl", Problem))
-
-
-def _rationales(sources: Iterable[Artifact]) -> list[Rationale]:
-    return [r for source in sources for r in read_jsonl(source.path / "rationales.jsonl", Rationale)]
-
-
-def _rests(sources: Iterable[Artifact]) -> list[Rest]:
-    return [rest for source in sources for rest in read_jsonl(source.path / "rests.jsonl", Rest)]
-
-
-def _gold_by_problem(data: Artifact) -> dict[str, LabelledRationale]:
-    return {gold.problem_id: gold for gold in read_jsonl(data.path / "labels.jsonl", LabelledRationale)}

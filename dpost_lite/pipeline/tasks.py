@@ -9,14 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.errors import DataError
 from dpost_lite.models import adapters
 from dpost_lite.models.backend import Backend
 from dpost_lite.models.loading import load_prompter
 from dpost_lite.models.training import Progress
 from dpost_lite.pipeline.export import export_gguf
 from dpost_lite.problems.calculator import Calculator
-from dpost_lite.problems.corpus import Corpus, load_corpus
 from dpost_lite.problems.forcing import Forcer
 from dpost_lite.problems.gate import compare_yields
 from dpost_lite.problems.prompts import Prompter
@@ -45,39 +43,6 @@ class ModelTask:
 
     recipe: Recipe
     model_dir: Path
-
-
-@dataclass(frozen=True, slots=True)
-class PrepareData(ModelTask):
-    """Load, split and check problems; tokenise gold rationales. Writes train, dev, test and labels (gold) as JSONL."""
-
-    def run(self, out: Path, progress: Progress) -> dict[str, Any]:
-        corpus = load_corpus(self.recipe.data, self.recipe.synthetic, seed=self.recipe.seed)
-        gold = self._gold(corpus)
-        for name in ("train", "dev", "test"):
-            write_jsonl(out / f"{name}.jsonl", getattr(corpus, name))
-        write_jsonl(out / "labels.jsonl", gold)
-        return {
-            "train": len(corpus.train),
-            "labelled": len(gold),
-            "dev": len(corpus.dev),
-            "test": len(corpus.test),
-            "refused": corpus.num_refused,
-        }
-
-    def _gold(self, corpus: Corpus) -> list[LabelledRationale]:
-        prompter = load_prompter(self.model_dir, self.recipe.model)
-        gold = [
-            LabelledRationale(p.id, p.question, p.rationale, prompter.answer_ids(p.rationale), is_gold=True)
-            for p in corpus.train
-            if p.rationale
-        ]
-        if not gold:
-            raise DataError(
-                f"data.train={self.recipe.data.train}: no problem has a worked solution ending in '#### N', "
-                "and the warm-up needs some; add solutions to a few dozen problems"
-            )
-        return gold
 
 
 def _writer(prompter: Prompter, recipe: Recipe) -> Forcer | None:
@@ -335,7 +300,7 @@ class CompareDraws(SamplingTask):
 
 @dataclass(frozen=True, slots=True)
 class GradeAnswers(SamplingTask):
-    """Grade greedy answers to the problems of each of `parts` (dev, test). Writes them by part."""
+    """Grade greedy answers to the problems of each of `parts` (such as dev and test). Writes them by part."""
 
     policy_name: str
     parts: tuple[str, ...]

@@ -78,9 +78,10 @@ class Pace:
             draws = self._sampling(number, sampling.samples_for_labels, work.rationale, times=2)
             on_dev = self._sampling(work.num_dev, 1, work.rationale) if work.num_dev else Estimate(0, 0)
             return Estimate(draws.tokens + on_dev.tokens, draws.seconds + on_dev.seconds)
-        if kind == "score":
+        if kind in ("score", "score-also"):
+            number = work.num_also if kind == "score-also" else work.num_test + work.num_dev
             length = sampling.max_new_tokens * LIMIT_SHARE if stage.policy == BASE else work.rationale
-            return self._sampling(work.num_test + work.num_dev, 1, length)
+            return self._sampling(number, 1, length)
         if kind == "export":
             return Estimate(0, LOADING_SECONDS[self.device.kind] + 20 * self.shape.num_parameters / 1e9)
         return Estimate(0, 0)

@@ -39,7 +39,8 @@ EXPORT_SHARE = 2.3  # of the 16-bit weights on disk: they themselves, the f16 fi
 
 PLANNED_KINDS: dict[str, str] = {
     "sft": "sft", "dpo": "dpo", "samples-pairs": "sampling", "rests": "sampling", "gate": "sampling",
-    "samples-labels": "sampling", "score": "sampling", "export": "merge, export",
+    "samples-labels": "sampling", "score": "sampling", "score-also": "sampling",
+    "export": "merge, export",
 }  # fmt: skip
 """Which plan holds for a kind of stage (`runs.stage_names`); the others need no model."""
 

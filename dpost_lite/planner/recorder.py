@@ -11,8 +11,9 @@ from dpost_lite.selftrain import whole_run
 
 def planned_stages(recipe: Recipe) -> list[StageName]:
     """Return the stages of a run in order, assuming that no round is left out."""
-    method = METHODS[recipe.method]
-    recorder = Recorder(method, has_rests=method.samples_rests(recipe.pairs.stepwise), has_gate=recipe.dpo.gate > 0)
+    method, has_rests = METHODS[recipe.method], METHODS[recipe.method].samples_rests(recipe.pairs.stepwise)
+    has_gate, has_also = recipe.dpo.gate > 0, bool(recipe.data.also_test)
+    recorder = Recorder(method, has_rests=has_rests, has_gate=has_gate, has_also=has_also)
     whole_run(recorder, method, recipe.rounds)
     return recorder.names
 
@@ -20,21 +21,25 @@ def planned_stages(recipe: Recipe) -> list[StageName]:
 class Recorder:
     """`selftrain.Stages` that do nothing but note their names, in `names`."""
 
-    def __init__(self, method: Method, *, has_rests: bool, has_gate: bool) -> None:
+    def __init__(self, method: Method, *, has_rests: bool, has_gate: bool, has_also: bool) -> None:
         self.names: list[StageName] = []
         self._method = method
         self._has_rests = has_rests
         self._has_gate = has_gate
+        self._has_also = has_also
 
     def data(self) -> Artifact:
-        return self._note(StageName("data"))
+        data = self._note(StageName("data"))
+        if self._has_also:
+            self._note(StageName("data-also"))
+        return data
 
     def score_base(self) -> None:
-        self._note(StageName.score(BASE))
+        self._score(BASE)
 
     def sft(self, number: int, labels: Artifact) -> Artifact:
         policy = self._note(StageName("sft", number))
-        self._note(StageName.score(policy_name(number)))
+        self._score(policy_name(number))
         return policy
 
     def sample_for_pairs(self, number: int, policy: Artifact) -> Artifact:
@@ -48,7 +53,7 @@ class Recorder:
     def dpo(self, number: int, policy: Artifact, pairs: Artifact) -> Artifact:
         policy = self._note(StageName("dpo", number))
         if not self._method.has_rounds:
-            self._note(StageName.score(policy_name(number)))
+            self._score(policy_name(number))
         elif self._has_gate:
             self._note(StageName("gate", number))
         return policy
@@ -70,6 +75,11 @@ class Recorder:
 
     def solve(self, export: Artifact) -> Artifact:
         return self._note(StageName("solved"))
+
+    def _score(self, policy: str) -> None:
+        self._note(StageName.score(policy))
+        if self._has_also:
+            self._note(StageName.score(policy, also=True))
 
     def _note(self, name: StageName) -> Artifact:
         self.names.append(name)

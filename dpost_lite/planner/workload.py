@@ -1,6 +1,6 @@
 """How much work there is: numbers of problems and their lengths in tokens, estimated without a tokenizer.
 
-Local problems are read. For GSM8K, which might have to be downloaded, the sizes are known.
+Local problems are read. For published sets, which might have to be downloaded, the sizes are known.
 """
 
 import re
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
+from dpost_lite.problems.corpus import SYNTHETIC, load_also, load_corpus
+from dpost_lite.problems.records import Problem
 from dpost_lite.recipe import Recipe
 
 TEMPLATE_TOKENS = {"plain": 7, "auto": 7, "chat": 40}  # base models have no chat template
@@ -23,7 +24,10 @@ CUTS_PER_RATIONALE = 2  # GSM8K's rationales have 3.6 lines
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Numbers of problems, and lengths in tokens: means, and the longest prompt and prompt with gold rationale."""
+    """Numbers of problems, and lengths in tokens: means, and the longest prompt and prompt with gold rationale.
+
+    `num_also` counts the problems of all further test sets.
+    """
 
     num_train: int
     num_labelled: int
@@ -33,6 +37,7 @@ class Workload:
     rationale: float
     longest_prompt: int
     longest: int
+    num_also: int = 0
 
     @property
     def mean_length(self) -> float:
@@ -44,6 +49,7 @@ GSM8K = Workload(
     num_train=6705, num_labelled=6705, num_dev=768, num_test=1319,
     prompt=62, rationale=126, longest_prompt=213, longest=550,
 )  # fmt: skip
+TEST_SIZES = {"gsm8k": 1319, "multiarith": 580, "asdiv": 2095, "svamp": 1000}  # without repeated questions
 
 
 def workload_of(recipe: Recipe) -> Workload:
@@ -62,6 +68,7 @@ def workload_of(recipe: Recipe) -> Workload:
         rationale=GSM8K.rationale,
         longest_prompt=GSM8K.longest_prompt,
         longest=GSM8K.longest,
+        num_also=_num_also(recipe, []),
     )
 
 
@@ -83,7 +90,18 @@ def _counted(recipe: Recipe) -> Workload:
         rationale=mean(rationale for _, rationale in labelled) if labelled else GSM8K.rationale,
         longest_prompt=max(prompts),
         longest=max(map(sum, labelled)) if labelled else GSM8K.longest,
+        num_also=_num_also(recipe, corpus.train),
     )
+
+
+def _num_also(recipe: Recipe, train: list[Problem]) -> int:
+    """Count the problems of the further test sets; those that are read here must not share a question with `train`."""
+    data = recipe.data
+    known = [source for source in data.also_test if source in TEST_SIZES and data.data_dir is None]
+    read = data.model_copy(update={"also_test": tuple(source for source in data.also_test if source not in known)})
+    limit = min(filter(None, (data.limit, data.test_limit)), default=max(TEST_SIZES.values()))
+    sets = load_also(read, recipe.synthetic, train, seed=recipe.seed)
+    return sum(min(TEST_SIZES[source], limit) for source in known) + sum(map(len, sets.values()))
 
 
 def num_tokens(text: str) -> int:

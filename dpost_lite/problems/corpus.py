@@ -1,12 +1,15 @@
 """The problems of one run: load, split and limit train, dev and test, and check them for overlap."""
 
 import hashlib
+import itertools
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpost_lite.errors import DataError
 from dpost_lite.problems import datasets, synthetic
-from dpost_lite.problems.records import Problem
+from dpost_lite.problems.records import Problem, file_name
 from dpost_lite.recipe import DataRecipe, SyntheticRecipe
 
 SYNTHETIC = "synthetic"
@@ -35,7 +38,7 @@ def load_corpus(recipe: DataRecipe, settings: SyntheticRecipe, *, seed: int) -> 
     corpus = Corpus(
         train=_only_labelled(corpus.train[: recipe.limit], recipe.num_labelled),
         dev=corpus.dev[: recipe.limit],
-        test=corpus.test[: min(filter(None, (recipe.limit, recipe.test_limit)), default=None)],
+        test=_limited(corpus.test, recipe),
         num_refused=corpus.num_refused,
     )
     if not corpus.test:
@@ -43,6 +46,37 @@ def load_corpus(recipe: DataRecipe, settings: SyntheticRecipe, *, seed: int) -> 
     test_name = recipe.test or ("dev part" if corpus.test == corpus.dev else f"{recipe.train} test")
     datasets.check_overlap(corpus.train, corpus.test, train_name=recipe.train, test_name=test_name)
     return corpus
+
+
+def also_names(recipe: DataRecipe) -> dict[str, str]:
+    """Return the sources of data.also_test by the name each has in files and tables.
+
+    It is the set's, or the file's stem, with a number if another has it already.
+    """
+    names = {source: source for source in recipe.also_test if source in (*datasets.NAMED, SYNTHETIC)}
+    taken = {*names}
+    for source in recipe.also_test:
+        if source not in names:
+            stem = file_name(Path(source).stem)
+            numbered = (f"{stem}-{number}" for number in itertools.count(2))
+            name = next(name for name in itertools.chain([stem], numbered) if name.lower() not in taken)
+            taken.add(name.lower())  # some file systems ignore case
+            names[source] = name
+    return {names[source]: source for source in recipe.also_test}
+
+
+def load_also(
+    recipe: DataRecipe, settings: SyntheticRecipe, train: list[Problem], *, seed: int
+) -> dict[str, list[Problem]]:
+    """Load the further test sets, by name. Raises DataError if one cannot be read, or has a question of `train`."""
+    sets = {}
+    for name, source in also_names(recipe).items():
+        try:
+            sets[name] = _limited(_test_set(source, recipe, settings, seed), recipe)
+        except DataError as error:
+            raise DataError(f"data.also_test: {error}") from error
+        datasets.check_overlap(train, sets[name], train_name=recipe.train, test_name=f"data.also_test={source}")
+    return sets
 
 
 def _synthetic(settings: SyntheticRecipe, seed: int) -> Corpus:
@@ -85,6 +119,10 @@ def _test_set(source: str, recipe: DataRecipe, settings: SyntheticRecipe, seed: 
     return datasets.load(source, split="test", data_dir=recipe.data_dir).problems
 
 
+def _limited(test: list[Problem], recipe: DataRecipe) -> list[Problem]:
+    return test[: min(filter(None, (recipe.limit, recipe.test_limit)), default=None)]
+
+
 def _only_labelled(problems: list[Problem], num_labelled: int | None) -> list[Problem]:
     """Remove all but the first `num_labelled` rationales."""
     if num_labelled is None:
@@ -94,8 +132,17 @@ def _only_labelled(problems: list[Problem], num_labelled: int | None) -> list[Pr
 
 
 def digests(recipe: DataRecipe) -> dict[str, str]:
-    """Return the SHA-256 of each file the recipe's problems come from, by path, so that edits are detected."""
+    """Return the SHA-256 of each file that train, dev and test come from, by path, so that edits are detected."""
     files = [path for path in (recipe.split_file, recipe.train, recipe.test) if path and Path(path).is_file()]
     if recipe.data_dir:
         files += sorted(recipe.data_dir.glob("*.jsonl")) + sorted(recipe.data_dir.glob("gsm8k/*.jsonl"))
+    return _sha256_of(files)
+
+
+def also_digests(recipe: DataRecipe) -> dict[str, str]:
+    """Return the same for the files of data.also_test; `digests` has those in data_dir."""
+    return _sha256_of(path for path in map(os.path.expanduser, recipe.also_test) if os.path.isfile(path))
+
+
+def _sha256_of(files: Iterable[str | Path]) -> dict[str, str]:
     return {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files}

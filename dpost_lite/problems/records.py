@@ -6,6 +6,7 @@ tokenised again.
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -162,6 +163,11 @@ class SampledScore:
 
 
 Record = TypeVar("Record")
+
+
+def file_name(text: str) -> str:
+    """Return `text` as a file name that is valid on any system."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "model"
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> int:

@@ -130,7 +130,7 @@ def rounds(run: Path) -> list[Round]:
     done = dict(stages_done(run))
     steps = steps_by_stage(read_events(run))
     names = [name for stage in done if (name := StageName.parse(stage))]
-    numbers = sorted({name.round for name in names if name.round and name.kind != "score"})
+    numbers = sorted({name.round for name in names if name.round and not name.policy})
     return [_round(run, number, done, steps) for number in numbers]
 
 

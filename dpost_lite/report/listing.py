@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
@@ -21,7 +21,10 @@ MAX_DEPTH = 3  # OUT/seed-N/METHOD below the folder of all runs
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One run in the list: its settings, state, seconds of work, and test scores (`best`: of the exported policy)."""
+    """One run in the list: its settings, state, seconds of work, and test scores (`best`: of the exported policy).
+
+    `also` has (warm_up, best) on each further test set.
+    """
 
     path: Path
     name: str
@@ -32,6 +35,7 @@ class RunSummary:
     seconds: float
     warm_up: Score | None
     best: Score | None
+    also: dict[str, tuple[Score | None, Score | None]] = field(default_factory=dict)
 
 
 def find_runs(folder: Path) -> list[RunSummary]:
@@ -52,28 +56,40 @@ def find_runs(folder: Path) -> list[RunSummary]:
 def _summarize(path: Path, name: str) -> RunSummary:
     recipe, done = results.recipe_of(path), dict(stages_done(path))
     begun = [stage for stage, _ in stages_begun(path)]
-    scores = {score.name: score for score in results.scores(path)}
     best = results.exported(path)
+    warm_up, of_best = _ends(results.scores(path), best)
     state = "finished" if results.is_finished(path) else f"in {begun[0]}" if begun else "not finished"
     return RunSummary(
         path=path, name=name, method=recipe["method"], model=Path(recipe["model"]["name"]).name, seed=recipe["seed"],
-        state=state, seconds=sum(record["seconds"] for record in done.values()), warm_up=scores.get(WARM_UP),
-        best=scores.get(best) if best else None,
+        state=state, seconds=sum(record["seconds"] for record in done.values()), warm_up=warm_up, best=of_best,
+        also={part: _ends(scores, best) for part, scores in results.also_scores(path).items()},
     )  # fmt: skip
 
 
+def _ends(scores: Sequence[Score], best: str | None) -> tuple[Score | None, Score | None]:
+    """Return the scores of the warm-up and of the exported policy."""
+    by_name = {score.name: score for score in scores}
+    return by_name.get(WARM_UP), by_name.get(best or "")
+
+
 def runs_table(runs: Sequence[RunSummary]) -> Table:
-    """Return a table with one row per run; accuracies are strict, on the run's own test problems."""
+    """Return a table with one row per run; accuracies are strict, on the run's own test problems.
+
+    The rows below a run are its further test sets.
+    """
     table = summary.table_of("method", "sft-0", "best", "95 %\ninterval", "n", "time")
     table.add_column("state", overflow="fold")
     for run in runs:
-        best = (
-            [f"{run.best.strict:.1%}", summary.interval(run.best), str(run.best.num_problems)] if run.best else [""] * 3
-        )
-        warm_up = f"{run.warm_up.strict:.1%}" if run.warm_up else ""
-        figures = [run.method, warm_up, *best, as_time(run.seconds), run.state]
+        figures = [run.method, *_figures(run.warm_up, run.best), as_time(run.seconds), run.state]
         table.add_row(plain(f"{run.name}\n  {run.model}\n  seed {run.seed}"), *(plain(figure) for figure in figures))
+        for part, scores in run.also.items():
+            table.add_row(plain(f"  {part}"), "", *_figures(*scores))
     return table
+
+
+def _figures(warm_up: Score | None, best: Score | None) -> list[str]:
+    first = f"{warm_up.strict:.1%}" if warm_up else ""
+    return [first, *([f"{best.strict:.1%}", summary.interval(best), str(best.num_problems)] if best else [""] * 3)]
 
 
 def comparisons(runs: Sequence[RunSummary]) -> Iterator[Text]:

@@ -121,13 +121,18 @@ def _content(data: ReportData) -> dict[str, Any]:
     return {
         "run": run.resolve().name,
         "recipe": data.recipe,
-        "data": _data_counts(data.done["data"]["metrics"]),
+        "data": _data_counts(data.done["data"]["metrics"], data.done.get("data-also", {}).get("metrics", {})),
         "is_finished": data.is_finished,
         "seconds": as_time(sum(stage.seconds for stage in data.stages)),
         "statements": list(_statements(data)),
         "alarms": [(stage.name, text) for stage in data.stages for text in alarms.alarms(run, stage.name)],
         "notices": list(dict.fromkeys(event["text"] for event in data.events if event["kind"] == "notice")),
         "scores": [(score, summary.interval(score)) for score in scores],
+        "also": [
+            (part, [(score, summary.interval(score)) for score in found])
+            for part, found in results.also_scores(run).items()
+            if found
+        ],
         "rounds": [one.number for one in data.rounds],
         "health": tables.health_table(data.rounds),
         "stages": data.stages,
@@ -139,15 +144,19 @@ def _content(data: ReportData) -> dict[str, Any]:
     }
 
 
-def _data_counts(counts: Mapping[str, int]) -> str:
+def _data_counts(counts: Mapping[str, int], also: Mapping[str, int]) -> str:
     train, labelled, dev, test = (f"{counts[part]:,}" for part in ("train", "labelled", "dev", "test"))
-    return f"{train} training problems, {labelled} of them labelled, {dev} dev, {test} test;"
+    further = "".join(f", {number:,} {part}" for part, number in also.items())
+    return f"{train} training problems, {labelled} of them labelled, {dev} dev, {test} test{further};"
 
 
 def _statements(data: ReportData) -> Iterator[str]:
     """Sentences about the gain in accuracy and its significance."""
+    method = METHODS[data.recipe["method"]]
     if gained := results.gain(data.path):
-        yield summary.verdict(*gained, METHODS[data.recipe["method"]])
+        yield summary.verdict(*gained, method)
+    for part, also_gained in results.also_gains(data.path).items():
+        yield summary.verdict(*also_gained, method, part=part)
     best = results.exported(data.path)
     if best is None:
         return

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dpost_lite.errors import DpostError
 from dpost_lite.problems.comparing import Comparison, compare
@@ -11,7 +11,6 @@ from dpost_lite.problems.records import GradedAnswer, Problem, Score, from_dict,
 from dpost_lite.runs.folder import Run, read_json
 from dpost_lite.runs.stage_names import BASE, WARM_UP, StageName, is_round, policy_name, policy_of, rounds_in
 
-Part = Literal["test", "dev"]
 DAMAGED = (DpostError, OSError, ValueError, KeyError, TypeError)  # what reading a damaged or incomplete run may raise
 
 
@@ -30,9 +29,20 @@ def dev_scores(run: Path) -> list[Score]:
     return [score for score in _scores(run, "dev") if score.name != BASE]
 
 
-def right(run: Path, name: str, part: Part = "test") -> dict[str, bool]:
-    """Return by problem id whether one policy's greedy answer was right."""
-    answers = read_jsonl(run / str(StageName.score(name)) / f"{part}.jsonl", GradedAnswer)
+def also_sets(run: Path) -> list[str]:
+    """Return the names of the run's further test sets."""
+    record = run / str(StageName("data-also")) / "done.json"
+    return list(read_json(record)["metrics"]) if record.is_file() else []
+
+
+def also_scores(run: Path) -> dict[str, list[Score]]:
+    """Return the scores on each further test set so far, in the order of `scores`."""
+    return {name: list(_scores(run, name, also=True)) for name in also_sets(run)}
+
+
+def right(run: Path, name: str, part: str = "test", *, also: bool = False) -> dict[str, bool]:
+    """Return by problem id whether one policy's greedy answer was right, on test, dev or with `also` a further set."""
+    answers = read_jsonl(run / str(StageName.score(name, also=also)) / f"{part}.jsonl", GradedAnswer)
     return {answer.problem_id: answer.correct for answer in answers}
 
 
@@ -61,6 +71,18 @@ def gain(run: Path, name: str | None = None) -> tuple[str, Comparison] | None:
     return name, compare(right(run, WARM_UP), right(run, name))
 
 
+def also_gains(run: Path, name: str | None = None) -> dict[str, tuple[str, Comparison]]:
+    """Return what `gain` does for each further test set on which both policies were scored."""
+    name = name or exported(run)
+    if name is None or not is_round(name):
+        return {}
+    return {
+        part: (name, compare(right(run, WARM_UP, part, also=True), right(run, name, part, also=True)))
+        for part, found in also_scores(run).items()
+        if {WARM_UP, name} <= {score.name for score in found}
+    }
+
+
 def siblings(run: Path) -> Iterator[Path]:
     """Yield the finished runs in the same folder that differ only in method, as made by `run --method dpo-st,st`."""
     own = _without_method(recipe_of(run))
@@ -82,10 +104,10 @@ def _without_method(recipe: dict[str, Any]) -> dict[str, Any]:
     return {**recipe, "method": None, "sampling": sampling}
 
 
-def _scores(run: Path, part: Part) -> Iterator[Score]:
+def _scores(run: Path, part: str, *, also: bool = False) -> Iterator[Score]:
     """Yield the scores of all scored policies in order."""
     for name in [BASE, WARM_UP, *map(policy_name, rounds_in(run / "score"))]:
-        record = run / str(StageName.score(name)) / "done.json"
+        record = run / str(StageName.score(name, also=also)) / "done.json"
         metrics = read_json(record)["metrics"] if record.is_file() else {}
         if part in metrics:
             yield from_dict(Score, metrics[part])

@@ -33,6 +33,15 @@ def score_table(scores: Sequence[Score]) -> Table:
     return table
 
 
+def also_table(part: str, scores: Sequence[Score]) -> Table:
+    """Return a table of the scores on one further test set, which is named in its corner."""
+    table = table_of("strict", "95 %\ninterval", "flexible", "n", first=part)
+    for score in scores:
+        figures = f"{score.strict:.1%}", interval(score), f"{score.flexible:.1%}", str(score.num_problems)
+        table.add_row(plain(score.name), *figures)
+    return table
+
+
 def answers_table(scores: Sequence[Score]) -> Table:
     """Return a table of answer statistics: answers without a number after `####`, mean calculations and length."""
     table = table_of(
@@ -98,21 +107,22 @@ def comparison(
                 yield plain(f"  {label} {mark} {' | '.join(given.text.strip().splitlines())}", colour)
 
 
-def verdict(name: str, compared: Comparison, method: Method) -> str:
+def verdict(name: str, compared: Comparison, method: Method, *, part: str | None = None) -> str:
     """Return a sentence on the gain of round `name` over the warm-up (sft-0) by `method`, and its significance.
 
-    `compared` is the paired comparison with sft-0 as a.
+    `compared` is the paired comparison with sft-0 as a, on the test problems or a further test set, `part`.
     """
+    subject = method.title[0].upper() + method.title[1:] if part is None else f"On {part}, {method.title}"
     gain = 100 * compared.difference
     figures = f"{name} is at {compared.b:.1%}, sft-0 at {compared.a:.1%}; {_certainty(compared)}"
     if gain <= 0:
-        return f"{method.title} did not help ({figures})."
+        return f"{subject} did not help ({figures})."
     if compared.low <= 0 or compared.p >= 0.05:  # the bootstrap interval is too short if few problems differ
         return (
-            f"{method.title} gained {gain:.1f} points ({figures}). This may be chance: test on more problems, or "
-            "repeat with --seeds 3."
+            f"{subject} gained {gain:.1f} points ({figures}). This may be chance: test on more problems, or repeat "
+            "with --seeds 3."
         )
-    return f"{method.title} gained {gain:.1f} points ({figures})."
+    return f"{subject} gained {gain:.1f} points ({figures})."
 
 
 def dev_drop(dev_scores: Sequence[Score]) -> str:
@@ -131,20 +141,23 @@ def dev_drop(dev_scores: Sequence[Score]) -> str:
     )
 
 
-def methods_table(runs: Sequence[tuple[str, int, Score]]) -> Table:
-    """Return a table with one row per method: the best policy's test accuracy for each seed, mean and spread."""
+def methods_table(runs: Sequence[tuple[str, int, Score]], first: str = "strict") -> Table:
+    """Return a table with one row per method: the best policy's test accuracy for each seed, mean and spread.
+
+    `first` is the text in its corner.
+    """
     seeds = sorted({seed for _, seed, _ in runs})
     extra = ["mean", "standard\ndeviation"] if len(seeds) > 1 else ["95 %\ninterval"]
-    table = table_of(*(f"seed {seed}" for seed in seeds), *extra, "n", first="strict")
+    table = table_of(*(f"seed {seed}" for seed in seeds), *extra, "n", first=first)
     for method in dict.fromkeys(name for name, _, _ in runs):
         scores = {seed: score for name, seed, score in runs if name == method}
         rates = [score.strict for score in scores.values()]
-        first = next(iter(scores.values()))
-        spread = [interval(first)]
+        one = next(iter(scores.values()))
+        spread = [interval(one)]
         if len(seeds) > 1:
             spread = [f"{mean(rates):.1%}", f"{100 * stdev(rates):.1f}" if len(rates) > 1 else ""]
         cells = [f"{scores[seed].strict:.1%}" if seed in scores else "" for seed in seeds]
-        table.add_row(method, *cells, *spread, str(first.num_problems))
+        table.add_row(method, *cells, *spread, str(one.num_problems))
     return table
 
 
@@ -217,6 +230,7 @@ def next_steps(folder: Path, *, best: str, file: Path | None) -> Text:
         *exported,
         f"{folder / best}: {'its' if file else 'the best'} {'LoRA adapter' if is_adapter else 'weights'}",
         f"{folder / 'score'}: every graded answer",
+        *([f"{also}: those on the further test sets"] if (also := folder / "score-also").is_dir() else []),
         f"{folder / 'events.jsonl'}: the journal",
     ]
     following = [

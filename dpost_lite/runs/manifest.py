@@ -31,7 +31,12 @@ def write_manifest(run: Run, recipe: Recipe, model_dir: Path, command: list[str]
             "commit": _commit(),
             "machine": machine_info(),
             "recipe": recipe.model_dump(mode="json"),
-            "data": read_json(run.path / "data" / "done.json")["settings"]["files"],
+            "data": {
+                path: digest
+                for name, done in stages_done(run.path)
+                if name in ("data", "data-also")
+                for path, digest in done["settings"]["files"].items()
+            },
             "base": {file.name: _sha256(file) for file in weights},
             "stages": {
                 name: {key: done[key] for key in STAGE_KEYS if key in done} for name, done in stages_done(run.path)

@@ -1,6 +1,7 @@
 """Names of a run's stages, which are also its folders: built and parsed here, for every module.
 
 data                        problems, split and checked
+data-also                   the further test sets of data.also_test, if there are any
 sft-0                       the warm-up
 round-N/samples-pairs       rationales to make preference pairs of
 round-N/rests               rests of right rationales, sampled again, for step-controlled pairs
@@ -12,6 +13,7 @@ round-N/labels              gold rationales and pseudo-labels
 round-N/sft
 score/POLICY                greedy answers on dev and test, where POLICY is base, sft-0 or round-N (round-1 is the DPO
                             policy of a method without rounds)
+score-also/POLICY           greedy answers on the further test sets
 export, solved              the best policy as a GGUF file, and a few problems solved with it
 """
 
@@ -22,6 +24,7 @@ from typing import Literal, cast
 
 Kind = Literal[
     "data",
+    "data-also",
     "sft",
     "samples-pairs",
     "rests",
@@ -31,6 +34,7 @@ Kind = Literal[
     "samples-labels",
     "labels",
     "score",
+    "score-also",
     "export",
     "solved",
 ]
@@ -38,7 +42,7 @@ Kind = Literal[
 BASE = "base"
 WARM_UP = "sft-0"
 _IN_ROUND = re.compile(r"round-(\d+)/(samples-pairs|rests|pairs|dpo|gate|samples-labels|labels|sft)")
-_SCORE = re.compile(r"score/(base|sft-0|round-\d+)")
+_SCORE = re.compile(r"(score|score-also)/(base|sft-0|round-\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +59,19 @@ class StageName:
         if match := _IN_ROUND.fullmatch(name):
             return cls(cast(Kind, match[2]), int(match[1]))
         if match := _SCORE.fullmatch(name):
-            return cls.score(match[1])
-        if name in ("data", "export", "solved"):
+            return cls.score(match[2], also=match[1] == "score-also")
+        if name in ("data", "data-also", "export", "solved"):
             return cls(cast(Kind, name))
         return cls("sft") if name == WARM_UP else None
 
     @classmethod
-    def score(cls, policy: str) -> "StageName":
-        """Return the stage that scores a policy."""
-        return cls("score", _round_of(policy), policy)
+    def score(cls, policy: str, *, also: bool = False) -> "StageName":
+        """Return the stage that scores a policy: on dev and test, or with `also` on the further test sets."""
+        return cls("score-also" if also else "score", _round_of(policy), policy)
 
     def __str__(self) -> str:
-        if self.kind == "score":
-            return f"score/{self.policy}"
+        if self.policy:
+            return f"{self.kind}/{self.policy}"
         if self.round:
             return f"round-{self.round}/{self.kind}"
         return WARM_UP if self.kind == "sft" else self.kind
