@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import DataError, RecipeError, nearest
-from dpost_lite.models import adapters
+from dpost_lite.models import adapters, credit
 from dpost_lite.models.private_api import token_dpo_trainer
 from dpost_lite.models.training import Progress, shared_arguments, train
 from dpost_lite.problems.answer_tokens import written
@@ -55,14 +55,16 @@ def train_dpo(
 ) -> dict[str, Any]:
     """Continue the SFT policy on `pairs` and save the result in `out`; return metrics of the training.
 
+    For the report, `out` also gets the token rewards of a few rejected rationales, if the reference is at hand.
     Pairs longer than `dpo.max_length` tokens are left out and counted. Raises DataError if none is left. What `writer`
     inserts in an answer is left out of the log-probabilities that are compared, and so are the first steps that the two
     sides of a step-controlled pair share (SCDPO, section 3.3).
     """
-    rows = []
+    rows, trained = [], []
     for pair in pairs:
         prompt = [*prompter.prompt_ids(pair.question), *pair.prefix_ids]
         if len(prompt) + max(len(pair.chosen_ids), len(pair.rejected_ids)) <= recipe.max_length:
+            trained.append(pair)
             rows.append(
                 {"prompt_ids": prompt, "chosen_ids": list(pair.chosen_ids), "rejected_ids": list(pair.rejected_ids)}
             )
@@ -80,6 +82,9 @@ def train_dpo(
         is_bad=None if limit is None else lambda found: has_dropped(found, limit),
     )
     adapters.save(trainer.model, prompter.tokenizer, out)
+    credit.save_rewards(
+        trainer.model, prompter, trained, out / "rewards.jsonl", beta=recipe.beta, max_rows=recipe.micro_batch_size
+    )
     return {
         "num_pairs": len(rows),
         "num_too_long": len(pairs) - len(rows),

@@ -78,7 +78,9 @@ class TrainSft(ModelTask):
 
 @dataclass(frozen=True, slots=True)
 class TrainDpo(ModelTask):
-    """Train the policy in `policy_dir` on the preference pairs in `pairs_dir`. Writes the policy."""
+    """Train the policy in `policy_dir` on the preference pairs in `pairs_dir`. Writes the policy, and rewards.jsonl
+    with the token rewards of a few rejected rationales (not where all weights are trained).
+    """
 
     pairs_dir: Path
     policy_dir: Path

@@ -106,6 +106,23 @@ class Rest:
 
 
 @dataclass(frozen=True, slots=True)
+class RewardedRationale:
+    """A rejected rationale with the reward of each of its tokens after DPO (models/credit.py).
+
+    `tokens` are their texts ("" for special tokens), `rewards` are dimensionless, below 0 where DPO made the token less
+    likely. `kept` are the first steps of a step-controlled pair, which have no rewards. `answer` is the paired right
+    one.
+    """
+
+    problem_id: str
+    question: str
+    answer: str
+    kept: str
+    tokens: tuple[str, ...]
+    rewards: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GradedAnswer:
     """One graded answer of an evaluation, with its question and right answer (both empty in a run's own scores).
 

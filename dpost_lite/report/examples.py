@@ -1,7 +1,7 @@
 """Select example rationales and preference pairs of a run, split into pieces that the page can highlight."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -9,12 +9,14 @@ from typing import Literal
 
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.grading import same_number
-from dpost_lite.problems.records import GradedAnswer, PreferencePair, read_jsonl
+from dpost_lite.problems.records import GradedAnswer, PreferencePair, RewardedRationale, read_jsonl
 from dpost_lite.report import results
-from dpost_lite.runs.stage_names import StageName
+from dpost_lite.runs.stage_names import StageName, rounds_in
 
 NUM_RATIONALES = 10
 NUM_PAIRS = 4
+SATURATED = 0.05  # fraction of the tokens whose rewards lie beyond the ends of the scale
+LINE_END, ANSWER_END = "↵", "∎"
 _ANNOTATED = re.compile(r"<<([^<>=\n]+)=([^<>=\n]*)>>")
 _WORDS = re.compile(r"\s+|[^\s]+")
 
@@ -41,6 +43,25 @@ class PairExample:
     question: str
     chosen: Pieces
     rejected: Pieces
+
+
+@dataclass(frozen=True, slots=True)
+class ShadedToken:
+    """A token of a rejected rationale as it is shown; `shade` is its reward as a part of the scale, -1 to 1."""
+
+    text: str
+    reward: float
+    shade: float
+
+
+@dataclass(frozen=True, slots=True)
+class RewardExample:
+    """A rejected rationale with the rewards of its tokens. `kept` are its first steps if they have none."""
+
+    question: str
+    answer: str
+    kept: str
+    tokens: list[ShadedToken]
 
 
 def rationales(run: Path, name: str, before: str | None) -> list[Example]:
@@ -96,6 +117,29 @@ def pairs(run: Path, number: int) -> list[PairExample]:
         if len(shown) == NUM_PAIRS:
             break
     return list(shown.values())
+
+
+def rewards(run: Path) -> dict[int, list[RewardedRationale]]:
+    """Return the rejected rationales with token rewards by round; older runs and full fine-tunings have none."""
+    files = {number: run / str(StageName("dpo", number)) / "rewards.jsonl" for number in rounds_in(run)}
+    return {number: list(read_jsonl(file, RewardedRationale)) for number, file in files.items() if file.is_file()}
+
+
+def reward_scale(shown: Iterable[RewardedRationale]) -> float:
+    """Return the reward at the end of the colour scale: all but a few of the largest lie within; 0 if all are 0."""
+    sizes = sorted(abs(reward) for rationale in shown for reward in rationale.rewards)
+    return sizes[int((1 - SATURATED) * (len(sizes) - 1))] or sizes[-1] if sizes else 0.0
+
+
+def shaded(rationale: RewardedRationale, scale: float) -> RewardExample:
+    """Return a rationale as it is shown; the ends of lines and of the answer become visible."""
+    tokens = [
+        ShadedToken(
+            text.replace("\n", f"{LINE_END}\n") or ANSWER_END, reward, max(-1.0, min(1.0, reward / (scale or 1.0)))
+        )
+        for text, reward in zip(rationale.tokens, rationale.rewards, strict=True)
+    ]
+    return RewardExample(rationale.question, rationale.answer, rationale.kept, tokens)
 
 
 def diff(a: str, b: str) -> tuple[Pieces, Pieces]:

@@ -7,12 +7,15 @@ page's colour (light or dark), and as PNG on white. Draw and save them inside `w
 import io
 import itertools
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpost_lite.problems.records import Score
+from dpost_lite.report.examples import RewardExample
 from dpost_lite.report.health import Round
+from dpost_lite.report.terminal import printable
 from dpost_lite.runs.journal import Span
 
 if TYPE_CHECKING:
@@ -24,13 +27,19 @@ if TYPE_CHECKING:
 INK = "#010203"  # text and axes; replaced by the page's own colour
 BLUE, ORANGE, GREEN, RED, GREY = "#3b82c4", "#d9822b", "#4a9d5b", "#c94f4f", "#8a8f98"
 CYCLE = (BLUE, ORANGE, GREEN, RED, "#8b6fc0", GREY)
+RAISED, LOWERED = "#6aaee8", "#f2994a"  # ends of the scale of rewards; the page's style has the same
 WIDTH_IN, HEIGHT_IN = 4.6, 3.0
+COLUMNS, CHAR_EM = 72, 0.602  # of text in a figure; the width of DejaVu Sans Mono's characters
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "dpost-lite", "text.parse_math": False, "font.family": "sans-serif",
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "grid.linewidth": 0.6, "legend.frameon": False, "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK,
     "xtick.color": INK, "ytick.color": INK, "legend.labelcolor": INK, "lines.linewidth": 1.5, "figure.dpi": 100,
 }  # fmt: skip
+
+
+Piece = tuple[str, float | None]
+"""Text and its shade, -1 to 1; None has no colour."""
 
 
 def accuracy(runs: Mapping[str, Sequence[Score]], dev: Sequence[Score]) -> "Figure":
@@ -121,6 +130,71 @@ def timeline(spans: Sequence[Span]) -> "Figure":
     return figure
 
 
+def rewards(title: str, shown: Sequence[RewardExample], scale: float) -> "Figure":
+    """Rationales as text, each token on the colour of its reward; `scale` is the reward at the ends of the scale."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    rows: list[list[Piece]] = [[(title, None)], [], []]  # the scale is drawn in the third
+    for example in shown:
+        tokens = [(printable(token.text), token.shade) for token in example.tokens]
+        rows += [[], *_wrapped(_plain(f"{example.question} (right: {example.answer})"), COLUMNS), []]
+        rows += _wrapped([*_plain(example.kept), *tokens], COLUMNS)
+    size = 72 * WIDTH_IN / ((COLUMNS + 2) * CHAR_EM)  # points
+    figure = Figure(figsize=(WIDTH_IN, (len(rows) + 2) * 1.8 * size / 72))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(-1, COLUMNS + 1), ylim=(len(rows) + 0.5, -1.5))
+    axes.set_axis_off()
+
+    def write(column: float, row: int, text: str, shade: float | None, **how: Any) -> None:
+        if shade is not None:
+            color = RAISED if shade > 0 else LOWERED
+            axes.add_patch(Rectangle((column, row - 0.45), len(text), 0.9, color=color, alpha=abs(shade), linewidth=0))
+        axes.text(column, row, text, va="center_baseline", family="DejaVu Sans Mono", fontsize=size, **how)
+
+    for number, row in enumerate(rows):
+        column = 0
+        for text, shade in row:
+            write(column, number, text, shade, color=INK if shade is not None or number < 1 else "#5c6675")
+            column += len(text)
+    for step in range(-12, 13):
+        write(COLUMNS / 2 + step - 0.5, 2, " ", step / 12)
+    write(COLUMNS / 2, 2, "0", None, ha="center")
+    write(COLUMNS / 2 - 14, 2, f"lowered ≤ {-scale:.2g}", None, ha="right")
+    write(COLUMNS / 2 + 14, 2, f"≥ {scale:+.2g} raised", None)
+    return figure
+
+
+def _plain(text: str) -> list[Piece]:
+    """Text without colour, a piece for each word: a long one would drift from its columns."""
+    return [(part, None) for part in re.findall(r"\n| *[^\s]+| +", printable(text))]
+
+
+def _wrapped(pieces: Sequence[Piece], columns: int) -> list[list[Piece]]:
+    """Lay pieces of text out in lines of at most `columns` characters, broken between words if possible."""
+    words: list[list[Piece]] = []
+    for text, shade in pieces:
+        for part in re.findall(rf"\n|[^\n]{{1,{columns}}}", text.replace("\t", " ")):
+            if part == "\n" or not words or part[0] == " " or words[-1][0][0] == "\n":
+                words.append([])
+            words[-1].append((part, shade))
+    lines: list[list[Piece]] = [[]]
+
+    def make_room(*added: Piece) -> None:
+        if lines[-1] and sum(len(text) for text, _ in (*lines[-1], *added)) > columns:
+            lines.append([])
+
+    for word in words:
+        if word[0][0] == "\n":
+            lines.append([])
+            continue
+        make_room(*word)
+        for piece in word:
+            make_room(piece)  # again, for a word that is longer than a line
+            lines[-1].append(piece)
+    return lines
+
+
 def style() -> "AbstractContextManager[None]":
     """Return the context manager in which figures are drawn and saved."""
     import matplotlib
@@ -140,7 +214,9 @@ def as_svg(figure: "Figure") -> str:
 
 def save_png(figure: "Figure", file: Path) -> None:
     """Save a figure as PNG on white, at 200 dpi."""
-    figure.savefig(file, dpi=200, facecolor="white")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # letters of a rationale that the font lacks
+        figure.savefig(file, dpi=200, facecolor="white")
 
 
 def _new(title: str, rows: int = 0) -> "tuple[Figure, Axes]":

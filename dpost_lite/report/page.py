@@ -28,6 +28,8 @@ class Picture:
     name: str
     caption: str
     figure: "Figure"
+    is_in_page: bool = True
+    """False for what the page itself shows as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def write_report(run: Path, out: Path, baselines: Sequence[Path] | None = None) 
     ).get_template("page.html.jinja")  # fmt: skip
     with figures.style():
         pictures = list(_pictures(data))
-        svgs = [(picture, figures.as_svg(picture.figure)) for picture in pictures]
+        svgs = [(picture, figures.as_svg(picture.figure)) for picture in pictures if picture.is_in_page]
         html = template.render(**_content(data), pictures=svgs)
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -118,6 +120,7 @@ def _content(data: ReportData) -> dict[str, Any]:
     names = [score.name for score in scores]
     shown = [(name, names[place - 1] if place > 1 else None) for place, name in enumerate(names) if name != "base"]
     manifest = run / "manifest.json"
+    rewards, reward_scale = _rewards(data)
     return {
         "run": run.resolve().name,
         "recipe": data.recipe,
@@ -138,10 +141,28 @@ def _content(data: ReportData) -> dict[str, Any]:
         "stages": data.stages,
         "examples": [(name, examples.rationales(run, name, before)) for name, before in shown],
         "pairs": [(one.number, examples.pairs(run, one.number)) for one in data.rounds if one.pairs],
+        "rewards": rewards,
+        "reward_scale": reward_scale,
         "recipe_text": _as_yaml(data.recipe),
         "manifest_text": manifest.read_text(encoding="utf-8") if manifest.is_file() else "",
         "as_time": as_time,
     }
+
+
+def _rewards(data: ReportData) -> tuple[dict[str, dict[int, list[examples.RewardExample]]], float]:
+    """Return rationales with token rewards by run and round, and the scale of all.
+
+    The other runs are there if this one has any.
+    """
+    runs = {data.label: examples.rewards(data.path)}
+    if runs[data.label]:
+        runs |= {label: examples.rewards(other) for label, other in data.others.items()}
+    scale = examples.reward_scale(one for rounds in runs.values() for shown in rounds.values() for one in shown)
+    return {
+        label: {number: [examples.shaded(one, scale) for one in shown] for number, shown in rounds.items()}
+        for label, rounds in runs.items()
+        if rounds
+    }, scale
 
 
 def _data_counts(counts: Mapping[str, int], also: Mapping[str, int]) -> str:
@@ -191,6 +212,10 @@ def _pictures(data: ReportData) -> Iterator[Picture]:
         yield Picture("memory", caption, figures.against_plan(title, planned, peaks))
     if spans := journal.spans(data.events):
         yield Picture("timeline", "When each stage was worked on.", figures.timeline(spans))
+    rewards, scale = _rewards(data)
+    for number, shown in rewards.get(data.label, {}).items():
+        figure = figures.rewards(f"round {number}: token rewards of rejected rationales", shown, scale)
+        yield Picture(f"round-{number}-rewards", "", figure, is_in_page=False)
 
 
 def _curves(data: ReportData) -> Iterator[Picture]:

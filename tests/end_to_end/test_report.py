@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from dpost_lite.cli.app import app
 from dpost_lite.problems.calculator import Calculator
+from dpost_lite.problems.records import RewardedRationale, read_jsonl
 from dpost_lite.report import results
 from dpost_lite.report.examples import diff, marked
 from dpost_lite.report.page import write_report
@@ -88,9 +89,36 @@ def test_the_figures_are_png_files_too(page) -> None:
         "accuracy", "yield", "sft-loss", "dpo-loss", "dpo-margin", "round-1-dpo-change", "round-1-dpo-logprob", "time",
         "memory", "timeline",
     }  # fmt: skip
-    assert {file.stem for file in page.parent.glob("*.png")} == names
+    assert {file.stem for file in page.parent.glob("*.png")} == names | {"round-1-rewards"}  # text in the page
     for file in page.parent.glob("*.png"):
         assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_token_of_a_rejected_rationale_tells_its_reward(two_methods, page) -> None:
+    run, source = two_methods.folders["dpo-st"], page.read_text(encoding="utf-8")
+    found = list(read_jsonl(run / "round-1" / "dpo" / "rewards.jsonl", RewardedRationale))
+    assert found
+    spans = re.findall(r'<span class="(raised|lowered)" style="--shade: ([\d.]+)" title="([^"]+)">', source)
+    rewards = [reward for one in found for reward in one.rewards]
+    assert [float(title) for _, _, title in spans] == pytest.approx(rewards, abs=1e-4)
+    assert all((side == "raised") == (reward > 0) for (side, _, _), reward in zip(spans, rewards, strict=True))
+    assert max(float(shade) for _, shade, _ in spans) == 1
+    assert source.count("rejected; the right answer is ") == len(found)
+
+
+def test_runs_with_rewards_stand_beside_each_other_and_older_ones_have_none(two_methods, tmp_path) -> None:
+    for name in ("mine", "theirs"):
+        shutil.copytree(two_methods.folders["dpo-st"], tmp_path / name)
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    text = text_of(write_report(mine, tmp_path / "report", [theirs])[0])
+    for name in ("mine", "theirs"):
+        assert f"{tmp_path.name}/{name}, round 1" in text
+    (theirs / "round-1" / "dpo" / "rewards.jsonl").unlink()
+    assert f"{tmp_path.name}/theirs, round 1" not in text_of(write_report(mine, tmp_path / "report", [theirs])[0])
+    (mine / "round-1" / "dpo" / "rewards.jsonl").unlink()
+    (file, *pictures) = write_report(mine, tmp_path / "other", [theirs])
+    assert "Token rewards" not in text_of(file)
+    assert "round-1-rewards" not in {picture.stem for picture in pictures}
 
 
 def test_it_is_one_file_that_loads_and_runs_nothing(page) -> None:
@@ -111,6 +139,10 @@ def test_text_of_strangers_is_no_markup(two_methods, page, tmp_path) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>\x1b[31m <<1+1=<b>>>"
     lines = [{**json.loads(line), "text": evil} for line in answers.read_text(encoding="utf-8").splitlines()]
     answers.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    rewards = run / "round-1" / "dpo" / "rewards.jsonl"
+    lines = [{**json.loads(line), "question": evil, "kept": evil, "answer": evil} for line in rewards.open()]
+    lines = [{**line, "tokens": [evil] * len(line["tokens"])} for line in lines]
+    rewards.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (file, *_) = write_report(run, run / "report", [])
     source = file.read_text(encoding="utf-8")
     assert "<script" not in source
