@@ -224,8 +224,10 @@ class PairsRecipe(_Section):
 class RestsRecipe(_Section):
     """How rests of right rationales are sampled again for step-controlled pairs (SCDPO, section 3.2)."""
 
-    cut: Literal["random", "every"] = "random"
-    """After which step the first right rationale of a problem is cut: one at random, or every one in turn."""
+    cut: Literal["random", "every", "least-certain"] = "random"
+    """After which step the first right rationale of a problem is cut: one at random (the paper), every one in turn (its
+    code), or the one before the step whose own tokens the policy finds least likely (neither).
+    """
     temperature: float = Field(1.1, gt=0)
     """Temperature of the first sampled step."""
     temperature_increase: float = Field(0.05, ge=0)

@@ -5,7 +5,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from dpost_lite.models import loading  # noqa: E402
-from dpost_lite.problems.records import Problem, Rationale  # noqa: E402
+from dpost_lite.models.credit import token_logprobs  # noqa: E402
+from dpost_lite.pipeline.tasks import SampleRests  # noqa: E402
+from dpost_lite.problems.records import Problem, Rationale, write_jsonl  # noqa: E402
+from dpost_lite.problems.steps import step_ends  # noqa: E402
 from dpost_lite.recipe_files import load_recipe  # noqa: E402
 from dpost_lite.sampling import rests  # noqa: E402
 from dpost_lite.sampling.rests import Cut, sample_rests, schedule  # noqa: E402
@@ -107,3 +110,29 @@ def test_rests_do_not_depend_on_their_neighbours(model, prompter):
 
 def test_nothing_to_cut_needs_no_model(prompter):
     assert list(sample_rests(None, prompter, [], recipe(), purpose="test")) == []
+
+
+def test_a_rationale_is_cut_before_the_step_that_the_policy_finds_least_likely(model, prompter, base_dir, tmp_path):
+    """By hand: the mean log-probability of each step's tokens, without those that the calculator wrote."""
+    problem = PROBLEMS[1]
+    text = "She has 2.\nThat is all.\nTwo is two.\n#### 2"
+    ids = prompter.answer_ids(text)
+    text_of = prompter.token_text()
+    ends = step_ends(ids, text_of)
+    assert len(ends) == 2
+    (logprobs,) = token_logprobs(model, [(prompter.prompt_ids(problem.question), ids)])
+    means = [sum(logprobs[a:b]) / (b - a) for a, b in ((ends[0], ends[1]), (ends[1], len(ids)))]
+    least = means.index(min(means))
+    write_jsonl(tmp_path / "train.jsonl", [problem])
+    for skipped in (False, True):  # with that step written by the calculator, the other one
+        forced = [0] * len(ids)
+        if skipped:
+            start, end = (ends[0], ends[1]) if least == 0 else (ends[1], len(ids))
+            forced[start:end] = [1] * (end - start)
+        drawn = Rationale(problem.id, 0, text, ids, tuple(forced), 0.0, "stop", problem.answer, True)
+        write_jsonl(tmp_path / "rationales.jsonl", [drawn])
+        task = SampleRests(
+            recipe("rests.cut=least-certain"), base_dir, tmp_path, None, None, samples_dir=tmp_path, purpose="test"
+        )
+        (found,) = task.cuts(prompter, model)
+        assert found.num_kept == ends[least if not skipped else 1 - least]

@@ -91,6 +91,22 @@ def rest(
     return Rest(problem, 0, attempt, "kept", "right", text, tuple(kept), (3, 4), tuple(ids), end, "1", correct)
 
 
+@pytest.mark.parametrize(
+    ("logprobs", "cut"),
+    [
+        ([-9, -9, -1, -1, -2, -2, -1], 4),  # the first step is always kept
+        ([0, 0, -2, -1, -1, -1, -9], 6),
+        ([0, 0, None, -2, -1, -1, 0], 2),  # what the calculator wrote does not count
+        ([0, 0, None, None, None, None, -1], 6),
+        ([0, 0, -1, -1, -1, -1, -1], 2),  # the earliest of equals
+    ],
+)
+def test_the_cut_before_the_least_certain_step(logprobs, cut):
+    assert choose_cuts([2, 4, 6], "least-certain", 1, logprobs) == [cut]
+    assert choose_cuts([3], "least-certain", 1) == [3]
+    assert choose_cuts([], "least-certain", 1) == []
+
+
 def test_a_pair_is_the_own_rest_over_the_first_wrong_one_behind_the_kept_steps():
     drawn = [
         rest("right after all", 0, correct=True),

@@ -11,6 +11,7 @@ from typing import Any
 
 from dpost_lite.models import adapters
 from dpost_lite.models.backend import Backend
+from dpost_lite.models.credit import token_logprobs
 from dpost_lite.models.loading import load_prompter
 from dpost_lite.models.training import Progress
 from dpost_lite.pipeline.export import export_gguf
@@ -196,7 +197,8 @@ class SampleRests(SamplingTask):
 
     def run(self, out: Path, progress: Progress) -> dict[str, Any]:
         prompter = load_prompter(self.model_dir, self.recipe.model)
-        cuts = self.cuts(prompter)
+        model = self._model() if self.recipe.rests.cut == "least-certain" else None
+        cuts = self.cuts(prompter, model)
         file = out / "rests.jsonl"
         unfinished = out / UNFINISHED / file.name
         done = resume_jsonl(unfinished, Rest)
@@ -204,7 +206,8 @@ class SampleRests(SamplingTask):
         sampling = self.recipe.sampling.model_copy(update={"memory_gib": self.memory_gib})
         recipe = self.recipe.model_copy(update={"sampling": sampling})
         with unfinished.open("a", encoding="utf-8", newline="\n") as appended:
-            model = self._model() if cuts else None
+            if cuts and model is None:
+                model = self._model()
             for rest in sample_rests(model, prompter, cuts, recipe, purpose=self.purpose, done=list(done)):
                 append_jsonl(appended, rest)
                 done.append(rest)
@@ -225,19 +228,30 @@ class SampleRests(SamplingTask):
             "tokens": sum(len(rest.token_ids) for rest in done),
         }
 
-    def cuts(self, prompter: Prompter) -> list[Cut]:
-        """Return where the first right rationale of each problem is cut, in the order of the problems drawn."""
+    def cuts(self, prompter: Prompter, model: Any = None) -> list[Cut]:
+        """Return where the first right rationale of each problem is cut, in the order of the problems drawn.
+
+        `model` is needed for `rests.cut=least-certain` alone.
+        """
         problems = {problem.id: problem for problem in read_jsonl(self.data_dir / "train.jsonl", Problem)}
         first: dict[str, Rationale] = {}
         for rationale in read_jsonl(self.samples_dir / "rationales.jsonl", Rationale):
             if rationale.correct and rationale.end == "stop":
                 first.setdefault(rationale.problem_id, rationale)
         text_of, rule = prompter.token_text(), self.recipe.rests.cut
+        logprobs: dict[str, list[float | None]] = {}
+        if rule == "least-certain":
+            answers = [(prompter.prompt_ids(problems[i].question), r.token_ids) for i, r in first.items()]
+            for (i, rationale), found in zip(first.items(), token_logprobs(model, answers, max_rows=4), strict=True):
+                logprobs[i] = [None if f else p for p, f in zip(found, rationale.forced, strict=True)]
         return [
             Cut(problems[i], rationale, num_kept)
             for i, rationale in first.items()
             for num_kept in choose_cuts(
-                step_ends(rationale.token_ids, text_of), rule, seed_of(self.recipe.seed, self.purpose, i)
+                step_ends(rationale.token_ids, text_of),
+                rule,
+                seed_of(self.recipe.seed, self.purpose, i),
+                logprobs.get(i),
             )
         ]
 

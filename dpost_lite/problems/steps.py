@@ -8,12 +8,13 @@ on whole rationales also punishes the right steps of a wrong one.
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Literal
 
 from dpost_lite.problems.pairs import num_steps
 from dpost_lite.problems.records import PreferencePair, Rationale, Rest
 
-CutRule = Literal["random", "every"]
+CutRule = Literal["random", "every", "least-certain"]
 SENTENCE_ENDS = (".", "!", "?")
 NGRAM = 4
 MIN_DISTINCT = 0.5  # a rationale with a smaller fraction of distinct 4-grams repeats itself
@@ -47,9 +48,22 @@ def step_ends(token_ids: Sequence[int], text_of: Callable[[int], str]) -> list[i
     return []
 
 
-def choose_cuts(ends: Sequence[int], rule: CutRule, seed: int) -> list[int]:
-    """Return the offsets to cut at: all (as in SCDPO's code), or one at random (as in its paper)."""
-    return list(ends) if rule == "every" or not ends else [random.Random(seed).choice(ends)]
+def choose_cuts(
+    ends: Sequence[int], rule: CutRule, seed: int, logprobs: Sequence[float | None] | None = None
+) -> list[int]:
+    """Return the offsets to cut at: all (as in SCDPO's code), one at random (as in its paper), or the least certain.
+
+    That is the one before the step with the lowest mean of `logprobs`, the log-probability of each token; a token that
+    the policy did not choose has None.
+    """
+    if rule == "every" or len(ends) < 2:
+        return list(ends)
+    if rule == "random":
+        return [random.Random(seed).choice(ends)]
+    assert logprobs is not None
+    steps = [[p for p in logprobs[start:end] if p is not None] for start, end in pairwise((*ends, len(logprobs)))]
+    means = [sum(step) / len(step) if step else 0.0 for step in steps]
+    return [ends[means.index(min(means))]]
 
 
 def is_repetitive(token_ids: Sequence[int]) -> bool:
