@@ -100,7 +100,7 @@ class MeasureRests:
     def run(self, out: Path, progress: Any) -> dict[str, Any]:
         from dpost_lite.models import adapters
         from dpost_lite.models.loading import load_prompter
-        from dpost_lite.pipeline.tasks import SampleRests
+        from dpost_lite.pipeline.rests import SampleRests
         from dpost_lite.problems.steps import is_usable
         from dpost_lite.sampling import rests
 

@@ -7,7 +7,7 @@ from typing import Literal
 MethodName = Literal["dpo-st", "st", "sft", "dpo", "scdpo", "dpo-equal"]
 PairKinds = Literal["by share", "ordinary", "both", "as many"]
 """Preference pairs of a method: ordinary and step-controlled ones by `pairs.stepwise`; ordinary ones alone; all of both
-(SCDPO, section 3.3); or as many ordinary ones as `both` has."""
+(SCDPO, section 3.3); or as many ordinary ones as `both` has. `pairs.stepwise` has no effect on the last three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,11 @@ class Method:
     def samples_rests(self, share: float) -> bool:
         """Whether rests are sampled again for step-controlled pairs; `share` is `pairs.stepwise`."""
         return self.pairs in ("both", "as many") or (self.pairs == "by share" and share > 0)
+
+    def num_trained(self, rounds: int) -> dict[str, int]:
+        """Return how many policies a run of at most `rounds` rounds trains, by section of the recipe."""
+        rounds = rounds if self.has_rounds else 0
+        return {"sft": 1 + rounds, "dpo": max(1, rounds) if self.has_dpo else 0}
 
     def num_samples_for_labels(self, for_labels: int, for_pairs: int, *, beside: "Sequence[Method]") -> int:
         """Return the samples per problem to draw for labels in a comparison with the methods `beside`.

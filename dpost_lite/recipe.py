@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from dpost_lite.methods import MethodName
+from dpost_lite.methods import METHODS, MethodName
 
 ComputeType = Literal["auto", "bfloat16", "float32"]
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
@@ -216,8 +216,8 @@ class PairsRecipe(_Section):
     """Count rationales that hit the token limit as wrong."""
     stepwise: float = Field(0.0, ge=0, le=1)
     """Share of the pairs that is step-controlled (SCDPO): right and wrong rests of a rationale after the same first
-    steps. Ordinary pairs beyond the other share are dropped at random. At 0 no rests are sampled, except by the methods
-    scdpo, which then takes all pairs of both kinds as the paper does, and dpo-equal.
+    steps. Ordinary pairs beyond the other share are dropped at random. At 0 no rests are sampled. Of self-training: the
+    methods scdpo, dpo-equal and dpo have shares of their own.
     """
 
 
@@ -321,6 +321,18 @@ class Recipe(_Section):
             raise ValueError("rests.temperature is larger than rests.max_temperature; raise the latter")
         if self.labels.from_rests and not self.pairs.stepwise:
             raise ValueError("labels.from_rests=true needs pairs.stepwise above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_to_cut(self) -> "Recipe":
+        is_built_in = self.data.train == "synthetic" and self.synthetic.max_steps == 1
+        if is_built_in and METHODS[self.method].samples_rests(self.pairs.stepwise):
+            key = (
+                f"pairs.stepwise={self.pairs.stepwise:g}"
+                if METHODS[self.method].has_rounds
+                else f"method={self.method}"
+            )
+            raise ValueError(f"{key} needs problems of two steps or more; set synthetic.max_steps=2")
         return self
 
     @model_validator(mode="after")

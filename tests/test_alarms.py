@@ -125,7 +125,7 @@ def test_too_few_step_controlled_pairs_alarm_with_their_own_keys(folder) -> None
     folder.recipe("dpo.batch_size=8", "dpo.max_steps=100", "pairs.stepwise=0.5")
     folder.stage("round-1/pairs", pairs=[PreferencePair("0", "?", "", "", (1,), (2,), "a", (3,))] * 20)
     assert alarm(folder, "round-1/pairs").endswith(
-        "100: set rests.cut=every, raise dpo.epochs, or lower dpo.batch_size"
+        "100: set rests.cut=every, raise sampling.samples_for_pairs, raise dpo.epochs, or lower dpo.batch_size"
     )
 
 
@@ -149,11 +149,11 @@ def test_a_dpo_that_hardly_does_anything_alarms(folder) -> None:
 
 def test_a_dpo_that_was_stopped_alarms(folder) -> None:
     folder.recipe("dpo.max_logp_drop=3")
-    folder.stage("round-1/dpo", metrics={"ended_early": True})
+    folder.stage("round-1/dpo", metrics={"ended_early": True, "restored": True})
     folder.dpo_steps((0.0, 0.0), (-1.0, -4.25))
     assert alarm(folder, "round-1/dpo") == (
-        "DPO was stopped after step 2, and went back to the last good one: its rationales had lost more than "
-        "dpo.max_logp_drop=3 nats: lower dpo.learning_rate or raise dpo.beta"
+        "DPO was stopped after step 2, and went back to the weights before the last good one: its rationales had lost "
+        "more than dpo.max_logp_drop=3 nats: lower dpo.learning_rate or raise dpo.beta"
     )
 
 
@@ -187,6 +187,8 @@ def test_a_falling_dev_accuracy_alarms(folder) -> None:
     )
     folder.recipe("patience=1")
     assert alarm(folder, "score/round-3").endswith("to 34.0%: lower sft.epochs")
+    folder.recipe("method=scdpo")  # which has no rounds
+    assert alarm(folder, "score/round-3").endswith("to 34.0%: lower dpo.learning_rate or raise dpo.beta")
 
 
 def test_a_stage_alarms_once_when_it_ends(folder) -> None:

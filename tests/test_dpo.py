@@ -196,6 +196,22 @@ def test_the_weights_before_the_fall_are_kept(base_dir, prompter, policy_dir, tm
     assert same(lora_weights(adapters.attach(load(base_dir), tmp_path, trainable=False)), before)
 
 
+def test_a_training_that_goes_on_knows_which_weights_were_good(base_dir, prompter, policy_dir, tmp_path):
+    """Stopped after step 1, whose update step 2 finds bad: the weights before step 1 come back, as without a stop."""
+
+    def stop(done, *_, **__):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    settings = dict(num=8, batch_size=1, micro_batch_size=1, learning_rate=1e-2, warmup_ratio=0, max_logp_drop=1e-6)
+    with pytest.raises(KeyboardInterrupt):
+        run_dpo(base_dir, prompter, policy_dir, tmp_path, progress=stop, **settings)
+    figures = run_dpo(base_dir, prompter, policy_dir, tmp_path, **settings)
+    assert figures["steps"] == 2
+    before = lora_weights(adapters.attach(load(base_dir), policy_dir, trainable=False))
+    assert same(lora_weights(adapters.attach(load(base_dir), tmp_path, trainable=False)), before)
+
+
 def test_long_pairs_are_left_out_and_counted(base_dir, prompter, policy_dir, tmp_path):
     made = pairs(prompter, 12)
     longest = max(len(prompter.prompt_ids(p.question)) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in made)

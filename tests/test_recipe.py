@@ -323,6 +323,11 @@ def test_a_tracked_training_is_named_after_its_run_and_asks_nobody_offline(tmp_p
         (["rests.temperature=0"], "rests.temperature"),
         (["sampling.top_k=0"], "sampling.top_k"),
         (["dpo.max_logp_drop=0"], "dpo.max_logp_drop"),
+        (["data.train=synthetic", "synthetic.max_steps=1", "method=scdpo"], "method=scdpo needs problems of two steps"),
+        (
+            ["data.train=synthetic", "synthetic.max_steps=1", "pairs.stepwise=0.5"],
+            r"stepwise=0\.5 needs problems",
+        ),
     ],
 )
 def test_settings_that_do_nothing_together_are_refused(settings, message):

@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 
 from dpost_lite.models import loading  # noqa: E402
 from dpost_lite.models.credit import token_logprobs  # noqa: E402
-from dpost_lite.pipeline.tasks import SampleRests  # noqa: E402
+from dpost_lite.pipeline.rests import SampleRests  # noqa: E402
 from dpost_lite.problems.records import Problem, Rationale, write_jsonl  # noqa: E402
 from dpost_lite.problems.steps import step_ends  # noqa: E402
 from dpost_lite.recipe_files import load_recipe  # noqa: E402
@@ -134,5 +134,11 @@ def test_a_rationale_is_cut_before_the_step_that_the_policy_finds_least_likely(m
         task = SampleRests(
             recipe("rests.cut=least-certain"), base_dir, tmp_path, None, None, samples_dir=tmp_path, purpose="test"
         )
-        (found,) = task.cuts(prompter, model)
+        kept = tmp_path / f"cuts-{skipped}.json"
+        read: list[tuple[int, int]] = []
+        (found,) = task._least_certain_cuts(prompter, model, kept, lambda *done, read=read: read.append(done))
         assert found.num_kept == ends[least if not skipped else 1 - least]
+        assert read == [(1, 1, "rationales read")]
+        kept.write_text(f"[{ends[0]}]")  # as a stopped stage left it
+        (found,) = task._least_certain_cuts(prompter, None, kept, lambda *_: None)
+        assert found.num_kept == ends[0]

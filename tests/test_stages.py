@@ -12,9 +12,10 @@ from dpost_lite.models import hub
 from dpost_lite.models.backend import FIRST_IMPORTS
 from dpost_lite.pipeline import stage_runner, stages
 from dpost_lite.pipeline.prepare import PrepareAlso, PrepareData
+from dpost_lite.pipeline.rests import SampleRests
 from dpost_lite.pipeline.settings import ADDED_KEYS, StageSettings
 from dpost_lite.pipeline.stages import RunStages
-from dpost_lite.pipeline.tasks import CompareDraws, GradeAnswers, SampleRationales, SampleRests, TrainDpo, TrainSft
+from dpost_lite.pipeline.tasks import CompareDraws, GradeAnswers, SampleRationales, TrainDpo, TrainSft
 from dpost_lite.pipeline.worker import Task
 from dpost_lite.problems.records import (
     LabelledRationale,
@@ -218,12 +219,18 @@ def test_a_comparison_for_the_report_alone_keeps_the_dpo_policy(works, tmp_path,
         return WorkResult(draws if isinstance(task, CompareDraws) else {"train": 9, "dev": 0, "test": 1}, ram_bytes=0)
 
     monkeypatch.setattr(stage_runner, "run_in_child", run_in_child)
-    for settings in (["dpo.keep=always"], ["dpo.gate=off"], ["dpo.keep=always"]):
-        made = stages_of(tmp_path, *settings)
+    gate = tmp_path / "run/round-1/gate/done.json"
+    for setting in ("dpo.gate=off", "dpo.keep=always", "dpo.gate=off"):
+        made = stages_of(tmp_path, setting)
         policy = made.dpo(1, POLICY, PAIRS)
         assert policy.name == "round-1/dpo"
         assert {*read_json(made.sample_for_labels(1, policy).path / "done.json")["inputs"]} == {"round-1/dpo", "data"}
-    assert (tmp_path / "run/round-1/gate/done.json").exists()
+        assert gate.exists() or setting == "dpo.gate=off"
+    Run.open(tmp_path / "run").restart_from(["round-1/gate"])
+    stages_of(tmp_path, "dpo.keep=always").dpo(1, POLICY, PAIRS)
+    assert gate.exists()
+    with pytest.raises(RunError, match=r"round-1/gate"):  # it would now decide
+        stages_of(tmp_path, "dpo.keep=better").dpo(1, POLICY, PAIRS)
 
 
 def test_a_round_drawn_before_there_was_a_gate_keeps_its_labels(works, tmp_path):

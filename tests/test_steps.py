@@ -3,7 +3,16 @@
 import pytest
 
 from dpost_lite.problems.records import PreferencePair, Rest
-from dpost_lite.problems.steps import as_many, as_rationale, choose_cuts, is_usable, mixed, step_ends, stepwise_pairs
+from dpost_lite.problems.steps import (
+    as_many,
+    as_rationale,
+    choose_cuts,
+    is_usable,
+    least_certain,
+    mixed,
+    step_ends,
+    stepwise_pairs,
+)
 
 KINDS = ["digits", "merged", "spm", "groups"]
 TEXT = "She has 12*36=<<12*36=432>>432 apples.\nThen 432/2=<<432/2=216>>216.\nSo 216-3=<<216-3=213>>213.\n#### 213"
@@ -102,9 +111,7 @@ def rest(
     ],
 )
 def test_the_cut_before_the_least_certain_step(logprobs, cut):
-    assert choose_cuts([2, 4, 6], "least-certain", 1, logprobs) == [cut]
-    assert choose_cuts([3], "least-certain", 1) == [3]
-    assert choose_cuts([], "least-certain", 1) == []
+    assert least_certain([2, 4, 6], logprobs) == cut
 
 
 def test_a_pair_is_the_own_rest_over_the_first_wrong_one_behind_the_kept_steps():

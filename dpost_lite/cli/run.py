@@ -143,12 +143,14 @@ def _print_outcome(folder: Path, outcome: "Outcome") -> None:
     console = Console()
     console.print("", summary.score_table(outcome.scores), "")
     gained, method = results.gain(folder, policy_of(outcome.best)), METHODS[results.recipe_of(folder)["method"]]
-    for text in (summary.verdict(*gained, method) if gained else "", summary.dev_drop(outcome.dev_scores)):
+    dropped = summary.dev_drop(outcome.dev_scores) if method.has_rounds else ""
+    for text in (summary.verdict(*gained, method) if gained else "", dropped):
         if text:
             console.print(plain(text), soft_wrap=True)
+    gains = results.also_gains(folder, policy_of(outcome.best))
     for part, scores in outcome.also_scores.items():
         console.print("", summary.also_table(part, scores), "")
-        if also_gained := results.also_gains(folder, policy_of(outcome.best)).get(part):
+        if also_gained := gains.get(part):
             console.print(plain(summary.verdict(*also_gained, method, part=part)), soft_wrap=True)
     for solved in read_json(outcome.solved.path / "solved.json") if outcome.solved else ():
         console.print(summary.solved_problem(solved), soft_wrap=True)

@@ -20,14 +20,43 @@ ASSUMED_BYTES_PER_S = 5e8  # until the first one is written
 TRAINER_STATE = "trainer_state.json"  # transformers looks for it by this name
 
 
+class LastGood:
+    """The trained weights before the last step whose figures were good, kept in RAM.
+
+    A step's figures are about the weights before its update. The first ones count as good.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._now = self.weights = self._copy()
+
+    def step_begins(self) -> None:
+        """Note the weights that the step's figures will be about."""
+        self._now = self._copy()
+
+    def step_was_good(self) -> None:
+        """Keep the noted weights."""
+        self.weights = self._now
+
+    def restore(self) -> None:
+        """Put the kept weights back."""
+        for name, parameter in self._trained.items():
+            parameter.data.copy_(self.weights[name])
+
+    def _copy(self) -> dict[str, Any]:
+        return {name: p.detach().to("cpu", copy=True) for name, p in self._trained.items()}
+
+
 class Checkpoints:
     """Writes and restores the checkpoints of one trl trainer, below the folder `out` of its stage.
 
-    They are at least `interval_s` seconds apart, and further if they would take more than 1 % of the time.
+    They are at least `interval_s` seconds apart, and further if they would take more than 1 % of the time. They hold
+    `good` too.
     """
 
-    def __init__(self, trainer: Any, out: Path, *, interval_s: float) -> None:
+    def __init__(self, trainer: Any, out: Path, *, interval_s: float, good: LastGood | None = None) -> None:
         self._trainer = trainer
+        self._good = good
         self._folder = out / UNFINISHED
         self._interval_s = interval_s
         self._trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
@@ -67,7 +96,8 @@ class Checkpoints:
         partial = target.with_name(f"{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(_unshared({**weights, **moments}), partial / "state.safetensors")
+        good = {f"good.{name}": weight for name, weight in self._good.weights.items()} if self._good else {}
+        save_file(_unshared({**weights, **moments, **good}), partial / "state.safetensors")
         write_json(
             partial / "state.json",
             {
@@ -106,6 +136,8 @@ class Checkpoints:
             tensors, state = load_file(checkpoint / "state.safetensors"), read_json(checkpoint / "state.json")
             for name, parameter in self._trained.items():
                 parameter.data.copy_(tensors.pop(f"weight.{name}"))
+                if self._good:
+                    self._good.weights[name] = tensors.pop(f"good.{name}")
             values = _nested(tensors, state["optimiser"]["numbers"])
             trainer.optimizer.load_state_dict({"state": values, "param_groups": state["optimiser"]["groups"]})
             trainer.lr_scheduler.load_state_dict(state["scheduler"])

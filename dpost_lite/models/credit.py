@@ -24,11 +24,15 @@ NUM_SHOWN = 3  # rationales of a DPO stage whose rewards are kept
 DECIMALS = 6
 
 
-def token_logprobs(policy: Any, answers: Answers, *, max_rows: int = 8) -> list[list[float]]:
+def token_logprobs(
+    policy: Any, answers: Answers, *, max_rows: int = 8, progress: Callable[[int], None] = lambda _: None
+) -> list[list[float]]:
     """Return log π(token | prompt and earlier tokens) of each answer's tokens, in nats: a list per answer.
 
     Log-softmax in float32, no gradients; at most `max_rows` answers at a time, `(rows, tokens)` padded on the right,
-    those of similar length together. Leaves the policy in evaluation mode.
+    those of similar length together; `progress` gets the number of answers done. The output layer computes in float32
+    too, but not where it is in oneDNN's layout (merged bfloat16 weights on a CPU). Leaves the policy in evaluation
+    mode.
     """
     import torch
 
@@ -40,15 +44,20 @@ def token_logprobs(policy: Any, answers: Answers, *, max_rows: int = 8) -> list[
         rows = [torch.tensor([*answers[i][0], *answers[i][1]]) for i in batch]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         seen = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        skipped = min(len(answers[i][0]) for i in batch) - 1  # positions whose logits no row needs
         with torch.no_grad(), _float32_logits(policy):
             logits = policy(
-                input_ids=ids.to(policy.device), attention_mask=seen.to(policy.device), use_cache=False
+                input_ids=ids.to(policy.device),
+                attention_mask=seen.to(policy.device),
+                use_cache=False,
+                logits_to_keep=ids.shape[1] - skipped,
             ).logits
         for i, row, row_logits in zip(batch, rows, logits, strict=True):
             first = len(answers[i][0])
-            logprobs = row_logits[first - 1 : len(row) - 1].float().log_softmax(-1)
+            logprobs = row_logits[first - 1 - skipped : len(row) - 1 - skipped].float().log_softmax(-1)
             targets = row[first:].to(logprobs.device)
             found[i] = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).tolist()
+        progress(start + len(batch))
     return found
 
 

@@ -89,7 +89,7 @@ def train_dpo(
         "num_pairs": len(rows),
         "num_too_long": len(pairs) - len(rows),
         "steps": len(log),
-        **({"ended_early": True} if len(log) < num_planned else {}),
+        **({"ended_early": True, "restored": True} if len(log) < num_planned else {}),
         "first_loss": log[0]["loss"],
         "last_loss": log[-1]["loss"],
         "last_margin": log[-1].get("rewards/margins"),

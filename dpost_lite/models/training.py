@@ -7,7 +7,7 @@ from typing import Any
 
 from dpost_lite.errors import ModelError
 from dpost_lite.models import hardware
-from dpost_lite.models.checkpoint import Checkpoints
+from dpost_lite.models.checkpoint import Checkpoints, LastGood
 from dpost_lite.models.private_api import forget_batches, loss_of, skip_pickles
 from dpost_lite.models.tracking import track
 from dpost_lite.recipe import DpoRecipe, SftRecipe
@@ -80,28 +80,6 @@ def shared_arguments(
     }
 
 
-class LastGood:
-    """The trained weights before the last step whose figures were good; they are those before its update."""
-
-    def __init__(self, model: Any) -> None:
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._now: list[Any] = []
-        self._good: list[Any] = []
-
-    def step_begins(self) -> None:
-        """Note the weights that the step's figures will be about."""
-        self._now = [parameter.detach().clone() for parameter in self._parameters]
-
-    def step_was_good(self) -> None:
-        """Keep the noted weights."""
-        self._good = self._now
-
-    def restore(self) -> None:
-        """Put the kept weights back."""
-        for parameter, good in zip(self._parameters, self._good, strict=True):
-            parameter.data.copy_(good)
-
-
 def train(
     trainer: Any,
     lengths: Sequence[int],
@@ -123,9 +101,9 @@ def train(
 
     keep_float32(trainer.model)
     cores = turns() if trainer.args.use_cpu else None
-    checkpoints = Checkpoints(trainer, Path(trainer.args.output_dir), interval_s=checkpoint_s)
-    newest = checkpoints.newest()
     good = LastGood(trainer.model) if is_bad else None
+    checkpoints = Checkpoints(trainer, Path(trainer.args.output_dir), interval_s=checkpoint_s, good=good)
+    newest = checkpoints.newest()
 
     class Report(TrainerCallback):
         """Reports each logged step, stops if the loss is not finite, and writes checkpoints."""
@@ -133,9 +111,6 @@ def train(
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             if newest is not None:
                 checkpoints.restore(newest)
-            if good:
-                good.step_begins()
-                good.step_was_good()
 
         def on_epoch_begin(self, *_: Any, **__: Any) -> None:
             checkpoints.epoch_begins()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dpost_lite.local import gguf
 from dpost_lite.local.config import read_config
+from dpost_lite.methods import METHODS
 from dpost_lite.models import hub
 from dpost_lite.models.backend import choose_backend
 from dpost_lite.models.dpo import check_loss
@@ -23,7 +24,7 @@ def preflight(recipe: Recipe, folder: Path) -> Path:
     read_config(model_dir)
     weights = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
     trains_all = recipe.model.precision == "full"
-    num_policies = 1 + 2 * recipe.rounds if trains_all else 0  # each in float32
+    num_policies = sum(METHODS[recipe.method].num_trained(recipe.rounds).values()) if trains_all else 0  # in float32
     num_states = 2 * 3 if trains_all else 0  # weights and two moments of a checkpoint, and of the one before it
     # merged 16-bit weights, f16 GGUF, quantised
     gguf.check_disk(folder / "export", (3 + 2 * num_policies + 2 * num_states) * weights)

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from dpost_lite.errors import OutOfMemory
 from dpost_lite.models.backend import FIRST_IMPORTS
-from dpost_lite.pipeline.tasks import CompareDraws, GradeAnswers, SampleRationales, SampleRests, TrainDpo, TrainSft
+from dpost_lite.pipeline.rests import SampleRests
+from dpost_lite.pipeline.tasks import CompareDraws, GradeAnswers, SampleRationales, TrainDpo, TrainSft
 from dpost_lite.pipeline.worker import Task, run_in_child
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import Artifact, Run, WorkResult

@@ -13,6 +13,7 @@ from dpost_lite.models.backend import choose_backend
 from dpost_lite.pipeline.inputs import gold_of, problems_of, rationales_of, rests_of
 from dpost_lite.pipeline.preflight import preflight
 from dpost_lite.pipeline.prepare import PrepareAlso, PrepareData
+from dpost_lite.pipeline.rests import SampleRests
 from dpost_lite.pipeline.settings import MODEL_PARTS, StageSettings
 from dpost_lite.pipeline.stage_runner import Section, StageRunner
 from dpost_lite.pipeline.tasks import (
@@ -20,7 +21,6 @@ from dpost_lite.pipeline.tasks import (
     Export,
     GradeAnswers,
     SampleRationales,
-    SampleRests,
     TrainDpo,
     TrainSft,
 )
@@ -39,10 +39,7 @@ from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import Artifact, Run, read_json, write_json
 from dpost_lite.runs.stage_names import BASE, StageName, policy_name
 
-NO_CUTS = (
-    "no right rationale has two steps, so there are no step-controlled pairs; give problems of more steps, or leave "
-    "such pairs out (--method dpo, or pairs.stepwise=0)"
-)
+NO_CUTS = "no right rationale has two steps, so there are no step-controlled pairs; give problems of more steps"
 NUM_SOLVED = 3  # problems to try the exported file on
 
 
@@ -138,19 +135,27 @@ class RunStages:
             if has_rests:
                 questions = {problem.id: problem.question for problem in problems}
                 stepwise = stepwise_pairs(questions, rests_of(rests), max_pairs=recipe.max_per_problem)
-                pairs = mixed(pairs, stepwise, recipe.stepwise, seed)
+                pairs = mixed(pairs, stepwise, recipe.stepwise if kinds == "by share" else 0, seed)
+            wanted = len(pairs)
             if kinds == "as many":
-                pairs = as_many(ordinary, len(pairs), recipe.max_per_problem, seed)
+                pairs = as_many(ordinary, wanted, recipe.max_per_problem, seed)
             write_jsonl(out / "pairs.jsonl", pairs)
             counts = {"stepwise": sum(bool(pair.prefix_ids) for pair in pairs)} if has_rests else {}
-            return {"pairs": len(pairs), "problems": len({pair.problem_id for pair in pairs}), **counts}
+            lacking = {"lacking": wanted - len(pairs)} if len(pairs) < wanted else {}
+            return {"pairs": len(pairs), "problems": len({pair.problem_id for pair in pairs}), **counts, **lacking}
 
-        settings = self._settings("pairs")
-        if kinds == "ordinary":
+        name, settings = StageName("pairs", number), self._settings("pairs")
+        if kinds != "by share":
             settings["pairs"].pop("stepwise", None)  # without effect
-        elif kinds != "by share":
-            settings["pairs"]["kinds"] = kinds
-        return self._run.stage(str(StageName("pairs", number)), pair, self._data, *sources, *rests, settings=settings)
+            settings["pairs"] |= {"kinds": kinds} if has_rests else {}
+        made = self._run.stage(str(name), pair, self._data, *sources, *rests, settings=settings)
+        if lacking := made.metrics.get("lacking"):
+            self._run.emit(
+                "notice",
+                text=f"{name}: scdpo has {lacking} pairs more than there are ordinary ones; raise "
+                "sampling.samples_for_pairs to have as many",
+            )
+        return made
 
     def _sample_rests(self, number: int, policy: Artifact, samples: Artifact) -> Artifact:
         """Sample the rests of right rationales again, for step-controlled pairs."""
@@ -185,7 +190,8 @@ class RunStages:
         if not self._method.has_rounds:
             self._score(policy_name(number), trained)
             return trained
-        if not self._recipe.dpo.gate or self._was_drawn_without_gate(number):
+        has_old_labels = self._recipe.dpo.keep == "better" and self._was_drawn_without_gate(number)
+        if not self._recipe.dpo.gate or has_old_labels:
             return trained
         return self._better(number, policy, trained)
 
@@ -193,7 +199,9 @@ class RunStages:
         """Whether the round's labels were drawn from the DPO policy before there was a gate: the round keeps them."""
         record = self._run.path / str(StageName("samples-labels", number)) / "done.json"
         inputs = read_json(record)["inputs"] if record.is_file() else {}
-        return str(StageName("dpo", number)) in inputs and str(StageName("gate", number)) not in inputs
+        gate = str(StageName("gate", number))
+        has_none = gate not in inputs and not (self._run.path / gate / "done.json").is_file()
+        return has_none and str(StageName("dpo", number)) in inputs
 
     def _better(self, number: int, policy: Artifact, trained: Artifact) -> Artifact:
         """Return the policy after DPO if it clearly draws more distinct right rationales, else the one before."""
@@ -246,8 +254,8 @@ class RunStages:
         return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= patience
 
     def best_policy(self, policies: list[Artifact]) -> Artifact:
-        """The policy with the best dev accuracy, the earlier one of equals; without dev problems, the last."""
-        accuracies = [score.strict for score in self.dev_scores]
+        """The policy with the best dev accuracy, the earlier of equals; without dev problems or rounds, the last."""
+        accuracies = [score.strict for score in self.dev_scores] if self._method.has_rounds else []
         self.best = policies[accuracies.index(max(accuracies))] if accuracies else policies[-1]
         return self.best
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from dpost_lite.models import adapters
 from dpost_lite.models.backend import Backend
-from dpost_lite.models.credit import token_logprobs
 from dpost_lite.models.loading import load_prompter
 from dpost_lite.models.training import Progress
 from dpost_lite.pipeline.export import export_gguf
@@ -24,18 +23,15 @@ from dpost_lite.problems.records import (
     PreferencePair,
     Problem,
     Rationale,
-    Rest,
     append_jsonl,
     read_jsonl,
     resume_jsonl,
     write_jsonl,
 )
 from dpost_lite.problems.scoring import score
-from dpost_lite.problems.steps import choose_cuts, is_repetitive, is_usable, step_ends
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import UNFINISHED
-from dpost_lite.sampling.rests import Cut, sample_rests
-from dpost_lite.sampling.sampler import calculator_writer, sample_by_recipe, seed_of
+from dpost_lite.sampling.sampler import calculator_writer, sample_by_recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,74 +185,6 @@ class SampleRationales(SamplingTask):
 
 
 @dataclass(frozen=True, slots=True)
-class SampleRests(SamplingTask):
-    """Cut the first right rationale of each problem in `samples_dir` and sample its rest again until it is wrong."""
-
-    samples_dir: Path
-    purpose: str
-
-    def run(self, out: Path, progress: Progress) -> dict[str, Any]:
-        prompter = load_prompter(self.model_dir, self.recipe.model)
-        model = self._model() if self.recipe.rests.cut == "least-certain" else None
-        cuts = self.cuts(prompter, model)
-        file = out / "rests.jsonl"
-        unfinished = out / UNFINISHED / file.name
-        done = resume_jsonl(unfinished, Rest)
-        num_right, settled = sum(rest.correct for rest in done), {rest.cut for rest in done if is_usable(rest)}
-        sampling = self.recipe.sampling.model_copy(update={"memory_gib": self.memory_gib})
-        recipe = self.recipe.model_copy(update={"sampling": sampling})
-        with unfinished.open("a", encoding="utf-8", newline="\n") as appended:
-            if cuts and model is None:
-                model = self._model()
-            for rest in sample_rests(model, prompter, cuts, recipe, purpose=self.purpose, done=list(done)):
-                append_jsonl(appended, rest)
-                done.append(rest)
-                num_right += rest.correct
-                if is_usable(rest) or rest.attempt == recipe.rests.max_tries - 1:
-                    settled.add(rest.cut)
-                progress(len(settled), len(cuts), "cuts", right=num_right / len(done))
-        order = {cut.key: i for i, cut in enumerate(cuts)}
-        done.sort(key=lambda rest: (order[rest.cut], rest.attempt))
-        write_jsonl(file, done)
-        return {
-            "cuts": len(cuts),
-            "rests": len(done),
-            "right": sum(rest.correct for rest in done),
-            "unfinished": sum(rest.end == "limit" for rest in done),
-            "repetitive": sum(is_repetitive(rest.token_ids) for rest in done),
-            "usable": sum(map(is_usable, done)),
-            "tokens": sum(len(rest.token_ids) for rest in done),
-        }
-
-    def cuts(self, prompter: Prompter, model: Any = None) -> list[Cut]:
-        """Return where the first right rationale of each problem is cut, in the order of the problems drawn.
-
-        `model` is needed for `rests.cut=least-certain` alone.
-        """
-        problems = {problem.id: problem for problem in read_jsonl(self.data_dir / "train.jsonl", Problem)}
-        first: dict[str, Rationale] = {}
-        for rationale in read_jsonl(self.samples_dir / "rationales.jsonl", Rationale):
-            if rationale.correct and rationale.end == "stop":
-                first.setdefault(rationale.problem_id, rationale)
-        text_of, rule = prompter.token_text(), self.recipe.rests.cut
-        logprobs: dict[str, list[float | None]] = {}
-        if rule == "least-certain":
-            answers = [(prompter.prompt_ids(problems[i].question), r.token_ids) for i, r in first.items()]
-            for (i, rationale), found in zip(first.items(), token_logprobs(model, answers, max_rows=4), strict=True):
-                logprobs[i] = [None if f else p for p, f in zip(found, rationale.forced, strict=True)]
-        return [
-            Cut(problems[i], rationale, num_kept)
-            for i, rationale in first.items()
-            for num_kept in choose_cuts(
-                step_ends(rationale.token_ids, text_of),
-                rule,
-                seed_of(self.recipe.seed, self.purpose, i),
-                logprobs.get(i),
-            )
-        ]
-
-
-@dataclass(frozen=True, slots=True)
 class CompareDraws(SamplingTask):
     """Draw rationales from the policies in `policy_dir` and `dpo_dir` with the same random numbers, for `num_problems`
     training problems, and compare how many distinct right ones each yields. Writes before.jsonl and after.jsonl, and
@@ -274,7 +202,7 @@ class CompareDraws(SamplingTask):
         gold = {label.problem_id: label for label in read_jsonl(self.data_dir / "labels.jsonl", LabelledRationale)}
         num_drawn = len(problems) * self.recipe.sampling.samples_for_labels
 
-        def from_(start: int) -> Progress:
+        def progress_after(start: int) -> Progress:
             """Progress of the part of this stage that begins after `start` rationales."""
 
             def report(done: int, total: int, *rest: Any, **more: Any) -> None:
@@ -282,13 +210,13 @@ class CompareDraws(SamplingTask):
 
             return report
 
-        before = self._draw(self.policy_dir, out / "before.jsonl", problems, from_(0))
-        after = self._draw(self.dpo_dir, out / "after.jsonl", problems, from_(num_drawn))
+        before = self._draw(self.policy_dir, out / "before.jsonl", problems, progress_after(0))
+        after = self._draw(self.dpo_dir, out / "after.jsonl", problems, progress_after(num_drawn))
         yields = compare_yields(problems, before, after, gold, threshold=self.recipe.labels.threshold)
         is_kept = yields.is_better or self.recipe.dpo.keep == "always"
         metrics = {"goes_on_with": "dpo" if is_kept else "sft", **asdict(yields)}
         if dev:
-            answers = self._draw(self.dpo_dir, out / "dev.jsonl", dev, from_(2 * num_drawn), is_greedy=True)
+            answers = self._draw(self.dpo_dir, out / "dev.jsonl", dev, progress_after(2 * num_drawn), is_greedy=True)
             metrics["dev"] = sum(answer.correct for answer in answers) / len(dev)
         return metrics
 

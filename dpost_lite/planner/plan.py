@@ -250,7 +250,7 @@ def _training(name: str, recipe: Recipe, shape: ModelShape, device: Device, work
     if name == "dpo":
         choices["reference"] = "computed beforehand" if is_full else "a frozen adapter"
     parts = with_reserve(training_parts(name, recipe, shape, work, device, micro), device)
-    num_saved = 1 + recipe.rounds if name == "sft" else recipe.rounds
+    num_saved = METHODS[recipe.method].num_trained(recipe.rounds)[name]
     disk = num_saved * num_trained(recipe, shape) * 4.0
     ram = sum(parts.values()) if device.is_cpu else PARENT_BYTES
     return StagePlan(name, parts, choices, (f"{name}.micro_batch_size={micro}",), ram, disk)
@@ -280,7 +280,9 @@ def _sampling(
         f"sampling.memory_gib={(counted['cache'] + counted['logits']) / GIB:.2f}",
     )
     parts = with_reserve(counted, device)
-    drawn = work.num_train * (section.samples_for_pairs + section.samples_for_labels) * recipe.rounds
+    trained = METHODS[recipe.method].num_trained(recipe.rounds)
+    per_problem = trained["dpo"] * section.samples_for_pairs + (trained["sft"] - 1) * section.samples_for_labels
+    drawn = work.num_train * per_problem
     ram = sum(parts.values()) if device.is_cpu else PARENT_BYTES
     return StagePlan("sampling", parts, choices, settings, ram, float(drawn * RATIONALE_BYTES))
 

@@ -18,7 +18,7 @@ RIGHT_SHARE = 0.35  # of sampled rationales after the warm-up; an assumption
 KEPT_SHARE = 0.5  # of right rationales, after those that resemble another are dropped
 PAIRS_PER_PROBLEM = 1.2  # of the at most three
 CUT_SHARE = 0.6  # of the problems have a right rationale that can be cut
-WRONG_SHARE = 0.75  # of the cuts get a wrong rest: bench/stepwise.py finds 46 % of the rests wrong at temperature 1.1
+WRONG_SHARE = 0.75  # of the cuts get a wrong rest within the attempts; an assumption
 CUTS_PER_RATIONALE = 2  # GSM8K's rationales have 3.6 lines
 
 

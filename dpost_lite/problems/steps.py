@@ -48,22 +48,19 @@ def step_ends(token_ids: Sequence[int], text_of: Callable[[int], str]) -> list[i
     return []
 
 
-def choose_cuts(
-    ends: Sequence[int], rule: CutRule, seed: int, logprobs: Sequence[float | None] | None = None
-) -> list[int]:
-    """Return the offsets to cut at: all (as in SCDPO's code), one at random (as in its paper), or the least certain.
+def choose_cuts(ends: Sequence[int], rule: CutRule, seed: int) -> list[int]:
+    """Return the offsets to cut at: all (as in SCDPO's code), or one at random (as in its paper)."""
+    return list(ends) if rule == "every" or not ends else [random.Random(seed).choice(ends)]
 
-    That is the one before the step with the lowest mean of `logprobs`, the log-probability of each token; a token that
-    the policy did not choose has None.
+
+def least_certain(ends: Sequence[int], logprobs: Sequence[float | None]) -> int:
+    """Return the one of `ends` before the step with the lowest mean log-probability, the earliest of equals.
+
+    `logprobs` has each token's, or None where the policy did not choose it.
     """
-    if rule == "every" or len(ends) < 2:
-        return list(ends)
-    if rule == "random":
-        return [random.Random(seed).choice(ends)]
-    assert logprobs is not None
     steps = [[p for p in logprobs[start:end] if p is not None] for start, end in pairwise((*ends, len(logprobs)))]
     means = [sum(step) / len(step) if step else 0.0 for step in steps]
-    return [ends[means.index(min(means))]]
+    return ends[means.index(min(means))]
 
 
 def is_repetitive(token_ids: Sequence[int]) -> bool:

@@ -9,6 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from dpost_lite.methods import METHODS
 from dpost_lite.problems.comparing import compare
 from dpost_lite.problems.gate import Yields
 from dpost_lite.problems.records import from_dict
@@ -64,11 +65,12 @@ def alarms(run: Path, stage: str) -> list[str]:
         earlier = health.sample_stats(folder) if (folder / "done.json").is_file() else None
         return sample_alarms(health.sample_stats(run / stage), earlier, recipe, by_dpo=by_dpo)
     if name.kind == "pairs":
-        return pair_alarms(health.pair_stats(run / stage), recipe["dpo"])
+        return pair_alarms(health.pair_stats(run / stage), recipe)
     metrics = read_json(run / stage / "done.json")["metrics"]
     if name.kind == "gate":
         return gate_alarms(from_dict(Yields, metrics), is_kept=metrics["goes_on_with"] == "dpo")
-    return dpo_alarms(_dpo_stats(run, stage), recipe["dpo"], ended_early=metrics.get("ended_early", False))
+    ended = {name: metrics.get(name, False) for name in ("ended_early", "restored")}
+    return dpo_alarms(_dpo_stats(run, stage), recipe["dpo"], **ended)
 
 
 def _drawn_before(run: Path, name: StageName, *, by_dpo: bool) -> StageName:
@@ -114,12 +116,15 @@ def sample_alarms(
     return found
 
 
-def pair_alarms(now: PairStats, dpo: Mapping[str, Any]) -> list[str]:
-    """Alarms of a round's pairs; `dpo` is that section of the recipe."""
+def pair_alarms(now: PairStats, recipe: Mapping[str, Any]) -> list[str]:
+    """Alarms of a round's pairs."""
+    dpo = recipe["dpo"]
     steps = ceil(ceil(now.num_pairs / dpo["batch_size"]) * dpo["epochs"])
     if not now.num_pairs or steps >= MIN_STEPS * dpo["max_steps"]:
         return []  # with no pairs, DPO is skipped with a notice
-    more = "set rests.cut=every" if now.num_stepwise else "raise sampling.samples_for_pairs"
+    more = "raise sampling.samples_for_pairs"
+    if now.num_stepwise and recipe["rests"]["cut"] != "every":
+        more = f"set rests.cut=every, {more}"
     return [
         f"{now.num_pairs} pairs are enough for {steps} of dpo.max_steps={dpo['max_steps']}: {more}, raise dpo.epochs, "
         "or lower dpo.batch_size"
@@ -137,14 +142,20 @@ def gate_alarms(found: Yields, *, is_kept: bool = False) -> list[str]:
     ]
 
 
-def dpo_alarms(now: DpoStats | None, dpo: Mapping[str, Any], *, ended_early: bool = False) -> list[str]:
-    """Alarms of a DPO training; `dpo` is that section of the recipe. `ended_early`: it reached `dpo.max_logp_drop`."""
+def dpo_alarms(
+    now: DpoStats | None, dpo: Mapping[str, Any], *, ended_early: bool = False, restored: bool = False
+) -> list[str]:
+    """Alarms of a DPO training; `dpo` is that section of the recipe.
+
+    `ended_early`: it reached `dpo.max_logp_drop`; `restored`: it went back, which it did not in older versions.
+    """
     if now is None:
         return []
     if ended_early:
+        went_back = ", and went back to the weights before the last good one" if restored else ""
         return [
-            f"DPO was stopped after step {now.num_steps}, and went back to the last good one: its rationales had lost "
-            f"more than dpo.max_logp_drop={dpo['max_logp_drop']:g} nats: {WEAKER_DPO}"
+            f"DPO was stopped after step {now.num_steps}{went_back}: its rationales had lost more than "
+            f"dpo.max_logp_drop={dpo['max_logp_drop']:g} nats: {WEAKER_DPO}"
         ]
     if now.chosen_change <= -MAX_DROP_NATS:
         key = f"{'raise' if dpo['nll_weight'] else 'set'} dpo.nll_weight"
@@ -167,7 +178,7 @@ def is_idle(dpo: DpoStats | None) -> bool:
 
 
 def dev_alarms(run: Path, name: str, recipe: Mapping[str, Any]) -> list[str]:
-    """Alarm if a round is worse on the dev problems than the best before it, with the paired interval below 0."""
+    """Alarm if a policy is worse on the dev problems than the best before it, with the paired interval below 0."""
     scores = results.dev_scores(run)
     names = [score.name for score in scores]
     if name not in names[1:]:
@@ -177,5 +188,7 @@ def dev_alarms(run: Path, name: str, recipe: Mapping[str, Any]) -> list[str]:
     compared = compare(*(results.right(run, each, "dev") for each in (best.name, name)))
     if compared.high >= 0:
         return []
+    if not METHODS[recipe["method"]].has_rounds:
+        return [f"dev accuracy dropped from {compared.a:.1%} ({best.name}) to {compared.b:.1%}: {WEAKER_DPO}"]
     key = "lower sft.epochs" if recipe["patience"] == 1 else "set patience=1 to stop at a drop, or lower sft.epochs"
     return [f"dev accuracy dropped from {compared.a:.1%} ({best.name}) to {compared.b:.1%}: {key}"]

@@ -99,9 +99,10 @@ def same_problems(a: Path, b: Path) -> bool:
 
 
 def _without_method(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without its method and the number of samples, which depends on the method."""
+    """A recipe without its method, the number of samples, which depends on it, and the further test sets."""
     sampling = {key: value for key, value in recipe["sampling"].items() if key != "samples_for_labels"}
-    return {**recipe, "method": None, "sampling": sampling}
+    data = {key: value for key, value in recipe["data"].items() if key != "also_test"}
+    return {**recipe, "method": None, "sampling": sampling, "data": data}
 
 
 def _scores(run: Path, part: str, *, also: bool = False) -> Iterator[Score]:

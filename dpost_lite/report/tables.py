@@ -120,7 +120,7 @@ def health_table(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
         ),
         ("before DPO: dev accuracy", of("dpo_on_dev", "a", ".1%")),
         ("after DPO: dev accuracy", of("dpo_on_dev", "b", ".1%")),
-        ("95 % interval of the difference, points", [_dev_interval(one) for one in rounds]),
+        ("DPO on dev: 95 % interval of the change, points", [_dev_interval(one) for one in rounds]),
         ("DPO policy kept", ["" if one.dpo_kept is None else "yes" if one.dpo_kept else "no" for one in rounds]),
         ("labels", of("labels", "num_labels", ",d")),
         ("gold labels", of("labels", "num_gold", ",d")),
