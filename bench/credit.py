@@ -5,11 +5,11 @@
 RUN is a folder written by `dpost-lite run`; its last round with DPO is measured. The solutions are built-in ones of two
 to four steps and, with --data-dir, those of GSM8K's test problems; in one step of each, the calculator's result becomes
 another number of as many digits, and the later steps stay as they are. A score finds the error if it is lower in the
-corrupted step than in the other steps of the same solution (1: always, 0.5: chance): token by token, and by the mean of
-each step. Beside the reward, β (log π(token) - log π_ref(token)), stand the log-probabilities under the SFT policy and
-under the DPO policy alone. All means are over solutions with 95 % bootstrap intervals; differences are paired by
-solution. In bfloat16 a small update would be rounded away where policies are merged, hence --compute float32. The last
-line is one JSON object.
+corrupted step than in the other steps of the same solution (1: always, 0.5: chance): token by token, by the mean of
+each step, and by the tokens of the wrong result in `<<…>>`. Beside the reward, β (log π(token) - log π_ref(token)),
+stand the log-probabilities under the SFT policy and under the DPO policy alone. All means are over solutions with 95 %
+bootstrap intervals; differences are paired by solution. In bfloat16 a small update would be rounded away where policies
+are merged, hence --compute float32. The last line is one JSON object.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from dpost_lite.evaluation.credit import (
     LEVELS,
     CorruptedSolution,
     corrupted,
+    error_place,
     mean_auroc,
     mean_difference,
     solution_auroc,
-    step_spans,
 )
 from dpost_lite.evaluation.targets import policy_dir
 from dpost_lite.models import adapters, hub
@@ -95,13 +95,10 @@ def measured(path: Path, sets: Sets, compute: str, reference: dict[tuple[str, st
     for name, solutions in sets.items():
         before, after = reference[fingerprint, name], of_dpo[name]
         scores = {"reward": token_rewards(after, before, recipe.dpo.beta), "sft": before, "dpo": after}
-        spans = [step_spans(ids, text_of) for _, ids in answers[name]]
+        places = [error_place(one, ids, text_of) for one, (_, ids) in zip(solutions, answers[name], strict=True)]
         found[name] = {
             level: {
-                score: [
-                    solution_auroc(row, parts, one.step, level)
-                    for row, parts, one in zip(values, spans, solutions, strict=True)
-                ]
+                score: [solution_auroc(row, place, level) for row, place in zip(values, places, strict=True)]
                 for score, values in scores.items()
             }
             for level in LEVELS

@@ -7,9 +7,11 @@ import pytest
 
 from dpost_lite.errors import DataError
 from dpost_lite.evaluation.credit import (
+    ErrorPlace,
     auroc,
     corrupt,
     corrupted,
+    error_place,
     mean_auroc,
     mean_difference,
     solution_auroc,
@@ -45,10 +47,13 @@ def test_auroc_by_hand(positives, negatives, expected):
 
 def test_a_score_is_compared_within_its_solution():
     spans, scores = [(0, 2), (2, 4), (4, 5)], [5.0, 5.0, 1.0, 7.0, 4.0, -99.0]  # the last token is the answer's
-    assert solution_auroc(scores, spans, 1, "tokens") == pytest.approx((1 + 0) / 2)
-    assert solution_auroc(scores, spans, 1, "steps") == pytest.approx(3 / 4)  # 4 against 5 and 4
-    assert solution_auroc(scores, spans, 2, "tokens") == pytest.approx(3 / 4)
-    assert solution_auroc(scores, spans, 2, "steps") == pytest.approx(3 / 4)  # 4 against 5 and 4
+    place = ErrorPlace(spans, 1, [2])
+    assert solution_auroc(scores, place, "tokens") == pytest.approx((1 + 0) / 2)
+    assert solution_auroc(scores, place, "steps") == pytest.approx(3 / 4)  # 4 against 5 and 4
+    assert solution_auroc(scores, place, "result") == 1  # 1 against 5, 5 and 4
+    place = ErrorPlace(spans, 2, [4])
+    assert solution_auroc(scores, place, "tokens") == pytest.approx(3 / 4)
+    assert solution_auroc(scores, place, "steps") == pytest.approx(3 / 4)  # 4 against 5 and 4
 
 
 def test_means_come_with_their_interval():
@@ -70,7 +75,7 @@ def test_exactly_one_step_is_corrupted():
         steps.add(found.step)
         right = re.search(r"=(\d+)>>(\d+)", before[found.step])
         wrong = re.search(r"=(\d+)>>(\d+)", after[found.step])
-        assert wrong[1] == wrong[2] != right[1]
+        assert found.wrong == wrong[1] == wrong[2] != right[1]
         assert len(wrong[1]) == len(right[1])
         assert after[found.step].replace(f"={wrong[1]}>>{wrong[1]}", f"={right[1]}>>{right[1]}") == before[found.step]
     assert steps == {0, 1, 2}
@@ -124,6 +129,23 @@ def test_spans_are_the_tokens_of_the_steps(tokenizer_of, kind):
         for (start, end), line in zip(spans, lines, strict=True):
             assert "".join(map(text_of, ids[start:end])).strip("\n ") == line
         assert "".join(map(text_of, ids[spans[-1][1] :])).strip("\n ").startswith("####")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_wrong_result_is_found_among_the_tokens(tokenizer_of, kind):
+    prompter = Prompter(tokenizer_of(kind))
+    text_of = prompter.token_text()
+    for one in corrupted(generate(20, seed=2, min_steps=2), 20, seed=1):
+        ids = prompter.answer_ids(one.text)
+        place = error_place(one, ids, text_of)
+        assert place.spans == step_spans(ids, text_of)
+        start, end = place.spans[one.step]
+        assert all(start <= i < end for i in place.result)
+        result = "".join(text_of(ids[i]) for i in place.result)
+        assert one.wrong in result
+        if kind == "digits":  # where no token holds more than a part of the number
+            assert result == one.wrong
+            assert "".join(map(text_of, ids[start : place.result[0]])).endswith("=")
 
 
 def test_a_token_that_begins_the_answer_s_line_is_left_out():

@@ -3,6 +3,10 @@
 A right solution gets one wrong number, in one of its steps, so that the place of the error is known. A score (the
 token's reward, or its log-probability) finds the error if it is lower in that step than in the others of the same
 solution: the area under the ROC curve (AUROC), 1 if all of the step lies lowest, 0.5 at chance.
+
+The later steps still use the right number, which does not follow from the wrong one, and that surprises a model too:
+among whole steps, a low log-probability points at them as well. The wrong result alone is a sharper target: the number
+inside `<<…>>`, for the one behind it is a faithful copy, which no model finds surprising.
 """
 
 import random
@@ -17,8 +21,8 @@ from dpost_lite.problems.comparing import bootstrap_mean
 from dpost_lite.problems.records import Problem
 from dpost_lite.problems.steps import step_ends
 
-Level = Literal["tokens", "steps"]
-LEVELS: tuple[Level, ...] = ("tokens", "steps")
+Level = Literal["tokens", "steps", "result"]
+LEVELS: tuple[Level, ...] = ("tokens", "steps", "result")
 
 _CALCULATED = re.compile(r"=(?P<result>-?\d+(?:\.\d+)?)>>(?P=result)(?!\d|[.,]\d)")
 _ANSWER = re.compile(r"^####", re.MULTILINE)
@@ -26,12 +30,22 @@ _ANSWER = re.compile(r"^####", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class CorruptedSolution:
-    """A solution in which the result of one step is wrong; `text` is all of it, `step` counts from 0."""
+    """A solution in which the result of one step is `wrong`; `text` is all of it, `step` counts from 0."""
 
     problem_id: str
     question: str
     text: str
     step: int
+    wrong: str
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorPlace:
+    """Token offsets in a corrupted solution: of each step (start, end), and of the wrong result in `<<…>>`."""
+
+    spans: list[tuple[int, int]]
+    step: int
+    result: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +73,7 @@ def corrupt(problem: Problem, seed: int) -> CorruptedSolution | None:
     match = dice.choice(list(_CALCULATED.finditer(lines[place])))
     wrong = wrong_number(match["result"], dice)
     lines[place] = f"{lines[place][: match.start()]}={wrong}>>{wrong}{lines[place][match.end() :]}"
-    return CorruptedSolution(problem.id, problem.question, "\n".join(lines), steps.index(place))
+    return CorruptedSolution(problem.id, problem.question, "\n".join(lines), steps.index(place), wrong)
 
 
 def wrong_number(number: str, dice: random.Random) -> str:
@@ -100,6 +114,16 @@ def step_spans(token_ids: Sequence[int], text_of: Callable[[int], str]) -> list[
     return list(pairwise((0, *step_ends(token_ids, text_of), end)))
 
 
+def error_place(solution: CorruptedSolution, token_ids: Sequence[int], text_of: Callable[[int], str]) -> ErrorPlace:
+    """Return where the error of a solution with these tokens is. A token that holds any of the result counts."""
+    spans = step_spans(token_ids, text_of)
+    start, end = spans[solution.step]
+    owners = [i for i in range(start, end) for _ in text_of(token_ids[i])]  # of each character of the step
+    text = "".join(text_of(token_ids[i]) for i in range(start, end))
+    first = text.index(f"={solution.wrong}>>{solution.wrong}") + 1
+    return ErrorPlace(spans, solution.step, sorted({*owners[first : first + len(solution.wrong)]}))
+
+
 def auroc(positives: Sequence[float], negatives: Sequence[float]) -> float:
     """Return the chance that one of `positives` lies below one of `negatives`; equal ones count half.
 
@@ -111,17 +135,18 @@ def auroc(positives: Sequence[float], negatives: Sequence[float]) -> float:
     return float((np.sign(difference).mean() + 1) / 2)
 
 
-def solution_auroc(scores: Sequence[float], spans: Sequence[tuple[int, int]], step: int, level: Level) -> float:
-    """Return the AUROC of low scores against the corrupted `step` of one solution.
+def solution_auroc(scores: Sequence[float], place: ErrorPlace, level: Level) -> float:
+    """Return the AUROC of low scores against the place of the error in one solution.
 
-    `scores` has one number per token of the solution. "tokens": the step's tokens against those of the other steps;
-    "steps": the step's mean score against theirs.
+    `scores` has one number per token of the solution. "tokens": the corrupted step's tokens against those of the other
+    steps; "steps": the step's mean score against theirs; "result": the wrong result's tokens against those of the
+    other steps.
     """
-    parts = [list(scores[start:end]) for start, end in spans]
+    parts = [list(scores[start:end]) for start, end in place.spans]
     if level == "steps":
         parts = [[sum(part) / len(part)] for part in parts]
-    others = [score for i, part in enumerate(parts) if i != step for score in part]
-    return auroc(parts[step], others)
+    others = [score for i, part in enumerate(parts) if i != place.step for score in part]
+    return auroc([scores[i] for i in place.result] if level == "result" else parts[place.step], others)
 
 
 def mean_auroc(values: Sequence[float]) -> MeanAuroc:

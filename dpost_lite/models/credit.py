@@ -38,7 +38,7 @@ def token_logprobs(
 
     policy.eval()
     found: list[list[float]] = [[] for _ in answers]
-    order = sorted(range(len(answers)), key=lambda i: len(answers[i][0]) + len(answers[i][1]))
+    order = sorted(range(len(answers)), key=lambda i: -len(answers[i][0]) - len(answers[i][1]))  # reuses freed blocks
     for start in range(0, len(order), max_rows):
         batch = order[start : start + max_rows]
         rows = [torch.tensor([*answers[i][0], *answers[i][1]]) for i in batch]
