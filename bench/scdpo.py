@@ -1,6 +1,6 @@
 """Does step-controlled DPO help? SCDPO, DPO on as many pairs, DPO, and the warm-up they start from, over several seeds.
 
-    python bench/scdpo.py [--seeds 3] [--out runs/bench-scdpo] [--save FILE.json] [key=value …]
+    python bench/scdpo.py [--seeds 3] [--methods scdpo dpo-equal dpo] [--out DIR] [--save FILE.json] [key=value …]
 
 Gives `dpost-lite run --method scdpo,dpo-equal,dpo` with the rehearsal's model on built-in problems of two steps, so
 a benchmark that was stopped goes on. Prints the pairs and strict accuracy of each method by seed, and the differences
@@ -32,17 +32,18 @@ def main() -> None:
     """Train, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="scdpo first")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-scdpo"))
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
     arguments = parser.parse_intermixed_args()
-    seeds = range(1, arguments.seeds + 1)
+    methods, seeds = arguments.methods, range(1, arguments.seeds + 1)
     command = [
         "run",
         "--recipe",
         "rehearsal",
         "--method",
-        ",".join(METHODS),
+        ",".join(methods),
         "--seed",
         "1",
         "--seeds",
@@ -50,12 +51,12 @@ def main() -> None:
     ]
     command += ["--out", str(arguments.out), *SETTINGS, *arguments.overrides]
     subprocess.run([sys.executable, "-m", "dpost_lite", *command], check=True, stdout=sys.stderr)
-    runs = {(name, seed): arguments.out / f"seed-{seed}" / name for seed in seeds for name in METHODS}
+    runs = {(name, seed): arguments.out / f"seed-{seed}" / name for seed in seeds for name in methods}
     right = {key: results.right(run, "round-1") for key, run in runs.items()}
     right |= {("sft", seed): results.right(runs["scdpo", seed], WARM_UP) for seed in seeds}
     rows = []
     print(f"{'':<12}{'pairs':>16}   accuracy by seed, mean")
-    for name in (*METHODS, "sft"):
+    for name in (*methods, "sft"):
         pairs = [health.rounds(runs[name, seed])[0].pairs.num_pairs for seed in seeds] if name != "sft" else []
         rates = [mean(right[name, seed].values()) for seed in seeds]
         rows.append({"method": name, "pairs": pairs, "accuracy": rates})
@@ -63,7 +64,7 @@ def main() -> None:
             f"{name:<12}{' '.join(map(str, pairs)):>16}   " + " ".join(f"{rate:.1%}" for rate in [*rates, mean(rates)])
         )
     differences = []
-    for name in (*METHODS[1:], "sft"):
+    for name in (*methods[1:], "sft"):
         compared = [compare(right[name, seed], right["scdpo", seed]) for seed in seeds]
         difference, low, high = mean_difference(compared)
         differences.append({"from": name, "to": "scdpo", "mean": difference, "low": low, "high": high})
