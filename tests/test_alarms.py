@@ -152,7 +152,7 @@ def test_a_dpo_that_was_stopped_alarms(folder) -> None:
     folder.stage("round-1/dpo", metrics={"ended_early": True, "restored": True})
     folder.dpo_steps((0.0, 0.0), (-1.0, -4.25))
     assert alarm(folder, "round-1/dpo") == (
-        "DPO was stopped after step 2, and went back to the weights before the last good one: its rationales had lost "
+        "DPO was stopped after step 2, and went back to the last good weights: its rationales had lost "
         "more than dpo.max_logp_drop=3 nats: lower dpo.learning_rate or raise dpo.beta"
     )
 

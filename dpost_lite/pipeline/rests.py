@@ -70,8 +70,9 @@ class SampleRests(SamplingTask):
         ]
 
     def _least_certain_cuts(self, prompter: Prompter, model: Any, file: Path, progress: Progress) -> list[Cut]:
-        """Return the cuts before the least certain step. They are kept in `file`: when this stage goes on on another
-        machine, other roundings could give others.
+        """Return the cuts before the least certain step.
+
+        They are kept in `file`, since other rounding, on another machine that resumes the stage, could give others.
         """
         drawn = [(problem, rationale, ends) for problem, rationale, ends in self._ends(prompter) if ends]
         if not file.exists():

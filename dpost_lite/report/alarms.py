@@ -152,7 +152,7 @@ def dpo_alarms(
     if now is None:
         return []
     if ended_early:
-        went_back = ", and went back to the weights before the last good one" if restored else ""
+        went_back = ", and went back to the last good weights" if restored else ""
         return [
             f"DPO was stopped after step {now.num_steps}{went_back}: its rationales had lost more than "
             f"dpo.max_logp_drop={dpo['max_logp_drop']:g} nats: {WEAKER_DPO}"
