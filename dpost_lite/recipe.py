@@ -216,8 +216,7 @@ class PairsRecipe(_Section):
     """Count rationales that hit the token limit as wrong."""
     stepwise: float = Field(0.0, ge=0, le=1)
     """Share of the pairs that is step-controlled (SCDPO): right and wrong rests of a rationale after the same first
-    steps. Ordinary pairs beyond the other share are dropped at random. At 0 no rests are sampled. Of self-training: the
-    methods scdpo, dpo-equal and dpo have shares of their own.
+    steps. Ordinary pairs beyond the other share are dropped at random. Without effect on scdpo, dpo-equal and dpo.
     """
 
 
@@ -281,9 +280,8 @@ class Recipe(_Section):
     """All settings of a run."""
 
     method: MethodName = "dpo-st"
-    """dpo-st (Algorithm 2), st (Algorithm 1: plain self-training), or sft (warm-up only). Of the second paper, DPO of
-    the warm-up without self-training: dpo, scdpo (step-controlled pairs too), dpo-equal (as many ordinary pairs as
-    scdpo).
+    """dpo-st (Algorithm 2), st (Algorithm 1: plain self-training), sft (warm-up only); of SCDPO's paper, DPO of the
+    warm-up alone: dpo, scdpo (step-controlled pairs too), dpo-equal (as many ordinary pairs as scdpo).
     """
     rounds: int = Field(3, ge=1)
     """Maximum rounds of self-training."""
@@ -325,13 +323,9 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _steps_to_cut(self) -> "Recipe":
-        is_built_in = self.data.train == "synthetic" and self.synthetic.max_steps == 1
-        if is_built_in and METHODS[self.method].samples_rests(self.pairs.stepwise):
-            key = (
-                f"pairs.stepwise={self.pairs.stepwise:g}"
-                if METHODS[self.method].has_rounds
-                else f"method={self.method}"
-            )
+        method, share = METHODS[self.method], self.pairs.stepwise
+        if self.data.train == "synthetic" and self.synthetic.max_steps == 1 and method.samples_rests(share):
+            key = f"pairs.stepwise={share:g}" if method.has_rounds else f"method={method.name}"
             raise ValueError(f"{key} needs problems of two steps or more; set synthetic.max_steps=2")
         return self
 
