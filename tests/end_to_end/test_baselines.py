@@ -49,7 +49,7 @@ def test_methods_are_read(text, methods):
     assert [method.name for method in methods_of(text)] == methods
 
 
-@pytest.mark.parametrize("text", ["dpo", "", "st,,sft"])
+@pytest.mark.parametrize("text", ["dop", "", "st,,sft"])
 def test_what_is_no_method_is_refused(text):
     with pytest.raises(RecipeError, match=r"--method: .*give one or more of dpo-st,st,sft"):
         methods_of(text)
