@@ -78,7 +78,7 @@ def test_version_and_a_bare_call() -> None:
         ("run sft.epoch=3", "unknown key 'sft.epoch' (did you mean 'epochs'?)"),
         ("run sft.epochs=many", "sft.epochs: "),
         ("run sft", "'sft' is not of the form key=value"),
-        ("run --method dpo", "method: "),
+        ("run --method dop", "method: "),
         ("run --recipe rehersal", "--recipe: there is no recipe rehersal (did you mean 'rehearsal'?)"),
         ("run --recipe no.yaml", "--recipe: there is no file no.yaml"),
         ("run --model ./nowhere", "model.name: there is no folder ./nowhere"),
