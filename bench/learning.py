@@ -62,8 +62,10 @@ COMPARED = (
     ("equal K", "st", "dpo-st-paper"),
     ("equal K", "st", "dpo-st-gate"),
     ("equal draws", "st-all-draws", "dpo-st-gate-all-draws"),
+    ("gain over the warm-up", "sft", "st-all-draws"),
     ("gain over the warm-up", "sft", "dpo-st-gate-all-draws"),
 )
+SVAMP_TRAIN = 700  # of SVAMP's problems, the first; the others are for the test of --real
 NUM_BUILT_IN = 64  # problems with rationales, for the warm-up of --real
 SHARED = ("data", "score/base", "sft-0", "score/sft-0")
 SHARED_BY_DPO = ("round-1/samples-pairs", "round-1/pairs", "round-1/dpo", "round-1/gate")
@@ -91,6 +93,13 @@ def main() -> None:
     seeds = range(1, arguments.seeds + 1)
     runs = {(one.name, seed): train(one, seed, arguments) for seed in seeds for one in entrants}
     answers = {"test": {key: results.right(run, results.exported(run)) for key, run in runs.items()}}
+    if arguments.real:  # SVAMP's come first
+        num_svamp = len(load("svamp", data_dir=arguments.data_dir).problems) - SVAMP_TRAIN
+        by_set = {"svamp": slice(num_svamp), "multiarith": slice(num_svamp, None)}
+        answers |= {
+            name: {key: dict(list(right.items())[part]) for key, right in answers["test"].items()}
+            for name, part in by_set.items()
+        }
     answers |= {data: {key: on_other(run, data, arguments) for key, run in runs.items()} for data in arguments.also}
     tables = {data: tabled(data, by_run) for data, by_run in answers.items()}
     rounds = [
@@ -135,9 +144,9 @@ def use_real_text(arguments: argparse.Namespace) -> None:
     asdiv, svamp, multiarith = (
         load(name, data_dir=arguments.data_dir).problems for name in ("asdiv", "svamp", "multiarith")
     )
-    test = [*svamp[700:], *multiarith]
+    test = [*svamp[SVAMP_TRAIN:], *multiarith]
     tested = {normal_question(problem.question) for problem in test}
-    real = [problem for problem in (*asdiv, *svamp[:700]) if normal_question(problem.question) not in tested]
+    real = [problem for problem in (*asdiv, *svamp[:SVAMP_TRAIN]) if normal_question(problem.question) not in tested]
     chosen = random.Random(0).sample(real, 400)
     built_in = generate(NUM_BUILT_IN, seed=0, max_steps=1)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
     arguments = parser.parse_intermixed_args()
+    if arguments.methods[0] != "scdpo":
+        parser.error("--methods: scdpo, with which the others are compared, comes first")
     methods, seeds = arguments.methods, range(1, arguments.seeds + 1)
     command = [
         "run",

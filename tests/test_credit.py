@@ -111,7 +111,9 @@ def test_without_a_reference_there_is_no_file(base_dir, prompter, full_dir, tmp_
 
 def test_a_failure_ends_in_the_log(base_dir, prompter, policy_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(credit, "token_logprobs", lambda *_, **__: 1 / 0)
-    assert run_dpo(base_dir, prompter, policy_dir, tmp_path)["steps"] == 1
+    figures = run_dpo(base_dir, prompter, policy_dir, tmp_path)
+    assert figures["steps"] == 1
+    assert figures["rewards_failed"] == "ZeroDivisionError: division by zero"
     assert "ZeroDivisionError" in capsys.readouterr().err
     assert not (tmp_path / "rewards.jsonl").exists()
 

@@ -395,6 +395,7 @@ def test_every_stage_is_estimated_and_the_stages_add_up():
         ({"pairs.stepwise": 1}, 0.45),
         ({"method": "scdpo"}, 1.2 + 0.45),
         ({"method": "scdpo", "rests.cut": "every"}, 1.2 + 0.9),
+        ({"method": "scdpo", "pairs.stepwise": 0.5}, 1.2 + 0.45),  # without effect
         ({"method": "dpo-equal"}, 1.2 + 0.45),
         ({"method": "dpo", "pairs.stepwise": 0.5}, 1.2),
     ],

@@ -29,6 +29,7 @@ from dpost_lite.problems.records import (
 )
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import UNFINISHED, Artifact, Run, WorkResult, read_json
+from dpost_lite.runs.journal import read_events
 
 LABELS = Artifact("data", Path("data"), "1")
 POLICY = Artifact("sft-0", Path("sft-0"), "2")
@@ -231,6 +232,17 @@ def test_a_comparison_for_the_report_alone_keeps_the_dpo_policy(works, tmp_path,
     assert gate.exists()
     with pytest.raises(RunError, match=r"round-1/gate"):  # it would now decide
         stages_of(tmp_path, "dpo.keep=better").dpo(1, POLICY, PAIRS)
+
+
+def test_token_rewards_that_failed_are_told(works, tmp_path, monkeypatch):
+    def run_in_child(task: Any, *_: Any, **__: Any) -> WorkResult:
+        failed = {"rewards_failed": "ValueError: too long"} if isinstance(task, TrainDpo) else {}
+        return WorkResult({"train": 9, "dev": 0, "test": 1, **failed}, ram_bytes=0)
+
+    monkeypatch.setattr(stage_runner, "run_in_child", run_in_child)
+    stages_of(tmp_path, "dpo.gate=off").dpo(1, POLICY, PAIRS)
+    (notice,) = (event["text"] for event in read_events(tmp_path / "run") if event["kind"] == "notice")
+    assert notice == "round-1/dpo: the report will lack its token rewards (ValueError: too long); see logs/"
 
 
 def test_a_round_drawn_before_there_was_a_gate_keeps_its_labels(works, tmp_path):

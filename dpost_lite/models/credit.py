@@ -86,11 +86,11 @@ def adapter_rewards(model: Any, answers: Answers, beta: float, *, max_rows: int 
 
 def save_rewards(
     model: Any, prompter: Prompter, pairs: Sequence[PreferencePair], file: Path, *, beta: float, max_rows: int
-) -> None:
+) -> str | None:
     """Write the token rewards of a few rejected rationales of `pairs` to `file`, for the report.
 
-    Writes nothing if there is no reference to compare with. Failures go to the log: a reporting failure must not abort
-    a run.
+    Writes nothing if there is no reference to compare with. Returns the reason if it failed, with more in the log: a
+    reporting failure must not abort a run.
     """
     try:
         shown = choose_shown(pairs)
@@ -99,8 +99,10 @@ def save_rewards(
         if rewards is not None:
             text_of = prompter.token_text()
             write_jsonl(file, [_record(pair, row, text_of) for pair, row in zip(shown, rewards, strict=True)])
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def choose_shown(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:

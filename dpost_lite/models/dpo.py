@@ -82,7 +82,7 @@ def train_dpo(
         is_bad=None if limit is None else lambda found: has_dropped(found, limit),
     )
     adapters.save(trainer.model, prompter.tokenizer, out)
-    credit.save_rewards(
+    failed = credit.save_rewards(
         trainer.model, prompter, trained, out / "rewards.jsonl", beta=recipe.beta, max_rows=recipe.micro_batch_size
     )
     return {
@@ -90,6 +90,7 @@ def train_dpo(
         "num_too_long": len(pairs) - len(rows),
         "steps": len(log),
         **({"ended_early": True, "restored": True} if len(log) < num_planned else {}),
+        **({"rewards_failed": failed} if failed else {}),
         "first_loss": log[0]["loss"],
         "last_loss": log[-1]["loss"],
         "last_margin": log[-1].get("rewards/margins"),

@@ -187,6 +187,8 @@ class RunStages:
         trained = self._runner.train(
             name, "dpo", task, policy, pairs, settings=self._settings("model", "dpo", *self._calculator_in("dpo"))
         )
+        if failed := trained.metrics.get("rewards_failed"):
+            self._run.emit("notice", text=f"{name}: the report will lack its token rewards ({failed}); see logs/")
         if not self._method.has_rounds:
             self._score(policy_name(number), trained)
             return trained

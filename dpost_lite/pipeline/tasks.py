@@ -196,50 +196,36 @@ class CompareDraws(SamplingTask):
     num_problems: int
 
     def run(self, out: Path, progress: Progress) -> dict[str, Any]:
+        sampling = self.recipe.sampling
         train = list(read_jsonl(self.data_dir / "train.jsonl", Problem))
         problems = random.Random(self.recipe.seed).sample(train, self.num_problems)
         dev = list(read_jsonl(self.data_dir / "dev.jsonl", Problem))
         gold = {label.problem_id: label for label in read_jsonl(self.data_dir / "labels.jsonl", LabelledRationale)}
-        num_drawn = len(problems) * self.recipe.sampling.samples_for_labels
+        total = 2 * len(problems) * sampling.samples_for_labels + len(dev)
+        drawn: dict[str, list[Rationale]] = {}
 
-        def progress_after(start: int) -> Progress:
-            """Progress of the part of this stage that begins after `start` rationales."""
+        def report(done: int, _: int, *rest: Any, **more: Any) -> None:
+            progress(sum(map(len, drawn.values())) + done, total, *rest, **more)
 
-            def report(done: int, total: int, *rest: Any, **more: Any) -> None:
-                progress(start + done, 2 * num_drawn + len(dev), *rest, **more)
-
-            return report
-
-        before = self._draw(self.policy_dir, out / "before.jsonl", problems, progress_after(0))
-        after = self._draw(self.dpo_dir, out / "after.jsonl", problems, progress_after(num_drawn))
-        yields = compare_yields(problems, before, after, gold, threshold=self.recipe.labels.threshold)
+        for policy_dir, names in ((self.policy_dir, ["before"]), (self.dpo_dir, ["after", *(["dev"] if dev else [])])):
+            is_done = all((out / f"{name}.jsonl").exists() for name in names)  # before the stage was stopped
+            model = None if is_done else adapters.load_policy(self.model_dir, policy_dir, self.recipe)
+            for name in names:
+                drawn[name] = self._sample(
+                    out / f"{name}.jsonl",
+                    model,
+                    dev if name == "dev" else problems,
+                    purpose=self.purpose,
+                    num_samples=1 if name == "dev" else sampling.samples_for_labels,
+                    temperature=0.0 if name == "dev" else sampling.temperature,
+                    progress=report,
+                )
+            del model
+            gc.collect()  # before the next one is loaded
+        yields = compare_yields(problems, drawn["before"], drawn["after"], gold, threshold=self.recipe.labels.threshold)
         is_kept = yields.is_better or self.recipe.dpo.keep == "always"
-        metrics = {"goes_on_with": "dpo" if is_kept else "sft", **asdict(yields)}
-        if dev:
-            answers = self._draw(self.dpo_dir, out / "dev.jsonl", dev, progress_after(2 * num_drawn), is_greedy=True)
-            metrics["dev"] = sum(answer.correct for answer in answers) / len(dev)
-        return metrics
-
-    def _draw(
-        self,
-        policy_dir: Path | None,
-        file: Path,
-        problems: list[Problem],
-        progress: Progress,
-        *,
-        is_greedy: bool = False,
-    ) -> list[Rationale]:
-        if file.exists():  # a part of the stage that was done before it was stopped
-            return list(read_jsonl(file, Rationale))
-        sampling = self.recipe.sampling
-        model = adapters.load_policy(self.model_dir, policy_dir, self.recipe)
-        number, temperature = (1, 0.0) if is_greedy else (sampling.samples_for_labels, sampling.temperature)
-        drawn = self._sample(
-            file, model, problems, purpose=self.purpose, num_samples=number, temperature=temperature, progress=progress
-        )
-        del model
-        gc.collect()  # before the next one is loaded
-        return drawn
+        on_dev = {"dev": sum(answer.correct for answer in drawn["dev"]) / len(dev)} if dev else {}
+        return {"goes_on_with": "dpo" if is_kept else "sft", **asdict(yields), **on_dev}
 
 
 @dataclass(frozen=True, slots=True)

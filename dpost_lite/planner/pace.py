@@ -92,11 +92,12 @@ class Pace:
 
     def _num_pairs(self) -> float:
         """Preference pairs of one round's samples."""
-        ordinary, share = self.work.num_train * PAIRS_PER_PROBLEM, self.recipe.pairs.stepwise
-        if not METHODS[self.recipe.method].samples_rests(share):
+        method, share = METHODS[self.recipe.method], self.recipe.pairs.stepwise
+        ordinary = self.work.num_train * PAIRS_PER_PROBLEM
+        if not method.samples_rests(share):
             return ordinary
         stepwise = min(self._num_cuts() * WRONG_SHARE, self.work.num_train * self.recipe.pairs.max_per_problem)
-        return stepwise + (min(ordinary, stepwise * (1 - share) / share) if share else ordinary)
+        return stepwise + (min(ordinary, stepwise * (1 - share) / share) if method.pairs == "by share" else ordinary)
 
     def _num_labels(self, round_number: int) -> float:
         """Gold rationales, plus right ones of all rounds so far."""

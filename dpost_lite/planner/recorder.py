@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dpost_lite.methods import METHODS, Method
+from dpost_lite.methods import METHODS
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import Artifact
 from dpost_lite.runs.stage_names import BASE, StageName, policy_name
@@ -11,26 +11,22 @@ from dpost_lite.selftrain import whole_run
 
 def planned_stages(recipe: Recipe) -> list[StageName]:
     """Return the stages of a run in order, assuming that no round is left out."""
-    method, has_rests = METHODS[recipe.method], METHODS[recipe.method].samples_rests(recipe.pairs.stepwise)
-    has_gate, has_also = recipe.dpo.gate > 0, bool(recipe.data.also_test)
-    recorder = Recorder(method, has_rests=has_rests, has_gate=has_gate, has_also=has_also)
-    whole_run(recorder, method, recipe.rounds)
+    recorder = Recorder(recipe)
+    whole_run(recorder, METHODS[recipe.method], recipe.rounds)
     return recorder.names
 
 
 class Recorder:
     """`selftrain.Stages` that do nothing but note their names, in `names`."""
 
-    def __init__(self, method: Method, *, has_rests: bool, has_gate: bool, has_also: bool) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self.names: list[StageName] = []
-        self._method = method
-        self._has_rests = has_rests
-        self._has_gate = has_gate
-        self._has_also = has_also
+        self._recipe = recipe
+        self._method = METHODS[recipe.method]
 
     def data(self) -> Artifact:
         data = self._note(StageName("data"))
-        if self._has_also:
+        if self._recipe.data.also_test:
             self._note(StageName("data-also"))
         return data
 
@@ -46,7 +42,7 @@ class Recorder:
         return self._note(StageName("samples-pairs", number))
 
     def pairs(self, number: int, policy: Artifact, samples: list[Artifact]) -> Artifact:
-        if self._has_rests:
+        if self._method.samples_rests(self._recipe.pairs.stepwise):
             self._note(StageName("rests", number))
         return self._note(StageName("pairs", number))
 
@@ -54,7 +50,7 @@ class Recorder:
         policy = self._note(StageName("dpo", number))
         if not self._method.has_rounds:
             self._score(policy_name(number))
-        elif self._has_gate:
+        elif self._recipe.dpo.gate:
             self._note(StageName("gate", number))
         return policy
 
@@ -78,7 +74,7 @@ class Recorder:
 
     def _score(self, policy: str) -> None:
         self._note(StageName.score(policy))
-        if self._has_also:
+        if self._recipe.data.also_test:
             self._note(StageName.score(policy, also=True))
 
     def _note(self, name: StageName) -> Artifact:
