@@ -7,6 +7,7 @@
     ├── ExportError     a GGUF file that cannot be written or read
     ├── RunError        a run folder that belongs to another run, is locked, or is on a full disk
     │   └── OtherSettings   a finished stage was made with different settings
+    ├── SandboxError    code of a solution cannot be run here
     ├── OutOfMemory     work that needs more memory than this machine has
     └── DeliveryError   training and scoring succeeded, but the GGUF file could not be made or tested
 
@@ -41,6 +42,10 @@ class ExportError(DpostError):
 
 class RunError(DpostError):
     """A run folder belongs to another run, or cannot be written."""
+
+
+class SandboxError(DpostError):
+    """A sandbox is missing or does not work on this machine."""
 
 
 class DeliveryError(DpostError):

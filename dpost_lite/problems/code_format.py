@@ -1,0 +1,64 @@
+"""The format of solutions with code: text, Python code, and what the code printed (SCDPO, section 3.1).
+
+    Natalia sold half as many clips in May.
+    ```python
+    may = 48 / 2
+    print(48 + may)
+    ```
+    ```output
+    72.0
+    ```
+    She sold 72 clips altogether.
+    #### 72
+
+The marks are Markdown's fences, which every tokenizer has tokens for, so nothing has to be added to the vocabulary (the
+paper's eight added tokens would need embeddings that an adapter on a 4-bit base does not train). The model writes text
+and code; the output, from the line feed after the code's closing fence to the one after its own, is inserted.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+FENCE = "```"
+CODE_START = f"{FENCE}python\n"
+_OUTPUT_START = f"\n{FENCE}output\n"
+_CODE = re.compile(rf"(?:\A|(?<=\n)){CODE_START}(.*?)(?<=\n){FENCE}", re.DOTALL)
+_OUTPUT = re.compile(rf"{_OUTPUT_START}(.*?)(?<=\n){FENCE}(?:\n|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of a solution: `content` without fences, and where it lies in the text with them.
+
+    An output starts at the line feed after its code's closing fence.
+    """
+
+    kind: Literal["text", "code", "output"]
+    content: str
+    start: int
+    end: int
+
+
+def blocks(text: str) -> Iterator[Block]:
+    """Yield the parts of a solution in order; together they cover it. Code that is not closed counts as text."""
+    position = 0
+    for code in _CODE.finditer(text):
+        if code.start() < position:  # inside an output
+            continue
+        if position < code.start():
+            yield Block("text", text[position : code.start()], position, code.start())
+        yield Block("code", code[1], *code.span())
+        position = code.end()
+        if output := _OUTPUT.match(text, position):
+            yield Block("output", output[1].removesuffix("\n"), *output.span())
+            position = output.end()
+    if position < len(text):
+        yield Block("text", text[position:], position, len(text))
+
+
+def inserted_text(output: str) -> str:
+    """Return what follows the closing fence of code that printed `output`. Fences in it are made harmless."""
+    content = output.replace(FENCE, "'''")
+    return f"{_OUTPUT_START}{content}\n{FENCE}\n" if content else f"{_OUTPUT_START}{FENCE}\n"

@@ -1,0 +1,1 @@
+"""Running Python code that a model wrote, where it can do no harm."""

@@ -1,0 +1,63 @@
+"""What every sandbox does, and the text that a model gets to read of what its code did."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+SandboxName = Literal["monty", "sandlock", "bubblewrap"]
+MAX_PRINTED = 2**20  # characters of one block; code that prints more has failed
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one block: `seconds` and `memory_mib` while it runs, `output_chars` of what the model reads of it."""
+
+    seconds: float = 2.0
+    memory_mib: int = 64
+    output_chars: int = 400
+
+
+class Sandbox(Protocol):
+    """Runs the code blocks of rationales, several side by side. A block sees the variables of earlier ones.
+
+    Nothing is kept between two calls of `run`, and what the code does changes neither this process nor other calls.
+    """
+
+    def run(self, earlier: Sequence[str], code: str) -> Future[str]:
+        """Run `code` after the `earlier` blocks of the same rationale; the result is what the model reads (`visible`).
+
+        Whatever the code does is in the text. Equal calls give equal texts, as far as the code allows: random numbers
+        and hashes are seeded, and messages about limits hold no measured times. The future raises SandboxError if the
+        sandbox itself does not work.
+        """
+
+    def close(self) -> None:
+        """End all processes. Running calls may never finish."""
+
+
+def visible(printed: str, error: str, limits: Limits) -> str:
+    """Return what the model reads: what was printed, then the error if there is one, without white space at the end.
+
+    More than `limits.output_chars` characters are cut in the middle, and a mark says how many.
+    """
+    text = "\n".join(part for part in (printed.rstrip(), error.rstrip()) if part)
+    surplus = len(text) - limits.output_chars
+    if surplus <= 0:
+        return text
+    head = limits.output_chars // 2
+    tail = limits.output_chars - head
+    return f"{text[:head]}\n[{surplus} characters cut]\n{text[len(text) - tail :]}"
+
+
+def took_too_long(limits: Limits) -> str:
+    """The error of code that ran out of time."""
+    return f"TimeoutError: the code ran for more than {limits.seconds:g} s"
+
+
+def took_too_much_memory(limits: Limits) -> str:
+    """The error of code that ran out of memory."""
+    return f"MemoryError: the code needed more than {limits.memory_mib} MiB"
+
+
+PRINTED_TOO_MUCH = f"MemoryError: the code printed more than {MAX_PRINTED} characters"
