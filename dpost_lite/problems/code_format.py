@@ -17,7 +17,7 @@ and code; the output, from the line feed after the code's closing fence to the o
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,3 +62,18 @@ def inserted_text(output: str) -> str:
     """Return what follows the closing fence of code that printed `output`. Fences in it are made harmless."""
     content = output.replace(FENCE, "'''")
     return f"{_OUTPUT_START}{content}\n{FENCE}\n" if content else f"{_OUTPUT_START}{FENCE}\n"
+
+
+def inserted_tokens(token_ids: Sequence[int], text_of: Callable[[int], str]) -> list[bool]:
+    """Return for each token of a solution whether it belongs to an output, which the model did not write.
+
+    A token that begins before an output, such as a fence with its line feed, is the model's. `text_of` gives the text
+    of one token in the middle of a line.
+    """
+    pieces = [text_of(token_id) for token_id in token_ids]
+    outputs = [(block.start, block.end) for block in blocks("".join(pieces)) if block.kind == "output"]
+    inserted, position = [], 0
+    for piece in pieces:
+        inserted.append(any(start <= position < end for start, end in outputs) and bool(piece))
+        position += len(piece)
+    return inserted

@@ -63,31 +63,24 @@ class Writer(Protocol):
         """Return the writer of a new, empty row."""
 
 
-class Forcer:
-    """The `Writer` that inserts the calculator's results; what all rows of one vocabulary share.
+class Insertion:
+    """Tokenises text that is inserted into an answer; what all rows of one vocabulary share.
 
     `text_of(token_id)` is the text that one token adds in the middle of a line ("" for special tokens), `encode(text)`
     the token ids of a text without special tokens. Pass a cached `text_of`: it is called for every token of an answer.
     """
 
-    def __init__(
-        self, text_of: Callable[[int], str], encode: Callable[[str], list[int]], calculator: Calculator
-    ) -> None:
+    def __init__(self, text_of: Callable[[int], str], encode: Callable[[str], list[int]]) -> None:
         self.text_of = text_of
         self.encode = encode
-        self.calculator = calculator
-
-    def row(self) -> "RowForcer":
-        """Return the state machine of a new, empty row."""
-        return RowForcer(self)
 
     def _joined(self, ids: Sequence[int]) -> str:
         return "".join(map(self.text_of, ids))
 
-    def _replacement(self, window: list[int], target: str) -> list[int] | None:
-        """Return the ids that replace the newest token so that the window's text becomes `target`.
+    def replacement(self, window: list[int], target: str) -> list[int] | None:
+        """Return the ids that replace the newest token so that the window's text becomes `target`; None if none do.
 
-        The tokenizer's own encoding of the whole annotation, as in training text, is preferred. If a merge would
+        The tokenizer's own encoding of the whole window, as in training text, is preferred. If a merge would
         reach back into tokens the model has already read, only the missing text is encoded.
         """
         fixed, newest = window[:-1], window[-1]
@@ -103,16 +96,35 @@ class Forcer:
         """Encode `text` as in the middle of a line, where no tokenizer adds a leading space.
 
         It is encoded after an anchor, which is then cut off: one that does not merge with the text, usually a newline.
+        The texts of the tokens are compared in ASCII alone, since a token may be a part of another character.
         """
         for anchor in _ANCHORS:
             ids = self.encode(anchor + text)
             for cut in range(1, len(ids)):
-                if self._joined(ids[:cut]).lstrip(" ") == anchor and self._joined(ids[cut:]) == text:
+                if self._joined(ids[:cut]).lstrip(" ") == anchor and _ascii(self._joined(ids[cut:])) == _ascii(text):
                     return ids[cut:]
         if len(text) < 2:
             return None
         chars = [self._encode_inside(char) for char in text]
         return None if None in chars else [i for ids in chars for i in ids or ()]
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "ignore").decode()
+
+
+class Forcer(Insertion):
+    """The `Writer` that inserts the calculator's results. Arguments as those of `Insertion`."""
+
+    def __init__(
+        self, text_of: Callable[[int], str], encode: Callable[[str], list[int]], calculator: Calculator
+    ) -> None:
+        super().__init__(text_of, encode)
+        self.calculator = calculator
+
+    def row(self) -> "RowForcer":
+        """Return the state machine of a new, empty row."""
+        return RowForcer(self)
 
 
 class RowForcer:
@@ -160,7 +172,7 @@ class RowForcer:
             self.num_calculated += 1
             self._done += len(forced)
             return None
-        ids = None if result is None else self._forcer._replacement(self._window, self._text[: self._done] + forced)
+        ids = None if result is None else self._forcer.replacement(self._window, self._text[: self._done] + forced)
         self.num_refused += ids is None
         self.num_calculated += ids is not None
         return ids

@@ -43,11 +43,11 @@ class Prompter:
         if not any(token in question for token in self.tokenizer.all_special_tokens):
             return tuple(self.encode(self.prompt(question)))
         before, _, after = self.prompt("\x00").partition("\x00")
-        return (*self.encode(before), *self._encode_text(question), *self.encode(after))
+        return (*self.encode(before), *self.encode_text(question), *self.encode(after))
 
     def answer_ids(self, rationale: str) -> tuple[int, ...]:
         """Return the token ids of a rationale, followed by the stop token."""
-        return (*self._encode_text(rationale), self.stop_id)
+        return (*self.encode_text(rationale), self.stop_id)
 
     def text(self, token_ids: tuple[int, ...] | list[int]) -> str:
         """Return the text of sampled ids, without special tokens."""
@@ -56,6 +56,10 @@ class Prompter:
     def encode(self, text: str) -> list[int]:
         """Return the token ids of trusted text: special tokens are recognised, none are added."""
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the token ids of any text: the names of special tokens in it are plain text."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def token_text(self) -> Callable[[int], str]:
         """Return a cached function from token id to the text it adds mid-line ("" for special tokens)."""
@@ -72,13 +76,10 @@ class Prompter:
 
         return text_of
 
-    def step_ids(self) -> frozenset[int]:
-        """Return the tokens that end a reasoning step: those containing a line feed."""
+    def step_ids(self, mark: str = "\n") -> frozenset[int]:
+        """Return the tokens that end a reasoning step: those containing `mark`, by default a line feed."""
         text_of = self.token_text()
-        return frozenset(i for i in range(len(self.tokenizer)) if "\n" in text_of(i))
-
-    def _encode_text(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return frozenset(i for i in range(len(self.tokenizer)) if mark in text_of(i))
 
     def _stop_id(self) -> int:
         """The special token that the template puts after an answer, or else the end-of-sequence token."""

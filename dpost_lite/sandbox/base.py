@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 
 SandboxName = Literal["monty", "sandlock", "bubblewrap"]
 MAX_PRINTED = 2**20  # characters of one block; code that prints more has failed
+PRINTED_TOO_MUCH = f"MemoryError: the code printed more than {MAX_PRINTED} characters"
+CRASHED = "RuntimeError: the interpreter crashed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,29 +20,48 @@ class Limits:
     output_chars: int = 400
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a block did: `text` is what the model reads of it, `error` the exception's line in it, or ""."""
+
+    text: str
+    error: str
+
+
 class Sandbox(Protocol):
     """Runs the code blocks of rationales, several side by side. A block sees the variables of earlier ones.
 
     Nothing is kept between two calls of `run`, and what the code does changes neither this process nor other calls.
     """
 
-    def run(self, earlier: Sequence[str], code: str) -> Future[str]:
-        """Run `code` after the `earlier` blocks of the same rationale; the result is what the model reads (`visible`).
+    limits: Limits
+
+    def run(self, earlier: Sequence[str], code: str) -> Future[Ran]:
+        """Run `code` after the `earlier` blocks of the same rationale, as a notebook does.
 
         Whatever the code does is in the text. Equal calls give equal texts, as far as the code allows: random numbers
         and hashes are seeded, and messages about limits hold no measured times. The future raises SandboxError if the
-        sandbox itself does not work.
+        sandbox itself does not work. Leave blocks that reached a limit out of `earlier` (`keeps_state`).
         """
 
     def close(self) -> None:
         """End all processes. Running calls may never finish."""
 
 
-def visible(printed: str, error: str, limits: Limits) -> str:
-    """Return what the model reads: what was printed, then the error if there is one, without white space at the end.
+def ran(printed: str, error: str, limits: Limits) -> Ran:
+    """Return what a block did. Its text is what was printed and then the error, without white space at the ends.
 
-    More than `limits.output_chars` characters are cut in the middle, and a mark says how many.
+    Of more than `limits.output_chars` characters the middle is cut out, and a mark says how many.
     """
+    return Ran(_visible(printed, error, limits), error)
+
+
+def keeps_state(done: Ran, limits: Limits) -> bool:
+    """Whether later blocks may use the variables of this one: not if it was stopped by a limit."""
+    return done.error not in (took_too_long(limits), took_too_much_memory(limits), PRINTED_TOO_MUCH, CRASHED)
+
+
+def _visible(printed: str, error: str, limits: Limits) -> str:
     text = "\n".join(part for part in (printed.rstrip(), error.rstrip()) if part)
     surplus = len(text) - limits.output_chars
     if surplus <= 0:
@@ -60,4 +81,3 @@ def took_too_much_memory(limits: Limits) -> str:
     return f"MemoryError: the code needed more than {limits.memory_mib} MiB"
 
 
-PRINTED_TOO_MUCH = f"MemoryError: the code printed more than {MAX_PRINTED} characters"
