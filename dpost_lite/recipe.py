@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from dpost_lite.methods import METHODS, MethodName
+from dpost_lite.sandbox.base import Limits, SandboxName
 
 ComputeType = Literal["auto", "bfloat16", "float32"]
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
@@ -270,6 +271,28 @@ class CalculatorRecipe(_Section):
     """All other results are rounded to this many decimals."""
 
 
+class CodeRecipe(_Section):
+    """The code in solutions (`solutions=code`): what runs it, and the limits of each block (SCDPO, section 3.1)."""
+
+    sandbox: SandboxName = "monty"
+    """monty: an interpreter of its own, without sympy; sandlock, bubblewrap: the real Python with sympy, shut in by the
+    Linux kernel.
+    """
+    seconds: float = Field(2.0, gt=0, le=60)
+    memory_mib: int = Field(64, ge=16)
+    output_chars: int = Field(400, ge=40)
+    """Characters of what a block printed that enter the solution; the middle of longer outputs is cut out."""
+    max_blocks: int = Field(8, ge=1)
+    """Blocks of one solution that are run."""
+    max_chars: int = Field(3000, ge=1)
+    """Longer blocks are not run."""
+
+    @property
+    def limits(self) -> Limits:
+        """What the sandbox enforces."""
+        return Limits(self.seconds, self.memory_mib, self.output_chars)
+
+
 class ExportRecipe(_Section):
     """The exported GGUF file."""
 
@@ -282,6 +305,10 @@ class Recipe(_Section):
     method: MethodName = "dpo-st"
     """dpo-st (Algorithm 2), st (Algorithm 1: plain self-training), sft (warm-up only); of SCDPO's paper, DPO of the
     warm-up alone: dpo, scdpo (step-controlled pairs too), dpo-equal (as many ordinary pairs as scdpo).
+    """
+    solutions: Literal["text", "code"] = "text"
+    """text: as GSM8K's, with the calculator; code: text, Python code and what it printed, without the calculator
+    (SCDPO). For code, annotated rationales of the data become small programs.
     """
     rounds: int = Field(3, ge=1)
     """Maximum rounds of self-training."""
@@ -303,6 +330,7 @@ class Recipe(_Section):
     dpo: DpoRecipe = DpoRecipe()
     labels: LabelsRecipe = LabelsRecipe()
     calculator: CalculatorRecipe = CalculatorRecipe()
+    code: CodeRecipe = CodeRecipe()
     export: ExportRecipe = ExportRecipe()
 
     _split_trackers = field_validator("report_to", mode="before")(_split)
@@ -327,6 +355,12 @@ class Recipe(_Section):
         if self.data.train == "synthetic" and self.synthetic.max_steps == 1 and method.samples_rests(share):
             key = f"pairs.stepwise={share:g}" if method.has_rounds else f"method={method.name}"
             raise ValueError(f"{key} needs problems of two steps or more; set synthetic.max_steps=2")
+        return self
+
+    @model_validator(mode="after")
+    def _code_or_calculator(self) -> "Recipe":
+        if self.solutions == "code" and self.calculator.enabled:
+            raise ValueError("solutions=code has no calculator; set calculator.enabled=false")
         return self
 
     @model_validator(mode="after")

@@ -26,6 +26,7 @@ from dpost_lite.errors import ModelError
 from dpost_lite.models import adapters, loading, private_api
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import Problem
+from dpost_lite.problems.tools import Tools
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.sampling.sampler import sample
 
@@ -125,7 +126,7 @@ def test_a_policy_is_sampled_from_merged_weights_or_from_four_bits(base_dir, pol
     policy = adapters.load_policy(base_dir, policy_dir, recipe)
     assert any(is_of_bitsandbytes(module) for module in policy.modules()) == (weights == "quantized")
     problems = [Problem(f"p{i}", f"How many are {i} and {i}?", str(2 * i)) for i in range(3)]
-    drawn = list(sample(policy, prompter, problems, calculator=None, purpose="x", max_new_tokens=6, max_rows=2))
+    drawn = list(sample(policy, prompter, problems, tools=Tools(), purpose="x", max_new_tokens=6, max_rows=2))
     trained = adapters.attach(load(base_dir), policy_dir, trainable=False)
     question = {problem.id: problem.question for problem in problems}
     assert len(drawn) == 3

@@ -53,9 +53,7 @@ class Desk:
 
 def writer_of(vocabulary: Vocabulary, desk: Desk, limits: CodeLimits | None = None) -> CodeWriter:
     prompter = Prompter(vocabulary.tokenizer)
-    return CodeWriter(
-        vocabulary.forcer.text_of, prompter.encode_text, prompter.text, desk, limits or CodeLimits()
-    )
+    return CodeWriter(vocabulary.forcer.text_of, prompter.encode_text, prompter.text, desk, limits or CodeLimits())
 
 
 def write(vocabulary: Vocabulary, desk: Desk, pieces: list[str], pen: str, **limits: int) -> tuple[AnswerTokens, str]:

@@ -119,7 +119,7 @@ def test_dpo_trains_on_the_sampled_token_ids_alone(base_dir, prompter, policy_di
 
 
 def test_what_the_calculator_writes_can_be_left_out_of_the_comparison(base_dir, prompter, policy_dir, tmp_path):
-    trainer = make_trainer(base_dir, prompter, policy_dir, tmp_path, writer=calculator_of(prompter))
+    trainer = make_trainer(base_dir, prompter, policy_dir, tmp_path, inserted=calculator_of(prompter))
     given = rows(prompter)
     batch = trainer.data_collator(given)
     num = len(given)

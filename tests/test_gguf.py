@@ -16,6 +16,7 @@ from dpost_lite.local.config import read_config
 from dpost_lite.local.header import read_header
 from dpost_lite.local.llama import open_gguf
 from dpost_lite.local.vocabulary import _LLAMA3, _QWEN2, _TEKKEN, read_vocabulary
+from dpost_lite.problems.tools import Tools
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
@@ -396,7 +397,7 @@ def test_smollm_exports_lose_little(smollm, tmp_path):
         assert out.stat().st_size < max_bytes
         llm = load(out, logits_all=True)
         surprise[quant] = mean_surprise(llm, llm.tokenize(text.encode(), add_bos=False)[:300])
-        solved = Solver(out, calculator=None, max_new_tokens=30, num_threads=1).solve("What is 2+3?")
+        solved = Solver(out, tools=Tools(), max_new_tokens=30, num_threads=1).solve("What is 2+3?")
         assert solved.text.startswith("2 + 3 = ")  # the sum itself is beyond the smallest
         assert solved.end == "stop"
     assert surprise["f16"] < 3

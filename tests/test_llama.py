@@ -20,6 +20,7 @@ from dpost_lite.local.llama import Trial
 from dpost_lite.local.solver import Solver
 from dpost_lite.local.solver_process import SolverProcess
 from dpost_lite.problems.calculator import Calculator
+from dpost_lite.problems.tools import Tools
 
 SYSTEM_INFO = llama.system_info  # replaced in the tests below
 
@@ -171,8 +172,8 @@ def works(tiny: Path) -> None:
 
 def test_a_solver_process_answers_as_the_solver_does(tiny):
     works(tiny)
-    here = Solver(tiny, calculator=Calculator(), max_new_tokens=12, extra_buffers=False)
-    with SolverProcess(tiny, calculator=Calculator(), max_new_tokens=12) as solver:
+    here = Solver(tiny, tools=Tools(Calculator()), max_new_tokens=12, extra_buffers=False)
+    with SolverProcess(tiny, tools=Tools(Calculator()), max_new_tokens=12) as solver:
         for temperature, seed in ((0.0, 0), (1.0, 3), (1.0, 4)):
             expected = here.solve("How many?", temperature=temperature, seed=seed)
             assert solver.solve("How many?", temperature=temperature, seed=seed) == expected
@@ -212,21 +213,21 @@ def test_a_child_that_was_stopped_says_nothing_of_the_file(tiny, dies, name):
         llama.uses_extra_buffers(tiny)
     assert llama.trials() == {}
     llama.remember("f16", Trial(True, True))
-    with SolverProcess(tiny, calculator=None) as solver, pytest.raises(ExportError, match="close other programs"):
+    with SolverProcess(tiny, tools=Tools()) as solver, pytest.raises(ExportError, match="close other programs"):
         solver.solve("How many?")
     assert llama.trials() == {"f16": Trial(True, True)}
 
 
 def test_children_are_out_of_reach_of_ctrl_c(tiny, monkeypatch):
     works(tiny)
-    with SolverProcess(tiny, calculator=None) as solver:
+    with SolverProcess(tiny, tools=Tools()) as solver:
         assert os.getsid(solver._process.pid) != os.getsid(0)
 
 
 def test_a_python_error_in_the_solver_is_no_crash(tiny, dies):
     llama.remember("f16", Trial(True, True))
     dies("1 / 0")
-    with SolverProcess(tiny, calculator=None) as solver, pytest.raises(ExportError, match=r"ZeroDivisionError.*a bug"):
+    with SolverProcess(tiny, tools=Tools()) as solver, pytest.raises(ExportError, match=r"ZeroDivisionError.*a bug"):
         solver.solve("How many?")
     assert llama.trials() == {"f16": Trial(True, True)}
 
@@ -245,7 +246,7 @@ def test_the_users_folder_is_not_imported_from(tiny, tmp_path, monkeypatch):
     (tmp_path / "gguf.py").write_text("raise SystemExit('shadowed')")
     (tmp_path / "llama_cpp.py").write_text("raise SystemExit('shadowed')")
     llama.try_file(tiny)
-    with SolverProcess(tiny, calculator=None, max_new_tokens=2) as solver:
+    with SolverProcess(tiny, tools=Tools(), max_new_tokens=2) as solver:
         assert solver.solve("How many?").text
 
 
@@ -257,18 +258,18 @@ def test_a_header_with_a_strange_type_is_no_traceback(monkeypatch):
 
 def test_a_solver_process_ends_with_its_block(tiny):
     works(tiny)
-    with SolverProcess(tiny, calculator=None) as solver:
+    with SolverProcess(tiny, tools=Tools()) as solver:
         process = solver._process
         assert process.poll() is None
     assert process.returncode == 0
-    solver = SolverProcess(tiny, calculator=None)
+    solver = SolverProcess(tiny, tools=Tools())
     solver.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)  # in the middle of an answer
     assert solver._process.returncode == -signal.SIGKILL or os.name == "nt"
 
 
 def test_what_the_solver_refuses_is_an_error_here(tmp_path):
     with pytest.raises(ExportError, match=r"none\.gguf cannot be read"):
-        SolverProcess(tmp_path / "none.gguf", calculator=None)
+        SolverProcess(tmp_path / "none.gguf", tools=Tools())
 
 
 # doctor

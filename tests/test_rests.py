@@ -9,6 +9,7 @@ from dpost_lite.models.credit import token_logprobs  # noqa: E402
 from dpost_lite.pipeline.rests import SampleRests  # noqa: E402
 from dpost_lite.problems.records import Problem, Rationale, write_jsonl  # noqa: E402
 from dpost_lite.problems.steps import step_ends  # noqa: E402
+from dpost_lite.problems.tools import Tools  # noqa: E402
 from dpost_lite.recipe_files import load_recipe  # noqa: E402
 from dpost_lite.sampling import rests  # noqa: E402
 from dpost_lite.sampling.rests import Cut, sample_rests, schedule  # noqa: E402
@@ -63,7 +64,7 @@ def test_the_schedule_rises_by_step_up_to_the_highest(settings, temperatures):
 
 def test_a_greedy_rest_is_the_rest_of_the_unbroken_rationale(model, prompter):
     """The kept steps stand in the cache as if the model had written them."""
-    whole = list(sample(model, prompter, PROBLEMS, calculator=None, purpose="x", temperature=0.0, max_new_tokens=12))
+    whole = list(sample(model, prompter, PROBLEMS, tools=Tools(), purpose="x", temperature=0.0, max_new_tokens=12))
     for rationale, problem in zip(sorted(whole, key=lambda r: r.problem_id), PROBLEMS, strict=True):
         for kept in (1, 4):
             (found,) = sample_rests(

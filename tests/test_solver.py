@@ -10,6 +10,7 @@ from dpost_lite.errors import DataError, ExportError
 from dpost_lite.local import gguf, solver
 from dpost_lite.local.solver import Solver
 from dpost_lite.problems.calculator import Calculator
+from dpost_lite.problems.tools import Tools
 
 
 @pytest.fixture(scope="module", params=[("llama", "smollm"), ("mistral", "spm")], ids=["byte-level", "sentencepiece"])
@@ -20,7 +21,7 @@ def tiny(request, tmp_path_factory) -> Path:
 
 
 def make_solver(path: Path, *, calculator: bool = True, max_new_tokens: int = 80) -> Solver:
-    return Solver(path, calculator=Calculator() if calculator else None, max_new_tokens=max_new_tokens, num_threads=1)
+    return Solver(path, tools=Tools(Calculator() if calculator else None), max_new_tokens=max_new_tokens, num_threads=1)
 
 
 class Script:
@@ -157,12 +158,12 @@ def test_broken_files_are_one_line(tiny, tmp_path):
         path = tmp_path / f"{name}.gguf"
         path.write_bytes(content)
         with pytest.raises(ExportError, match=f"{name}.gguf") as error:
-            Solver(path, calculator=None)
+            Solver(path, tools=Tools())
         assert "\n" not in str(error.value)
     with pytest.raises(ExportError, match=r"none\.gguf cannot be read"):
-        Solver(tmp_path / "none.gguf", calculator=None)
+        Solver(tmp_path / "none.gguf", tools=Tools())
     with pytest.raises(ExportError, match="cannot be read"):
-        Solver(tmp_path, calculator=None)
+        Solver(tmp_path, tools=Tools())
 
 
 def test_template_is_needed_and_must_render(tmp_path):
@@ -173,7 +174,7 @@ def test_template_is_needed_and_must_render(tmp_path):
     (folder / "chat_template.jinja").unlink()
     path = gguf.write_gguf(folder, tmp_path / "model.gguf")
     with pytest.raises(ExportError, match="carries no chat template"):
-        Solver(path, calculator=None)
+        Solver(path, tools=Tools())
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def test_sft_loss_is_on_the_answer_and_its_stop_token_alone(base_dir, prompter, 
 
 def test_what_the_calculator_writes_can_be_left_out_of_the_loss(base_dir, prompter, tmp_path, monkeypatch):
     trainers = trainers_of(sft, monkeypatch)
-    run_sft(base_dir, prompter, tmp_path, num=4, writer=calculator_of(prompter))
+    run_sft(base_dir, prompter, tmp_path, num=4, inserted=calculator_of(prompter))
     batch = next(iter(trainers[0].get_train_dataloader()))
     found = {tuple(labels[labels != -100].tolist()) for labels in batch["labels"]}
     assert found == {without_result(prompter, item.token_ids) for item in labelled(prompter, 4)}

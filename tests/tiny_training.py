@@ -10,9 +10,9 @@ import torch
 from dpost_lite.models import adapters, dpo, loading, sft
 from dpost_lite.models.backend import Backend
 from dpost_lite.problems.calculator import Calculator
-from dpost_lite.problems.forcing import Forcer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair
+from dpost_lite.problems.tools import Tools
 from dpost_lite.recipe import DpoRecipe, LoraRecipe, ModelRecipe, Recipe, SftRecipe
 
 LN2 = math.log(2)
@@ -66,8 +66,9 @@ def whole(*, seed: int = 42, precision: str = "4bit", compute: str = "float32", 
     return Recipe(seed=seed, model=model_recipe(precision, compute), lora=LORA, **sections)
 
 
-def calculator_of(prompter: Prompter) -> Forcer:
-    return Forcer(prompter.token_text(), prompter.encode, Calculator())
+def calculator_of(prompter: Prompter) -> Any:
+    """What finds the calculator's tokens."""
+    return Tools(Calculator()).inserted(prompter.token_text(), prompter.encode, calculated_in_loss=False)
 
 
 def without_result(prompter: Prompter, answer: tuple[int, ...]) -> tuple[int, ...]:
@@ -91,7 +92,7 @@ def run_sft(
     backend: Backend = "plain",
     progress=no_progress,
     checkpoint_s: float = 600,
-    writer=None,
+    inserted=None,
     **settings,
 ) -> dict[str, Any]:
     recipe = SftRecipe(**{"epochs": 1, "batch_size": 4, "micro_batch_size": 4, **settings})
@@ -106,7 +107,7 @@ def run_sft(
         seed=seed,
         progress=progress,
         checkpoint_s=checkpoint_s,
-        writer=writer,
+        inserted=inserted,
     )
 
 
@@ -123,7 +124,7 @@ def run_dpo(
     backend: Backend = "plain",
     progress=no_progress,
     checkpoint_s: float = 600,
-    writer=None,
+    inserted=None,
     **settings,
 ):
     recipe = DpoRecipe(**{"batch_size": 4, "micro_batch_size": 4, **settings})
@@ -138,16 +139,16 @@ def run_dpo(
         seed=seed,
         progress=progress,
         checkpoint_s=checkpoint_s,
-        writer=writer,
+        inserted=inserted,
     )
 
 
 def make_trainer(
-    base_dir, prompter, policy_dir, out, *, precision="4bit", compute="float32", writer=None, **settings
+    base_dir, prompter, policy_dir, out, *, precision="4bit", compute="float32", inserted=None, **settings
 ) -> Any:
     recipe = DpoRecipe(**{"batch_size": 4, "micro_batch_size": 4, **settings})
     policy = adapters.load_for_dpo(base_dir, policy_dir, whole(precision=precision, compute=compute), "plain")
-    return dpo.make_trainer(policy, prompter, rows(prompter), out, recipe, 42, writer=writer)
+    return dpo.make_trainer(policy, prompter, rows(prompter), out, recipe, 42, inserted=inserted)
 
 
 def trainers_of(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:

@@ -20,6 +20,7 @@ def eval_(
     calculator: Annotated[
         str, typer.Option(metavar="on|off|both", help="Answer with the calculator, without it, or both ways.")
     ] = "both",
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="Run the code in solutions, in a sandbox.")] = False,
     policy: Policy = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The base of an adapter. [default: the one it names]")
@@ -71,7 +72,9 @@ def eval_(
     console = Console()
     with TerminalView(console) as view:
         scores = list(
-            evaluate.evaluate(scored, problems, calculator=modes, out=folder, sampling=sampling, listener=view)
+            evaluate.evaluate(
+                scored, problems, calculator=modes, runs_code=allow_code, out=folder, sampling=sampling, listener=view
+            )
         )
     greedy = [score for score in scores if isinstance(score, Score)]
     console.print("", summary.score_table(greedy), "", summary.answers_table(greedy))

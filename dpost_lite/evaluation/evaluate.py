@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from dpost_lite.problems.records import (
     write_jsonl,
 )
 from dpost_lite.problems.scoring import score
+from dpost_lite.problems.tools import Tools
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import Listener
 from dpost_lite.sampling.sampler import sample_by_recipe, seed_of
@@ -50,29 +51,30 @@ def evaluate(
     problems: Sequence[Problem],
     *,
     calculator: Sequence[bool],
+    runs_code: bool = False,
     out: Path,
     sampling: Sampling | None = None,
     listener: Listener,
 ) -> Iterator[Score | SampledScore]:
     """Yield a Score of greedy answers for each policy and each calculator setting in `calculator`.
 
+    Solutions with code (`solutions=code`) have one setting instead: their code is run only with `runs_code`.
     With `sampling`, each is followed by a SampledScore. Answers are saved in `out` as NAME/answers.jsonl and
     NAME/samples.jsonl (NAME-off without calculator). `listener` receives events as of a run (runs/journal.py), one
     stage per score. Raises RunError if `out` cannot be written, ModelError if a model cannot be loaded.
     """
     for name, policy in target.policies.items():
         with _answering(target, policy) as answer:
-            for has_calculator in calculator:
-                settings = target.recipe.calculator.model_copy(update={"enabled": has_calculator})
-                recipe = target.recipe.model_copy(update={"calculator": settings})
-                folder = out / (file_name(name) + ("" if has_calculator else "-off"))
-                stage = f"{name}, calculator {'on' if has_calculator else 'off'}"
-                answers = _collect(stage, answer(recipe, problems, 1, 0.0), len(problems), listener)
+            for tools, mode, suffix in _modes(target.recipe, calculator, runs_code=runs_code):
+                has_calculator = tools.calculator is not None
+                folder = out / (file_name(name) + suffix)
+                stage = f"{name}, {mode}"
+                answers = _collect(stage, answer(tools, problems, 1, 0.0), len(problems), listener)
                 _save(folder / "answers.jsonl", answers, problems)
                 yield score(name, answers, problems, has_calculator=has_calculator)
                 if sampling is not None:
                     number = sampling.num_samples
-                    rationales = answer(recipe, problems, number, sampling.temperature)
+                    rationales = answer(tools, problems, number, sampling.temperature)
                     samples = _collect(f"{stage}, {number} samples", rationales, number * len(problems), listener)
                     _save(folder / "samples.jsonl", samples, problems)
                     yield score_samples(name, samples, problems, has_calculator=has_calculator)
@@ -80,38 +82,48 @@ def evaluate(
         gc.collect()
 
 
-Answer = Callable[[Recipe, Sequence[Problem], int, float], Iterator[Rationale]]
+Answer = Callable[[Tools, Sequence[Problem], int, float], Iterator[Rationale]]
+
+
+def _modes(recipe: Recipe, calculator: Sequence[bool], *, runs_code: bool) -> Iterator[tuple[Tools, str, str]]:
+    """Yield the ways to answer: tools, what they are called, and the end of a folder's name."""
+    if recipe.solutions == "code":
+        tools = replace(Tools.from_recipe(recipe), runs_code=runs_code)
+        yield tools, "code" if runs_code else "code not run", "" if runs_code else "-off"
+        return
+    for is_on in calculator:
+        settings = recipe.calculator.model_copy(update={"enabled": is_on})
+        tools = Tools(Calculator.from_recipe(settings))
+        yield tools, f"calculator {'on' if is_on else 'off'}", "" if is_on else "-off"
 
 
 @contextmanager
 def _answering(target: Target, policy: Path | None) -> Iterator[Answer]:
-    """Load a policy; the context is `answer(recipe, problems, num_samples, temperature)`, which yields rationales."""
+    """Load a policy; the context is `answer(tools, problems, num_samples, temperature)`, which yields rationales."""
+    recipe = target.recipe
     if policy is not None and policy.suffix == ".gguf":
-        yield partial(_solve, policy)
+        yield partial(_solve, policy, recipe)
         return
-    model_dir = hub.find(target.recipe.model.name)
-    prompter = load_prompter(model_dir, target.recipe.model)
-    model = adapters.load_policy(model_dir, policy, target.recipe)
+    model_dir = hub.find(recipe.model.name)
+    prompter = load_prompter(model_dir, recipe.model)
+    model = adapters.load_policy(model_dir, policy, recipe)
 
-    def answer(
-        recipe: Recipe, problems: Sequence[Problem], num_samples: int, temperature: float
-    ) -> Iterator[Rationale]:
+    def answer(tools: Tools, problems: Sequence[Problem], num_samples: int, temperature: float) -> Iterator[Rationale]:
         return sample_by_recipe(
-            model, prompter, problems, recipe, purpose="eval", num_samples=num_samples, temperature=temperature
-        )
+            model, prompter, problems, recipe, purpose="eval", num_samples=num_samples, temperature=temperature,
+            tools=tools,
+        )  # fmt: skip
 
     yield answer
 
 
 def _solve(
-    file: Path, recipe: Recipe, problems: Sequence[Problem], num_samples: int, temperature: float
+    file: Path, recipe: Recipe, tools: Tools, problems: Sequence[Problem], num_samples: int, temperature: float
 ) -> Iterator[Rationale]:
     """Answer with a GGUF file, one problem at a time; the rationales have no token ids or log-probabilities."""
     from dpost_lite.local.solver_process import SolverProcess
 
-    with SolverProcess(
-        file, calculator=Calculator.from_recipe(recipe.calculator), max_new_tokens=recipe.sampling.max_new_tokens
-    ) as solver:
+    with SolverProcess(file, tools=tools, max_new_tokens=recipe.sampling.max_new_tokens) as solver:
         for problem in problems:
             for sample in range(num_samples):
                 seed = seed_of(recipe.seed, "eval", problem.id, sample)

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import DataError, RunError, nearest
+from dpost_lite.local.gguf import SOLUTIONS_KEY
+from dpost_lite.local.header import read_header
 from dpost_lite.methods import METHODS
 from dpost_lite.models import adapters
 from dpost_lite.problems import datasets
 from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
 from dpost_lite.problems.records import Problem, read_jsonl
-from dpost_lite.recipe import DataRecipe, Recipe
+from dpost_lite.recipe import CalculatorRecipe, DataRecipe, Recipe
 from dpost_lite.runs.folder import Run, read_json
 from dpost_lite.runs.stage_names import BASE, Kind, StageName, policy_name, rounds_in
 
@@ -45,12 +47,19 @@ def find_target(name: str, policy: str | None = None, *, base: str | None = None
     if policy is not None:
         raise RunError(f"--policy: {name} is not a run folder (no run.json); leave out --policy to score a model")
     if path.suffix == ".gguf":
-        return Target(Recipe(), {path.name: path})
+        return Target(recipe_of_file(path), {path.name: path})
     is_adapter = adapters.is_adapter(path)
     model = {"name": (base or adapters.base_of(path)) if is_adapter else name, "precision": "16bit"}
     recipe = Recipe()
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=model)})
     return Target(recipe, {path.name: path} if is_adapter else {name: None})
+
+
+def recipe_of_file(path: Path) -> Recipe:
+    """Return the defaults for a GGUF file, and how its solutions are written. Raises ExportError if it is damaged."""
+    if read_header(path).get(SOLUTIONS_KEY) != "code":
+        return Recipe()
+    return Recipe(solutions="code", calculator=CalculatorRecipe(enabled=False))
 
 
 def describe_target(target: Target) -> str:

@@ -1,4 +1,4 @@
-"""Answers questions with a GGUF file, and with the calculator that the model was trained with.
+"""Answers questions with a GGUF file, and with the calculator or the code that the model was trained with.
 
 The loop is our own because llama-cpp-python's generators cannot take tokens that the model did not choose. Each step
 chooses a token from the last logits, appends it to an `AnswerTokens` (as the batched sampler does), where a writer may
@@ -7,6 +7,7 @@ insert more, and evaluates all new tokens in one forward. The prompt comes from 
 
 import codecs
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +18,8 @@ from dpost_lite.local.chat import render_chat
 from dpost_lite.local.header import read_header
 from dpost_lite.local.llama import open_gguf, uses_extra_buffers
 from dpost_lite.problems.answer_tokens import AnswerTokens
-from dpost_lite.problems.calculator import Calculator
-from dpost_lite.problems.forcing import Forcer, Writer
 from dpost_lite.problems.grading import flexible_answer, strict_answer
+from dpost_lite.problems.tools import Tools
 
 MAX_CONTEXT = 4096  # tokens; a word problem and its rationale need a few hundred, and each costs cache memory
 
@@ -41,16 +41,17 @@ class Solution:
 class Solver:
     """Answers questions with one GGUF file, one at a time (not from two threads at once).
 
-    Without a calculator the model computes by itself. `extra_buffers` lets llama.cpp repack weights into its extra
-    buffers; None means whatever works on this machine. A crash of llama.cpp ends the process: see `SolverProcess`.
-    Raises ExportError if the file is missing, broken, or carries no chat template.
+    `tools` is what the model uses while it writes; without any it computes by itself. `extra_buffers` lets llama.cpp
+    repack weights into its extra buffers; None means whatever works on this machine. A crash of llama.cpp ends the
+    process: see `SolverProcess`.
+    Raises ExportError if the file is missing, broken, or carries no chat template; SandboxError if it cannot run code.
     """
 
     def __init__(
         self,
         gguf_path: Path,
         *,
-        calculator: Calculator | None,
+        tools: Tools,
         max_new_tokens: int = 300,
         num_threads: int | None = None,
         extra_buffers: bool | None = None,
@@ -71,9 +72,14 @@ class Solver:
         )
         self._vocab = llama_cpp.llama_model_get_vocab(self._llm.model)
         self._max_new_tokens = max_new_tokens
-        self._writer: Writer | None = None
-        if calculator:
-            self._writer = Forcer(lru_cache(2**16)(self._text_of), self._encode, calculator)
+        self._opened = ExitStack()
+        self._writer = self._opened.enter_context(
+            tools.writer(lru_cache(2**16)(self._text_of), self._encode, self._text)
+        )
+
+    def close(self) -> None:
+        """End what the tools have started."""
+        self._opened.close()
 
     def solve(self, question: str, *, temperature: float = 0.0, seed: int = 0) -> Solution:
         """Answer `question`, greedily or by sampling from the whole vocabulary at `temperature`.
@@ -84,7 +90,7 @@ class Solver:
         answer = self._new_answer(prompt_ids)
         for _ in self._steps(prompt_ids, answer, _chooser(temperature, seed)):
             pass
-        text = self._bytes_of(answer.token_ids).decode(errors="replace")
+        text = self._text(answer.token_ids)
         return Solution(
             text=text,
             strict=strict_answer(text),
@@ -172,7 +178,10 @@ class Solver:
         return b"".join(pieces)
 
     def _text_of(self, token_id: int) -> str:
-        return self._bytes_of([token_id]).decode(errors="replace")
+        return self._text([token_id])
+
+    def _text(self, ids: list[int]) -> str:
+        return self._bytes_of(ids).decode(errors="replace")
 
     def _encode(self, text: str) -> list[int]:
         """Return the tokens of `text` in the middle of a line.

@@ -19,7 +19,7 @@ from dpost_lite import errors
 from dpost_lite.errors import DpostError, ExportError
 from dpost_lite.local import llama
 from dpost_lite.local.solver import Solution, Solver
-from dpost_lite.problems.calculator import Calculator
+from dpost_lite.problems.tools import Tools
 
 SECONDS_TO_END = 10
 
@@ -27,14 +27,15 @@ SECONDS_TO_END = 10
 class SolverProcess:
     """Answers questions as `Solver` does, one at a time. Use it in a `with` block, which ends the process.
 
-    Raises ExportError if the file is missing or broken, carries no chat template, or crashes llama.cpp.
+    Raises ExportError if the file is missing or broken, carries no chat template, or crashes llama.cpp; SandboxError as
+    `Solver` does.
     """
 
-    def __init__(self, gguf_path: Path, *, calculator: Calculator | None, max_new_tokens: int = 300) -> None:
+    def __init__(self, gguf_path: Path, *, tools: Tools, max_new_tokens: int = 300) -> None:
         self._path = gguf_path
         self._extra_buffers = llama.uses_extra_buffers(gguf_path)
         settings = {
-            "calculator": asdict(calculator) if calculator else None,
+            "tools": tools.as_dict(),
             "max_new_tokens": max_new_tokens,
             "extra_buffers": self._extra_buffers,
         }
@@ -125,8 +126,7 @@ def _serve(path: Path, settings: dict[str, Any]) -> None:
         answers.flush()
 
     try:
-        calculator = settings.pop("calculator")
-        solver = Solver(path, calculator=Calculator(**calculator) if calculator else None, **settings)
+        solver = Solver(path, tools=Tools.from_dict(settings.pop("tools")), **settings)
     except DpostError as error:
         tell("error", [type(error).__name__, str(error)])
         return

@@ -17,10 +17,9 @@ from dpost_lite.errors import DataError, RecipeError, nearest
 from dpost_lite.models import adapters, credit
 from dpost_lite.models.private_api import token_dpo_trainer
 from dpost_lite.models.training import Progress, shared_arguments, train
-from dpost_lite.problems.answer_tokens import written
-from dpost_lite.problems.forcing import Writer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import PreferencePair
+from dpost_lite.problems.tools import Inserted
 from dpost_lite.recipe import DpoRecipe
 
 LOSSES = (
@@ -51,13 +50,13 @@ def train_dpo(
     progress: Progress,
     checkpoint_s: float,
     report_to: Sequence[str] = (),
-    writer: Writer | None = None,
+    inserted: Inserted | None = None,
 ) -> dict[str, Any]:
     """Continue the SFT policy on `pairs` and save the result in `out`; return metrics of the training.
 
     For the report, `out` also gets the token rewards of a few rejected rationales, if the reference is at hand.
-    Pairs longer than `dpo.max_length` tokens are left out and counted. Raises DataError if none is left. What `writer`
-    inserts in an answer is left out of the log-probabilities that are compared, and so are the first steps that the two
+    Pairs longer than `dpo.max_length` tokens are left out and counted. Raises DataError if none is left. Tokens that
+    `inserted` finds are left out of the log-probabilities that are compared, and so are the first steps that the two
     sides of a step-controlled pair share (SCDPO, section 3.3).
     """
     rows, trained = [], []
@@ -70,7 +69,7 @@ def train_dpo(
             )
     if not rows:
         raise DataError(f"dpo.max_length={recipe.max_length} leaves none of {len(pairs)} preference pairs; raise it")
-    trainer = make_trainer(policy, prompter, rows, out, recipe, seed, report_to, writer)
+    trainer = make_trainer(policy, prompter, rows, out, recipe, seed, report_to, inserted)
     lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
     num_planned, limit = trainer.args.max_steps, recipe.max_logp_drop
     log = train(
@@ -127,7 +126,7 @@ def make_trainer(
     recipe: DpoRecipe,
     seed: int,
     report_to: Sequence[str] = (),
-    writer: Writer | None = None,
+    inserted: Inserted | None = None,
 ) -> Any:
     """Return a DPOTrainer on token ids. `policy` is a PeftModel whose adapter is named "default", or a plain model."""
     from datasets import Dataset
@@ -153,15 +152,15 @@ def make_trainer(
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=prompter.tokenizer,
-        data_collator=None if writer is None else _without_inserted(writer, prompter.tokenizer),
+        data_collator=None if inserted is None else _without_inserted(inserted, prompter.tokenizer),
     )
     if is_adapter:
         _start_at_reference(trainer.model)
     return trainer
 
 
-def _without_inserted(writer: Writer, tokenizer: Any) -> Any:
-    """Return trl's collator of preference pairs, with what `writer` inserts masked as the prompt is."""
+def _without_inserted(inserted: Inserted, tokenizer: Any) -> Any:
+    """Return trl's collator of preference pairs, with the tokens that `inserted` finds masked as the prompt is."""
     import torch
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -170,7 +169,7 @@ def _without_inserted(writer: Writer, tokenizer: Any) -> Any:
             batch = super().torch_call(examples)
             answers = [(one["prompt_ids"], one[side]) for side in ("chosen_ids", "rejected_ids") for one in examples]
             for mask, (prompt, answer) in zip(batch["completion_mask"], answers, strict=True):
-                mask[len(prompt) : len(prompt) + len(answer)][torch.tensor(written(writer.row(), answer))] = 0
+                mask[len(prompt) : len(prompt) + len(answer)][torch.tensor(inserted(answer))] = 0
             return batch
 
     return Collator(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)

@@ -11,10 +11,9 @@ from typing import Any
 from dpost_lite.errors import DataError
 from dpost_lite.models import adapters
 from dpost_lite.models.training import Progress, shared_arguments, train
-from dpost_lite.problems.answer_tokens import written
-from dpost_lite.problems.forcing import Writer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale
+from dpost_lite.problems.tools import Inserted
 from dpost_lite.recipe import SftRecipe
 
 
@@ -29,12 +28,12 @@ def train_sft(
     progress: Progress,
     checkpoint_s: float,
     report_to: Sequence[str] = (),
-    writer: Writer | None = None,
+    inserted: Inserted | None = None,
 ) -> dict[str, Any]:
     """Train `policy`, the base with a fresh adapter or all of the base, on `labelled` and save it in `out`.
 
     Returns metrics of the training. Rationales whose prompt and answer exceed `sft.max_length` tokens are left out and
-    counted. Raises DataError if none is left. What `writer` inserts in a rationale is left out of the loss.
+    counted. Raises DataError if none is left. Tokens that `inserted` finds are left out of the loss.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -43,8 +42,8 @@ def train_sft(
     for item in labelled:
         prompt = prompter.prompt_ids(item.question)
         if len(prompt) + len(item.token_ids) <= recipe.max_length:
-            inserted = written(writer.row(), item.token_ids) if writer else [False] * len(item.token_ids)
-            labels = [-100 if is_inserted else i for i, is_inserted in zip(item.token_ids, inserted, strict=True)]
+            left_out = inserted(item.token_ids) if inserted else [False] * len(item.token_ids)
+            labels = [-100 if is_left_out else i for i, is_left_out in zip(item.token_ids, left_out, strict=True)]
             rows.append({"input_ids": [*prompt, *item.token_ids], "labels": [-100] * len(prompt) + labels})
     if not rows:
         raise DataError(

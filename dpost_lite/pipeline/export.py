@@ -16,6 +16,7 @@ def export_gguf(recipe: Recipe, model_dir: Path, policy_dir: Path | None, out: P
         where = None if recipe.sampling.weights == "merged" else "cpu"
         model = adapters.load_merged(model_dir, policy_dir, recipe.model, on=where)
         tokenizer = load_prompter(model_dir, recipe.model).tokenizer  # carries the prompt as its chat template
+        model.config.dpost_lite_solutions = recipe.solutions  # the GGUF file shall say how its solutions are written
         adapters.save_merged(model, tokenizer, Path(folder))
         del model
         return gguf.export(Path(folder), out, quant=recipe.export.quant)

@@ -8,6 +8,7 @@ from dpost_lite.models.credit import token_logprobs
 from dpost_lite.models.loading import load_prompter
 from dpost_lite.models.training import Progress
 from dpost_lite.pipeline.tasks import SamplingTask
+from dpost_lite.problems.code_format import is_clean
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import Problem, Rationale, Rest, append_jsonl, read_jsonl, resume_jsonl, write_jsonl
 from dpost_lite.problems.steps import choose_cuts, is_repetitive, is_usable, least_certain, step_ends
@@ -95,7 +96,7 @@ class SampleRests(SamplingTask):
         problems = {problem.id: problem for problem in read_jsonl(self.data_dir / "train.jsonl", Problem)}
         first: dict[str, Rationale] = {}
         for rationale in read_jsonl(self.samples_dir / "rationales.jsonl", Rationale):
-            if rationale.correct and rationale.end == "stop":
+            if rationale.correct and rationale.end == "stop" and is_clean(rationale.text):
                 first.setdefault(rationale.problem_id, rationale)
         text_of = prompter.token_text()
         return [(problems[i], r, step_ends(r.token_ids, text_of)) for i, r in first.items()]

@@ -62,4 +62,11 @@ class StageSettings:
         for key in ("samples_for_pairs", "samples_for_labels"):  # only sampling stages depend on these
             values["sampling"].pop(key)
         made_by = {"base": self._base, "packages": self._packages} if "model" in parts else {}
-        return {"seed": values["seed"], **made_by, **{part: values[part] for part in parts}}
+        with_code = self._with_code(values, parts) if self._recipe.solutions == "code" else {}
+        return {"seed": values["seed"], **made_by, **{part: values[part] for part in parts}, **with_code}
+
+    def _with_code(self, values: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
+        """Return what is added for solutions with code: the format, and for stages that run some, what runs it."""
+        runs_code = "calculator" in parts or "data" in parts
+        sandbox = {"code": values["code"], "sandbox": minor_version("pydantic-monty")} if runs_code else {}
+        return {"solutions": "code", **sandbox}

@@ -24,7 +24,6 @@ from dpost_lite.pipeline.tasks import (
     TrainDpo,
     TrainSft,
 )
-from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.corpus import also_digests, digests
 from dpost_lite.problems.gate import Yields, num_compared
 from dpost_lite.problems.pairs import make_labels, make_pairs
@@ -35,6 +34,7 @@ from dpost_lite.problems.records import (
     write_jsonl,
 )
 from dpost_lite.problems.steps import as_many, as_rationale, mixed, stepwise_pairs
+from dpost_lite.problems.tools import Tools
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import Artifact, Run, read_json, write_json
 from dpost_lite.runs.stage_names import BASE, StageName, policy_name
@@ -269,13 +269,13 @@ class RunStages:
         return self.exported
 
     def solve(self, export: Artifact) -> Artifact:
-        """Solve a few unseen problems with the exported file, through the calculator."""
+        """Solve a few unseen problems with the exported file, with the calculator or code."""
         from dpost_lite.local.solver_process import SolverProcess
 
         def answer(out: Path) -> dict[str, Any]:
             with SolverProcess(
                 export.path / export.metrics["file"],
-                calculator=Calculator.from_recipe(self._recipe.calculator),
+                tools=Tools.from_recipe(self._recipe),
                 max_new_tokens=self._recipe.sampling.max_new_tokens,
             ) as solver:
                 solved = [

@@ -14,8 +14,6 @@ from dpost_lite.models.backend import Backend
 from dpost_lite.models.loading import load_prompter
 from dpost_lite.models.training import Progress
 from dpost_lite.pipeline.export import export_gguf
-from dpost_lite.problems.calculator import Calculator
-from dpost_lite.problems.forcing import Forcer
 from dpost_lite.problems.gate import compare_yields
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import (
@@ -29,9 +27,10 @@ from dpost_lite.problems.records import (
     write_jsonl,
 )
 from dpost_lite.problems.scoring import score
+from dpost_lite.problems.tools import Inserted, Tools
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import UNFINISHED
-from dpost_lite.sampling.sampler import calculator_writer, sample_by_recipe
+from dpost_lite.sampling.sampler import sample_by_recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +41,11 @@ class ModelTask:
     model_dir: Path
 
 
-def _writer(prompter: Prompter, recipe: Recipe) -> Forcer | None:
-    """Return what writes the tokens to leave out of a loss."""
-    return calculator_writer(prompter, Calculator.from_recipe(recipe.calculator))
+def _inserted(prompter: Prompter, recipe: Recipe, *, calculated_in_loss: bool) -> Inserted | None:
+    """Return what finds the tokens to leave out of a loss."""
+    return Tools.from_recipe(recipe).inserted(
+        prompter.token_text(), prompter.encode_text, calculated_in_loss=calculated_in_loss
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class TrainSft(ModelTask):
             progress=progress,
             checkpoint_s=recipe.checkpoint_s,
             report_to=recipe.report_to,
-            writer=None if recipe.sft.calculated_in_loss else _writer(prompter, recipe),
+            inserted=_inserted(prompter, recipe, calculated_in_loss=recipe.sft.calculated_in_loss),
         )
 
 
@@ -98,7 +99,7 @@ class TrainDpo(ModelTask):
             progress=progress,
             checkpoint_s=recipe.checkpoint_s,
             report_to=recipe.report_to,
-            writer=None if recipe.dpo.calculated_in_loss else _writer(prompter, recipe),
+            inserted=_inserted(prompter, recipe, calculated_in_loss=recipe.dpo.calculated_in_loss),
         )
 
 

@@ -58,6 +58,22 @@ def blocks(text: str) -> Iterator[Block]:
         yield Block("text", text[position:], position, len(text))
 
 
+def is_clean(text: str) -> bool:
+    """Whether a right solution may be preferred to wrong ones: no block failed, and the text does not apologise.
+
+    As in SCDPO, section 3.1, where code is concerned; solutions without code always are.
+    """
+    parts = list(blocks(text))
+    words = {kind: "".join(part.content for part in parts if part.kind == kind).lower() for kind in ("text", "output")}
+    has_code = any(part.kind == "code" for part in parts)
+    return not has_code or ("error" not in words["output"] and "apolog" not in words["text"])
+
+
+def imitates_output(text: str) -> bool:
+    """Whether the model wrote an output itself, where no code has run."""
+    return any(f"{FENCE}output" in part.content for part in blocks(text) if part.kind != "output")
+
+
 def inserted_text(output: str) -> str:
     """Return what follows the closing fence of code that printed `output`. Fences in it are made harmless."""
     content = output.replace(FENCE, "'''")

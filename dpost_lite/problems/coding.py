@@ -78,9 +78,7 @@ class RowCoder:
             self._code += piece
             self._ids.append(token_id)
             self._window.append(token_id)
-        elif self._line is None and "\n" not in piece:
-            return None
-        elif (start := self._started(piece)) is None:
+        elif (self._line is None and "\n" not in piece) or (start := self._started(piece)) is None:
             return None
         else:
             before, self._code, self._ids = 0, start, []

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Protocol, TypeVar
 
+from dpost_lite.problems.code_format import is_clean
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem, Rationale
 
 
@@ -84,7 +85,8 @@ def make_pairs(
 ) -> list[PreferencePair]:
     """Return at most `max_pairs` pairs for each problem, in the order of `problems`.
 
-    Chosen: right, finished rationales, preceded by the problem's gold one (`gold`, by problem id) if `gold_first`.
+    Chosen: right, finished rationales (those with code only if no block failed), preceded by the problem's gold one
+    (`gold`, by problem id) if `gold_first`.
     Rejected: wrong ones, including those without a readable answer; unfinished ones only if `unfinished_rejected`.
     Each side is deduplicated separately. Of all combinations, the least similar are kept, least similar first; ties go
     to the earlier chosen (gold, then by text), then to the earlier rejected (by text). With `equal_steps`, a smaller
@@ -93,7 +95,7 @@ def make_pairs(
     sampled = _by_problem(rationales)
     pairs: list[PreferencePair] = []
     for problem in problems:
-        right = [r for r in sampled[problem.id] if _is_right(r)]
+        right = [r for r in sampled[problem.id] if _is_right(r) and is_clean(r.text)]
         wrong = [r for r in sampled[problem.id] if not r.correct and (r.end == "stop" or unfinished_rejected)]
         first = [gold[problem.id]] if gold_first and problem.id in gold else []
         chosen = deduplicate(_labelled(problem, right), threshold=threshold, kept=first)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Literal
 
+from dpost_lite.problems.code_format import CODE_START, blocks, imitates_output
 from dpost_lite.problems.pairs import num_steps
 from dpost_lite.problems.records import PreferencePair, Rationale, Rest
 
@@ -25,9 +26,12 @@ def step_ends(token_ids: Sequence[int], text_of: Callable[[int], str]) -> list[i
 
     A step ends with its line, or in a rationale of one line with a sentence of two words or more; never inside `<<…>>`,
     and not after the line with the answer. If the token that ends it also begins the next step, that beginning belongs
-    to the kept part. `text_of` gives the text of one token in the middle of a line.
+    to the kept part. In a solution with code a step is a block: see `_block_ends`. `text_of` gives the text of one
+    token in the middle of a line.
     """
     pieces = [text_of(token_id) for token_id in token_ids]
+    if CODE_START in (whole := "".join(pieces)):
+        return _block_ends(whole, pieces)
     text, lines, sentences = "", list[tuple[int, int]](), list[tuple[int, int]]()
     for offset, piece in enumerate(pieces, start=1):
         text += piece
@@ -46,6 +50,19 @@ def step_ends(token_ids: Sequence[int], text_of: Callable[[int], str]) -> list[i
         if found := [offset for offset, start in ends if num_steps(text[:start]) and num_steps(text[start:])]:
             return found
     return []
+
+
+def _block_ends(text: str, pieces: Sequence[str]) -> list[int]:
+    """Return the offsets after blocks of text and outputs, but for the last two blocks (SCDPO's code).
+
+    Never after code, which its output has to follow.
+    """
+    offsets, position = dict[int, int](), 0
+    for offset, piece in enumerate(pieces, start=1):
+        position += len(piece)
+        offsets.setdefault(position, offset)
+    ends = [block.end for block in list(blocks(text))[:-2] if block.kind != "code"]
+    return [offsets[end] for end in ends if end in offsets]
 
 
 def choose_cuts(ends: Sequence[int], rule: CutRule, seed: int) -> list[int]:
@@ -70,8 +87,12 @@ def is_repetitive(token_ids: Sequence[int]) -> bool:
 
 
 def is_usable(rest: Rest) -> bool:
-    """Whether a rest can be rejected: it ended by itself, with a wrong answer or none, and does not repeat itself."""
-    return not rest.correct and rest.end == "stop" and not is_repetitive(rest.token_ids)
+    """Whether a rest can be rejected: it ended by itself, with a wrong answer or none, and is not garbled.
+
+    It is garbled if it repeats itself, or if the model wrote what its code printed.
+    """
+    is_garbled = is_repetitive(rest.token_ids) or imitates_output(rest.kept + rest.text)
+    return not rest.correct and rest.end == "stop" and not is_garbled
 
 
 def stepwise_pairs(questions: dict[str, str], rests: Iterable[Rest], *, max_pairs: int) -> list[PreferencePair]:

@@ -8,15 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.grading import is_right, strict_answer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import Problem, Rationale, Rest
 from dpost_lite.problems.steps import is_usable
+from dpost_lite.problems.tools import Tools
 from dpost_lite.recipe import Recipe
 from dpost_lite.sampling.engine import Engine
 from dpost_lite.sampling.request import ATTEMPTS_PER_WAVE, Completion, Request
-from dpost_lite.sampling.sampler import calculator_writer, seed_of, share_gib
+from dpost_lite.sampling.sampler import seed_of, share_gib, step_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,38 +55,42 @@ def sample_rests(
     if not cuts:
         return
     settings, sampling = recipe.rests, recipe.sampling
-    engine = Engine(
-        model,
-        writer=calculator_writer(prompter, Calculator.from_recipe(recipe.calculator)),
-        max_rows=sampling.max_rows,
-        memory_gib=sampling.memory_gib or share_gib(model.device),
-        step_ids=prompter.step_ids(),
-    )
     drawn: dict[tuple[str, int, int], list[Rest]] = defaultdict(list)
     for rest in done:
         drawn[rest.cut].append(rest)
-    for start in range(0, settings.max_tries, ATTEMPTS_PER_WAVE):
-        requests = [
-            Request(
-                key=cut,
-                prompt_ids=prompter.prompt_ids(cut.problem.question),
-                prefix_ids=cut.kept_ids,
-                stop_ids=frozenset({prompter.stop_id}),
-                num_samples=min(start + ATTEMPTS_PER_WAVE, settings.max_tries),
-                done=frozenset((*range(start), *(rest.attempt for rest in drawn[cut.key]))),
-                temperature=schedule(settings.temperature, settings.temperature_increase, settings.max_temperature),
-                max_new_tokens=max(1, sampling.max_new_tokens - cut.num_kept),  # of the whole rationale, as elsewhere
-                seed=seed_of(recipe.seed, purpose, *cut.key),
-            )
-            for cut in cuts
-            if not any(is_usable(rest) for rest in drawn[cut.key] if rest.attempt < start)
-        ]
-        requests = [request for request in requests if request.indices]
-        requests.sort(key=lambda request: len(request.read_ids), reverse=True)
-        for finished in engine.run(requests):
-            rest = _graded(finished, prompter)
-            drawn[finished.key.key].append(rest)
-            yield rest
+    tools = Tools.from_recipe(recipe)
+    with tools.writer(prompter.token_text(), prompter.encode_text, prompter.text) as writer:
+        engine = Engine(
+            model,
+            writer=writer,
+            max_rows=sampling.max_rows,
+            memory_gib=sampling.memory_gib or share_gib(model.device),
+            step_ids=step_ids(prompter, tools),
+        )
+        for start in range(0, settings.max_tries, ATTEMPTS_PER_WAVE):
+            requests = [
+                Request(
+                    key=cut,
+                    prompt_ids=prompter.prompt_ids(cut.problem.question),
+                    prefix_ids=cut.kept_ids,
+                    stop_ids=frozenset({prompter.stop_id}),
+                    num_samples=min(start + ATTEMPTS_PER_WAVE, settings.max_tries),
+                    done=frozenset((*range(start), *(rest.attempt for rest in drawn[cut.key]))),
+                    temperature=schedule(settings.temperature, settings.temperature_increase, settings.max_temperature),
+                    max_new_tokens=max(
+                        1, sampling.max_new_tokens - cut.num_kept
+                    ),  # of the whole rationale, as elsewhere
+                    seed=seed_of(recipe.seed, purpose, *cut.key),
+                )
+                for cut in cuts
+                if not any(is_usable(rest) for rest in drawn[cut.key] if rest.attempt < start)
+            ]
+            requests = [request for request in requests if request.indices]
+            requests.sort(key=lambda request: len(request.read_ids), reverse=True)
+            for finished in engine.run(requests):
+                rest = _graded(finished, prompter)
+                drawn[finished.key.key].append(rest)
+                yield rest
 
 
 def _graded(finished: Completion, prompter: Prompter) -> Rest:

@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from dpost_lite.problems.calculator import Calculator
-from dpost_lite.problems.forcing import Forcer
+from dpost_lite.problems.code_format import FENCE
 from dpost_lite.problems.grading import is_right, strict_answer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import Problem, Rationale
+from dpost_lite.problems.tools import Tools
 from dpost_lite.recipe import Recipe
 from dpost_lite.sampling.engine import Engine
 from dpost_lite.sampling.request import Completion, Request
@@ -25,7 +25,7 @@ def sample(
     prompter: Prompter,
     problems: Sequence[Problem],
     *,
-    calculator: Calculator | None,
+    tools: Tools,
     purpose: str,
     num_samples: int = 1,
     temperature: float | tuple[float, ...] = 0.0,
@@ -40,14 +40,14 @@ def sample(
     """Yield `num_samples` graded rationales for each problem, as they end, except for those in `done`.
 
     `purpose` names the stage that asks and is part of the seed; `temperature` 0 is greedy, a tuple gives one for each
-    step (line) of the rationale, the last for all that follow. `memory_gib` bounds cache and logits; None takes a share
-    of the machine's. A rationale is right when the number after its last `####` equals the problem's answer (DPO-ST,
-    section 4.1); an unfinished one never is.
+    step of the rationale (`step_ids`), the last for all that follow. `memory_gib` bounds cache and logits; None takes a
+    share of the machine's. A rationale is right when the number after its last `####` equals the problem's answer
+    (DPO-ST, section 4.1); an unfinished one never is. Raises SandboxError if the tools need a sandbox that does not
+    work, and what `Engine.step` raises.
     """
     drawn = defaultdict(set)
     for rationale in done:
         drawn[rationale.problem_id].add(rationale.sample)
-    forcer = calculator_writer(prompter, calculator)
     requests = [
         Request(
             key=problem,
@@ -64,15 +64,16 @@ def sample(
         for problem in problems
     ]
     requests.sort(key=lambda request: len(request.prompt_ids), reverse=True)  # the long ones do not trail alone
-    engine = Engine(
-        model,
-        writer=forcer,
-        max_rows=max_rows,
-        memory_gib=memory_gib or share_gib(model.device),
-        step_ids=prompter.step_ids() if isinstance(temperature, tuple) else frozenset(),
-    )
-    for finished in engine.run(requests):
-        yield _grade(finished, prompter)
+    with tools.writer(prompter.token_text(), prompter.encode_text, prompter.text) as writer:
+        engine = Engine(
+            model,
+            writer=writer,
+            max_rows=max_rows,
+            memory_gib=memory_gib or share_gib(model.device),
+            step_ids=step_ids(prompter, tools) if isinstance(temperature, tuple) else frozenset(),
+        )
+        for finished in engine.run(requests):
+            yield _grade(finished, prompter)
 
 
 def sample_by_recipe(
@@ -85,14 +86,15 @@ def sample_by_recipe(
     num_samples: int = 1,
     temperature: float = 0.0,
     done: Iterable[Rationale] = (),
+    tools: Tools | None = None,
 ) -> Iterator[Rationale]:
-    """Call `sample` with what the recipe says; greedy unless a temperature is given."""
+    """Call `sample` with what the recipe says, or with other `tools`; greedy unless a temperature is given."""
     sampling = recipe.sampling
     return sample(
         model,
         prompter,
         problems,
-        calculator=Calculator.from_recipe(recipe.calculator),
+        tools=tools or Tools.from_recipe(recipe),
         purpose=purpose,
         num_samples=num_samples,
         temperature=temperature,
@@ -106,9 +108,9 @@ def sample_by_recipe(
     )
 
 
-def calculator_writer(prompter: Prompter, calculator: Calculator | None) -> Forcer | None:
-    """Return what writes the calculator's results for a prompter's tokenizer; None without a calculator."""
-    return Forcer(prompter.token_text(), prompter.encode, calculator) if calculator else None
+def step_ids(prompter: Prompter, tools: Tools) -> frozenset[int]:
+    """Return the tokens after which a step ends: a line, or in solutions with code a block of text or code."""
+    return prompter.step_ids(FENCE if tools.code else "\n")
 
 
 def share_gib(device: Any) -> float:

@@ -79,5 +79,3 @@ def took_too_long(limits: Limits) -> str:
 def took_too_much_memory(limits: Limits) -> str:
     """The error of code that ran out of memory."""
     return f"MemoryError: the code needed more than {limits.memory_mib} MiB"
-
-

@@ -72,13 +72,18 @@ class MontySandbox:
     def _in_session(self, earlier: tuple[str, ...], code: str) -> Ran:
         import datetime
 
-        limits = {
+        import pydantic_monty
+
+        limits: pydantic_monty.ResourceLimits = {
             "max_feed_duration_secs": self.limits.seconds,
             "max_total_sleep_secs": self.limits.seconds,
             "max_memory": self.limits.memory_mib * 2**20,
             "max_recursion_depth": MAX_RECURSION,
         }
-        policy = {"datetime": datetime.datetime.fromisoformat(_CLOCK), "random_start": {"seed": 0}}
+        policy: pydantic_monty.OSPolicy = {
+            "datetime": datetime.datetime.fromisoformat(_CLOCK),
+            "random_start": {"seed": 0},
+        }
         with self._pool.checkout(limits=limits, os_policy=policy) as session:
             for block in earlier:
                 self._feed(session, block)

@@ -27,9 +27,9 @@ from dpost_lite.pipeline.run import Outcome, execute
 from dpost_lite.pipeline.stages import RunStages
 from dpost_lite.pipeline.tasks import TrainSft
 from dpost_lite.pipeline.worker import _context
-from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem, Rationale, read_jsonl
+from dpost_lite.problems.tools import Tools
 from dpost_lite.recipe import Recipe
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.report import health
@@ -152,9 +152,7 @@ def test_the_exported_file_answers(finished, base_dir):
     path = export.path / export.metrics["file"]
     assert path.stat().st_size == export.metrics["bytes"] > 50_000
     assert sorted(p.name for p in export.path.iterdir()) == ["done.json", path.name]  # no merged weights left behind
-    solver = Solver(
-        path, calculator=Calculator.from_recipe(finished.recipe.calculator), max_new_tokens=24, num_threads=1
-    )
+    solver = Solver(path, tools=Tools.from_recipe(finished.recipe), max_new_tokens=24, num_threads=1)
     tests = finished.records("data/test.jsonl", Problem)
     solved = read_json(finished.outcome.solved.path / "solved.json")
     assert [entry["id"] for entry in solved] == [problem.id for problem in tests[:3]]
