@@ -45,7 +45,7 @@ def also_table(part: str, scores: Sequence[Score]) -> Table:
 def answers_table(scores: Sequence[Score]) -> Table:
     """Return a table of answer statistics: answers without a prediction, mean calculations and length."""
     table = table_of(
-        "calculator", "no answer\nafter ####", "calculations\nper answer", "left to\nthe model", "characters"
+        "calculator", "no readable\nanswer", "calculations\nper answer", "left to\nthe model", "characters"
     )
     for score in scores:
         table.add_row(
