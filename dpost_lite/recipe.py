@@ -55,8 +55,8 @@ class DataRecipe(_Section):
     train: str = "gsm8k"
     """gsm8k, synthetic, or a .jsonl/.json/.csv/.parquet file."""
     test: str | None = None
-    """gsm8k, multiarith, asdiv, svamp, synthetic, or a file; unset, the test set of the training source (for a file, a
-    tenth of it, or the dev part of data.split_file).
+    """gsm8k, multiarith, asdiv, svamp, math500, synthetic, or a file; unset, the test set of the training source (for
+    a file, a tenth of it, or the dev part of data.split_file).
     """
     also_test: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Further test sets, each as for data.test, on which the base and every policy are scored too; they change neither

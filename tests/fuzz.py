@@ -16,6 +16,7 @@ SEEDS = (
     b"sft:\n  epochs: 2\n", b'{"question": "1+1?", "answer": "#### 2"}\n', b'[{"prompt": "1+1?", "completion": "2"}]',
     b"question,answer\na,2\n", b"PAR1",
     b"GGUF\3\0\0\0\0\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0", b'{"problem_id": "1"}\n', b"\x1b[31mred",
+    b"so $\\boxed{\\frac{1}{2}}$",
 )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from dpost_lite.errors import DataError, ExportError, RecipeError
 from dpost_lite.local.header import read_header
-from dpost_lite.problems import grading
+from dpost_lite.problems import answers as right
+from dpost_lite.problems import grading, latex_text
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.files import detect_format, read_rows, to_problems
 from dpost_lite.problems.forcing import Forcer
@@ -35,6 +36,17 @@ def answers(data: bytes) -> None:
     for found in (grading.strict_answer(text), grading.flexible_answer(text), grading.canonical_number(text)):
         assert found is None or NUMBER.fullmatch(found)
     grading.without_annotations(text)
+
+
+def latex(data: bytes) -> None:
+    """What needs no algebra; the child process is not asked."""
+    text = _text(data)
+    for answer in ("18", r"\frac{1}{2}"):
+        found = right.predicted_answer(text, answer)
+        assert found is None or (0 < len(found) <= latex_text.MAX_LATEX_CHARS)
+    assert not (number := right.predicted_answer(text, "18")) or NUMBER.fullmatch(number)
+    assert not latex_text.is_maths(text) or len(latex_text.normal(text)) <= 2 * latex_text.MAX_LATEX_CHARS
+    latex_text.key(text[: latex_text.MAX_LATEX_CHARS])
 
 
 def annotations(data: bytes) -> None:
@@ -89,7 +101,7 @@ def terminal(data: bytes) -> None:
 
 
 PARSERS: tuple[Callable[[bytes], None], ...] = (
-    calculator, answers, annotations, recipe_key, recipe_file, jsonl, json, csv, parquet, gguf, shard, terminal,
+    calculator, answers, annotations, recipe_key, recipe_file, jsonl, json, csv, parquet, gguf, shard, terminal, latex,
 )  # fmt: skip
 
 
@@ -110,5 +122,5 @@ def _problems(name: str, data: bytes) -> None:
         if form is not None:
             problems, _ = to_problems(rows, form, id_prefix="fuzz")
             for problem in problems:
-                assert NUMBER.fullmatch(problem.answer)
+                assert NUMBER.fullmatch(problem.answer) or len(problem.answer) <= latex_text.MAX_LATEX_CHARS
                 problem.question.encode()

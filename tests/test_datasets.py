@@ -9,6 +9,7 @@ import pytest
 
 from dpost_lite.errors import DataError
 from dpost_lite.problems import datasets as sources
+from dpost_lite.problems.answers import is_number, is_right, predicted_answer
 from dpost_lite.problems.datasets import check_overlap, load, normal_question, split_train_dev
 from dpost_lite.problems.records import Problem
 
@@ -22,7 +23,7 @@ def problems_of(*questions: str, name: str = "p") -> list[Problem]:
 # Named sets
 
 
-@pytest.mark.parametrize("name", ["multiarith", "asdiv", "svamp"])
+@pytest.mark.parametrize("name", ["multiarith", "asdiv", "svamp", "math500"])
 def test_evaluation_sets_are_not_trained_on(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{name} is for evaluation only"):
         load(name, split="train", data_dir=tmp_path)
@@ -60,6 +61,27 @@ def test_real_sets_are_read_whole(
     assert all(problem.rationale in (None, row["answer"]) for problem, row in zip(loaded.problems, rows, strict=True))
 
 
+def test_every_solution_of_math500_gives_its_own_answer(data_dir: Path) -> None:
+    pytest.importorskip("math_verify")
+    loaded = load("math500", data_dir=data_dir)
+    assert (len(loaded.problems), loaded.refused) == (500, [])
+    assert sum(is_number(problem.answer) for problem in loaded.problems) == 324
+    for problem in loaded.problems:
+        assert problem.rationale is not None, problem.id
+        assert is_right(predicted_answer(problem.rationale, problem.answer), "stop", problem.answer), problem.id
+
+
+def test_latex_answers_need_math_verify_when_they_are_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    row = {"id": "a", "question": "Half?", "answer": r"It is $\boxed{\frac12}$.", "final": r"\frac12"}
+    (tmp_path / "math500.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r'not installed: pip install "dpost-lite\[math\]"'):
+        load("math500", data_dir=tmp_path)
+    (tmp_path / "math500.jsonl").write_text(json.dumps(row | {"answer": r"\boxed{2}", "final": "2"}) + "\n")
+    assert load("math500", data_dir=tmp_path).problems[0].answer == "2"
+
+
+BOXED = r"As $x = y$, it is $\boxed{\left(3, \frac{\pi}{2}\right)}$."
 HUB_ROWS = {
     "gsm8k": [{"question": "How many?", "answer": WORKED}],
     "multiarith": [{"question": " How  many? ", "final_ans": "18"}, {"question": "How many?", "final_ans": "18"}],
@@ -74,18 +96,30 @@ HUB_ROWS = {
         {"ID": "chal-1", "Body": "Ann has 9", "Question": "How many?", "Answer": "9.0", "Type": "Addition"},
         {"ID": "chal-2", "Body": "Ann has 8.", "Question": "How many?", "Answer": "8", "Type": "Addition"},
     ],
+    "math500": [
+        {
+            "problem": "Which point?",
+            "solution": BOXED,
+            "answer": r"\left(3, \frac{\pi}{2}\right)",
+            "subject": "Precalculus",
+            "level": 2,
+            "unique_id": "test/precalculus/807.json",
+        },
+    ],
 }
 HUB_EXPECTED = {
     "gsm8k": [("How many?", "18", WORKED)],
     "multiarith": [("How many?", "18", None)],
     "asdiv": [("Ann has 9. How many?", "9", None), ("Ann has 2. Which?", "2", None)],
     "svamp": [("Ann has 9. How many?", "9", None), ("Ann has 8. How many?", "8", None)],
+    "math500": [("Which point?", r"\left(3, \frac{\pi}{2}\right)", BOXED)],
 }
 HUB_CALLS = {
     "gsm8k": ("openai/gsm8k", "main", "test"),
     "multiarith": ("ChilleD/MultiArith", None, "train+test"),
     "asdiv": ("EleutherAI/asdiv", None, "validation"),
     "svamp": ("ChilleD/SVAMP", None, "train+test"),
+    "math500": ("HuggingFaceH4/MATH-500", None, "test"),
 }
 
 
@@ -103,7 +137,7 @@ def test_hub_columns_become_problems(monkeypatch: pytest.MonkeyPatch, name: str)
     loaded = load(name)
     assert calls == [HUB_CALLS[name]]
     assert [(p.question, p.answer, p.rationale) for p in loaded.problems] == HUB_EXPECTED[name]
-    assert loaded.problems[0].id == f"{name}-test-00001"
+    assert loaded.problems[0].id == HUB_ROWS[name][0].get("unique_id", f"{name}-test-00001")
 
 
 def test_hub_columns_that_changed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ HUGE = [
     text * (100_000 // len(text))
     for text in (
         "1+", "(", ")", "9", "-", "1,", "1.", "#### ", "####", "<<", "<<1+1=", ">>", "$ ", "[", "{", '"', "&a [*a, ",
-        "- ", "a: ", "\n", ",", "\x1b[", "\ud800", "\0", "=", " ",
+        "\\boxed{", "\\boxed{1}", "}", "- ", "a: ", "\n", ",", "\x1b[", "\ud800", "\0", "=", " ",
     )
 ]  # fmt: skip
 SNIPPETS = st.sampled_from(
@@ -25,7 +25,7 @@ SNIPPETS = st.sampled_from(
         "<<", ">>", "=", "#### ", "1", "23.50", "1,000", "-", "+", "//", "(", ")", "$", "%", "\n", '"', "{", "}", "[",
         "]", ":", "question", "answer", "messages", "role", "user", "content", "sft.", "epochs", "model", "null",
         "true", "&a", "*a", "!!python/object:os.system", "\u2028", "\x00", "GGUF", "PAR1", "\ufeff", "1e999",
-        "\x1b]0;title\x07",
+        "\x1b]0;title\x07", "\\boxed{", "\\frac12", "\\!",
     ]
 )  # fmt: skip
 TEXTS = st.lists(SNIPPETS | st.text(max_size=4), max_size=30).map("".join)

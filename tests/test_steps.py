@@ -48,6 +48,11 @@ def test_nothing_after_the_answer_is_cut():
     assert cuts(["A is 5\n", "so it is\n", "#### 5\n", "I hope ", "this helps"]) == ["A is 5\n"]
 
 
+def test_nothing_after_a_box_is_cut():
+    assert cuts(["A is 5\n", "so \\boxed{5}\n", "I hope ", "this helps"]) == ["A is 5\n"]
+    assert cuts(["A is 5. ", "So \\boxed{5}. ", "I hope ", "this helps."]) == ["A is 5. "]
+
+
 @pytest.mark.parametrize(
     "pieces", [["Mr", ".", " Smith has 2", ".", " #### 2"], ["1", ".", " Ann has 2", ".", "#### 2"]]
 )

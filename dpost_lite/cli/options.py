@@ -82,7 +82,8 @@ Debug = Annotated[bool, typer.Option("--debug", callback=_remember_debug, help="
 Data = Annotated[
     str | None,
     typer.Option(
-        metavar="SOURCE", help="gsm8k, multiarith, asdiv, svamp, synthetic, or a .jsonl/.json/.csv/.parquet file."
+        metavar="SOURCE",
+        help="gsm8k, multiarith, asdiv, svamp, math500, synthetic, or a .jsonl/.json/.csv/.parquet file.",
     ),
 ]
 DataDir = Annotated[

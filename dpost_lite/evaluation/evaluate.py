@@ -18,9 +18,9 @@ from dpost_lite.errors import RunError
 from dpost_lite.evaluation.targets import Target
 from dpost_lite.models import adapters, hub
 from dpost_lite.models.loading import load_prompter
+from dpost_lite.problems.answers import is_right, predicted_answer
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.comparing import score_samples
-from dpost_lite.problems.grading import is_right
 from dpost_lite.problems.records import (
     GradedAnswer,
     Problem,
@@ -128,10 +128,11 @@ def _solve(
             for sample in range(num_samples):
                 seed = seed_of(recipe.seed, "eval", problem.id, sample)
                 solved = solver.solve(problem.question, temperature=temperature, seed=seed)
+                predicted = predicted_answer(solved.text, problem.answer)
                 yield Rationale(
                     problem_id=problem.id, sample=sample, text=solved.text, token_ids=(), forced=(), logprob=0.0,
-                    end=solved.end, predicted=solved.strict,
-                    correct=is_right(solved.strict, solved.end, problem.answer),
+                    end=solved.end, predicted=predicted,
+                    correct=is_right(predicted, solved.end, problem.answer),
                     num_calculated=solved.num_calculated, num_refused=solved.num_refused,
                 )  # fmt: skip
 

@@ -18,7 +18,8 @@ from dpost_lite.local.chat import render_chat
 from dpost_lite.local.header import read_header
 from dpost_lite.local.llama import open_gguf, uses_extra_buffers
 from dpost_lite.problems.answer_tokens import AnswerTokens
-from dpost_lite.problems.grading import flexible_answer, strict_answer
+from dpost_lite.problems.answers import stated_answer
+from dpost_lite.problems.grading import flexible_answer
 from dpost_lite.problems.tools import Tools
 
 MAX_CONTEXT = 4096  # tokens; a word problem and its rationale need a few hundred, and each costs cache memory
@@ -28,7 +29,9 @@ Choose = Callable[[Any], int]  # logits (vocab,) -> token id
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """One answer. `strict` is the number after `####`, `flexible` the last number; `end` is "limit" if cut off."""
+    """One answer. `strict` is what the text states (`stated_answer`: the number after `####`, or else what is in its
+    `\\boxed{…}`), `flexible` the last number; `end` is "limit" if cut off.
+    """
 
     text: str
     strict: str | None
@@ -93,7 +96,7 @@ class Solver:
         text = self._text(answer.token_ids)
         return Solution(
             text=text,
-            strict=strict_answer(text),
+            strict=stated_answer(text),
             flexible=flexible_answer(text),
             num_calculated=answer.num_calculated,
             num_refused=answer.num_refused,

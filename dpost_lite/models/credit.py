@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.problems.grading import strict_answer
+from dpost_lite.problems.answers import stated_answer
 from dpost_lite.problems.pairs import num_steps
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import PreferencePair, RewardedRationale, write_jsonl
@@ -117,7 +117,7 @@ def _record(pair: PreferencePair, rewards: Sequence[float], text_of: Callable[[i
     return RewardedRationale(
         problem_id=pair.problem_id,
         question=pair.question,
-        answer=strict_answer(pair.prefix + pair.chosen) or "",
+        answer=stated_answer(pair.prefix + pair.chosen) or "",
         kept=pair.prefix,
         tokens=tuple(map(text_of, pair.rejected_ids)),
         rewards=tuple(round(reward, DECIMALS) for reward in rewards),

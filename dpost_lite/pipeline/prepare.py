@@ -39,8 +39,8 @@ class PrepareData(ModelTask):
         ]
         if not gold:
             raise DataError(
-                f"data.train={self.recipe.data.train}: no problem has a worked solution ending in '#### N', "
-                "and the warm-up needs some; add solutions to a few dozen problems"
+                f"data.train={self.recipe.data.train}: no problem has a worked solution ending in '#### N' or "
+                "in a box of LaTeX (\\boxed{N}), and the warm-up needs some; add solutions to a few dozen problems"
             )
         return gold
 

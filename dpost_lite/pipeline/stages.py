@@ -24,6 +24,7 @@ from dpost_lite.pipeline.tasks import (
     TrainDpo,
     TrainSft,
 )
+from dpost_lite.problems.answers import predicted_answer
 from dpost_lite.problems.corpus import also_digests, digests
 from dpost_lite.problems.gate import Yields, num_compared
 from dpost_lite.problems.pairs import make_labels, make_pairs
@@ -278,11 +279,13 @@ class RunStages:
                 tools=Tools.from_recipe(self._recipe),
                 max_new_tokens=self._recipe.sampling.max_new_tokens,
             ) as solver:
-                solved = [
-                    {**asdict(problem), "solution": asdict(solver.solve(problem.question))}
-                    for problem in problems_of(self._data, "test")[:NUM_SOLVED]
-                ]
-            write_json(out / "solved.json", solved)
+                shown = problems_of(self._data, "test")[:NUM_SOLVED]
+                solved = [(problem, solver.solve(problem.question)) for problem in shown]
+            rows = [
+                {**asdict(p), "solution": {**asdict(s), "strict": predicted_answer(s.text, p.answer)}}
+                for p, s in solved
+            ]
+            write_json(out / "solved.json", rows)
             return {"solved": len(solved)}
 
         name, settings = str(StageName("solved")), self._settings(*MODEL_PARTS)

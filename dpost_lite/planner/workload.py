@@ -49,7 +49,8 @@ GSM8K = Workload(
     num_train=6705, num_labelled=6705, num_dev=768, num_test=1319,
     prompt=62, rationale=126, longest_prompt=213, longest=550,
 )  # fmt: skip
-TEST_SIZES = {"gsm8k": 1319, "multiarith": 580, "asdiv": 2095, "svamp": 1000}  # without repeated questions
+# Without repeated questions.
+TEST_SIZES = {"gsm8k": 1319, "multiarith": 580, "asdiv": 2095, "svamp": 1000, "math500": 500}
 
 
 def workload_of(recipe: Recipe) -> Workload:

@@ -7,12 +7,12 @@ is better, and add no noise.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dpost_lite.errors import DataError
-from dpost_lite.problems.grading import same_number
+from dpost_lite.problems.answers import majority, same_answer
 from dpost_lite.problems.records import Problem, Rationale, SampledScore
 
 NUM_RESAMPLES = 10_000
@@ -112,21 +112,12 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     return 1 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
 
 
-def majority(predictions: Iterable[str | None]) -> str | None:
-    """Return the most frequent answer, the first one in a tie; samples without an answer do not vote.
-
-    Self-consistency (Wang et al. 2023). Answers are in canonical form, so equal numbers are equal strings.
-    """
-    votes = Counter(prediction for prediction in predictions if prediction is not None)
-    return max(votes, key=votes.__getitem__) if votes else None
-
-
 def score_samples(
     name: str, samples: Sequence[Rationale], problems: Sequence[Problem], *, has_calculator: bool
 ) -> SampledScore:
     """Return pass@k for k = 1, 2, 5, 10 … up to the number n of samples that every problem has, and maj@n.
 
-    An unfinished sample counts as wrong and does not vote.
+    An unfinished sample counts as wrong and does not vote. Raises DataError as `same_answer` does.
     """
     by_problem: dict[str, list[Rationale]] = defaultdict(list)
     for sample in samples:
@@ -134,7 +125,7 @@ def score_samples(
     num_samples = min(len(by_problem[problem.id]) for problem in problems)
     right = {problem.id: sum(sample.correct for sample in by_problem[problem.id]) for problem in problems}
     voted = [
-        same_number(majority(s.predicted for s in by_problem[problem.id] if s.end == "stop"), problem.answer)
+        same_answer(majority(s.predicted for s in by_problem[problem.id] if s.end == "stop"), problem.answer)
         for problem in problems
     ]
     return SampledScore(

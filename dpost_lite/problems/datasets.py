@@ -1,9 +1,10 @@
-"""Load problems from four published sets or the user's own file, split them, and check train and test for overlap.
+"""Load problems from five published sets or the user's own file, split them, and check train and test for overlap.
 
     load ──▶ split_train_dev ──▶ train, dev          check_overlap(train, test) before any training
 
 The sets are the paper's: GSM8K for training, MultiArith, ASDiv and SVAMP for out-of-domain evaluation ("Self-Training
-with Direct Preference Optimization Improves Chain-of-Thought Reasoning", Table 2). Departures: questions that repeat
+with Direct Preference Optimization Improves Chain-of-Thought Reasoning", Table 2). MATH-500 ("Let's Verify Step by
+Step", problems of MATH) is our addition: it is harder, and its answers are LaTeX. Departures: questions that repeat
 within a set are dropped (20 of MultiArith's 600, 1 of ASDiv's 2,096), and GSM8K's 6,705/768 split follows a rule that
 works for any file, unless the authors' own lists are given as a split file.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpost_lite.errors import DataError, nearest
+from dpost_lite.problems.answers import is_number
 from dpost_lite.problems.files import (
     EXPECTED_FORM,
     QUESTION_ANSWER,
@@ -29,11 +31,12 @@ from dpost_lite.problems.files import (
     read_rows,
     to_problems,
 )
+from dpost_lite.problems.latex import check_installed
 from dpost_lite.problems.records import Problem
 
 __all__ = ["NAMED", "Loaded", "RefusedRow", "check_overlap", "load", "normal_question", "split_train_dev"]
 
-NAMED = ("gsm8k", "multiarith", "asdiv", "svamp")
+NAMED = ("gsm8k", "multiarith", "asdiv", "svamp", "math500")
 
 # name -> (repository, configuration, split) on the Hugging Face hub. Evaluation-only sets are split there too; like the
 # paper, we evaluate on all of their problems.
@@ -42,6 +45,7 @@ HUB: dict[str, tuple[str, str | None, str]] = {
     "multiarith": ("ChilleD/MultiArith", None, "train+test"),
     "asdiv": ("EleutherAI/asdiv", None, "validation"),
     "svamp": ("ChilleD/SVAMP", None, "train+test"),
+    "math500": ("HuggingFaceH4/MATH-500", None, "test"),
 }
 
 
@@ -66,8 +70,16 @@ def load(
     cache). `split` applies to named sets only.
 
     Raises:
-        DataError: the source is missing, unreachable, for evaluation only, or without a usable row.
+        DataError: the source is missing, unreachable, for evaluation only, or without a usable row; or an answer is
+            LaTeX and math-verify is not installed.
     """
+    loaded = _load(source, split, data_dir, offline=offline)
+    if not all(is_number(problem.answer) for problem in loaded.problems):
+        check_installed()  # now, and not at the first comparison, which may be hours away
+    return loaded
+
+
+def _load(source: str, split: Literal["train", "test"], data_dir: Path | None, *, offline: bool) -> Loaded:
     if source not in NAMED:
         return _load_file(Path(os.path.expanduser(source)))
     if split == "train" and source != "gsm8k":
@@ -203,6 +215,11 @@ def _from_hub_columns(name: str, values: Mapping[str, Any]) -> dict[str, Any] | 
         body = values["Body"].strip()
         joint = " " if body.endswith((".", ",", "?", "!", ";", ":")) else ". "
         return {"question": body + joint + values["Question"].strip(), "answer": values["Answer"]}
+    if name == "math500":
+        return {
+            "id": values["unique_id"], "question": values["problem"], "answer": values["solution"],
+            "final": values["answer"],
+        }  # fmt: skip
     # ASDiv: keep whole numbers with an optional unit, "9 (apples)": the 2,096 of 2,305 problems that PAL uses.
     number = re.fullmatch(r"(\d+)( \(.*\))?", values["answer"])
     question = " ".join(f"{values['body']} {values['question']}".split())

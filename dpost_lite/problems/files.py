@@ -16,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import DataError
-from dpost_lite.problems.grading import canonical_number, same_number, strict_answer
+from dpost_lite.problems.latex_text import last_boxed
 from dpost_lite.problems.records import Problem
+from dpost_lite.problems.right_answers import UnusableRow, read_answer
 
 NUM_ROWS_FOR_DETECTION = 20
 MAX_QUESTION_CHARS = 20_000
-
-
-class UnusableRow(Exception):
-    """A row that yields no problem; the message becomes `RefusedRow.reason`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +42,15 @@ class RefusedRow:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One way to write a problem: the columns it needs, and `read`, which returns (question, answer) from them.
+    """One way to write a problem: the columns it needs, and `read`, which returns (question, answer, final) from them.
 
+    `answer` is a worked solution or just the answer, `final` the answer in a column of its own, or "".
     `read` raises `UnusableRow` if the columns do not hold text.
     """
 
     name: str
     columns: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], tuple[str, str]]
+    read: Callable[[Mapping[str, Any]], tuple[str, str, str]]
 
     def fits(self, row: Row) -> bool:
         return all(column in row.values for column in self.columns)
@@ -186,27 +184,43 @@ READERS: dict[str, Callable[[Path], Iterator[Row | RefusedRow]]] = {
 }
 
 
-# Formats: row -> question, answer
+# Formats: row -> question, answer, final
+
+
+def _final(values: Mapping[str, Any]) -> str:
+    return text_of(values.get("final"), "final")
 
 
 def _two_columns(question: str, answer: str) -> Format:
-    def read(values: Mapping[str, Any]) -> tuple[str, str]:
-        return text_of(values[question], question), text_of(values[answer], answer)
+    def read(values: Mapping[str, Any]) -> tuple[str, str, str]:
+        return text_of(values[question], question), text_of(values[answer], answer), _final(values)
 
     return Format(f"{question}/{answer}", (question, answer), read)
 
 
-def _read_alpaca(values: Mapping[str, Any]) -> tuple[str, str]:
+def _with_solution(question: str) -> Format:
+    """A solution and an answer, as in the sets made from MATH; a worked `answer` goes before `solution`."""
+
+    def read(values: Mapping[str, Any]) -> tuple[str, str, str]:
+        solution, answer = text_of(values["solution"], "solution"), text_of(values["answer"], "answer")
+        if "####" in answer or last_boxed(answer):
+            return text_of(values[question], question), answer, _final(values)
+        return text_of(values[question], question), solution, _final(values) or answer
+
+    return Format(f"{question}/solution/answer", (question, "solution", "answer"), read)
+
+
+def _read_alpaca(values: Mapping[str, Any]) -> tuple[str, str, str]:
     instruction = text_of(values["instruction"], "instruction")
     context = text_of(values.get("input"), "input")
     question = f"{instruction}\n{context}" if context.strip() else instruction
-    return question, text_of(values["output"], "output")
+    return question, text_of(values["output"], "output"), _final(values)
 
 
 def _dialogue(column: str, *, speaker: str, content: str) -> Format:
     """A list of turns with exactly one by the user (the question) and one by the assistant (the answer)."""
 
-    def read(values: Mapping[str, Any]) -> tuple[str, str]:
+    def read(values: Mapping[str, Any]) -> tuple[str, str, str]:
         turns = values[column]
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
             raise UnusableRow(f"`{column}` is not a list of turns")
@@ -214,7 +228,7 @@ def _dialogue(column: str, *, speaker: str, content: str) -> Format:
         answers = [turn.get(content) for turn in turns if turn.get(speaker) in ("assistant", "gpt", "model")]
         if len(questions) != 1 or len(answers) != 1:
             raise UnusableRow(f"`{column}` is not one question and one answer")
-        return text_of(questions[0], content), text_of(answers[0], content)
+        return text_of(questions[0], content), text_of(answers[0], content), _final(values)
 
     return Format(column, (column,), read)
 
@@ -223,6 +237,8 @@ QUESTION_ANSWER = _two_columns("question", "answer")
 
 # Plain columns first: a file with both these and `messages` holds each problem twice.
 FORMATS: tuple[Format, ...] = (
+    _with_solution("question"),
+    _with_solution("problem"),
     *(_two_columns(question, answer) for question, answer in product(("question", "problem"), ("answer", "solution"))),
     _two_columns("prompt", "completion"),
     Format("alpaca", ("instruction", "output"), _read_alpaca),
@@ -232,6 +248,7 @@ FORMATS: tuple[Format, ...] = (
 KNOWN_COLUMNS = {column for form in FORMATS for column in form.columns} | {"id", "final", "input"}
 EXPECTED_FORM = (
     'rows such as {"question": "…", "answer": "… #### 18"} or {"question": "…", "answer": 18}; '
+    r'LaTeX as in {"question": "…", "answer": "… \boxed{\frac{1}{2}}"}; '
     "also prompt/completion, problem/solution, Alpaca, messages or conversations"
 )
 
@@ -272,26 +289,14 @@ def _refuse_repeat(problem: Problem, where: str, seen: dict[tuple[str, str], str
 def _to_problem(row: Row, form: Format, *, default_id: str) -> Problem:
     if not form.fits(row):
         raise UnusableRow(f"no {' and '.join(f'`{column}`' for column in form.columns)}")
-    question, answer = form.read(row.values)
+    question, answer, final = form.read(row.values)
     question = question.strip()
     if not normal_question(question):
         raise UnusableRow("empty question")
     if len(question) > MAX_QUESTION_CHARS:
         raise UnusableRow(f"question of more than {MAX_QUESTION_CHARS:,} characters")
-    number, rationale = _read_answer(answer.strip(), text_of(row.values.get("final"), "final").strip())
-    return Problem(text_of(row.values.get("id"), "id").strip() or default_id, question, number, rationale)
-
-
-def _read_answer(answer: str, final: str) -> tuple[str, str | None]:
-    """Return the number and, if `answer` is a worked solution ending in `#### N`, the rationale."""
-    _, mark, end = answer.rpartition("####")
-    worked = strict_answer(mark + end) if mark and "\n" not in end else None
-    number = canonical_number(final) if final else worked or canonical_number(answer)
-    if number is None:
-        raise UnusableRow("no number in `final`" if final else "no number in the answer (`… #### 18` or just `18`)")
-    if worked is not None and not same_number(worked, number):
-        raise UnusableRow(f"the answer ends in #### {worked}, but `final` is {number}")
-    return number, answer if worked is not None else None
+    right, rationale = read_answer(answer.strip(), final.strip())
+    return Problem(text_of(row.values.get("id"), "id").strip() or default_id, question, right, rationale)
 
 
 def normal_question(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Extract the answer from a rationale, compare it with the right one, and compute confidence intervals.
+"""Extract numbers from a rationale, compare them, and compute confidence intervals.
 
 Two ways to extract, both always reported, since published figures use one or the other:
 
@@ -10,7 +10,7 @@ decimals without trailing zeros ("1,234.50" -> "1234.5", "-$5" -> "-5", "50%" ->
 
 Departures from the paper's code: exact arithmetic instead of floats, one comparison for both scoring and building data
 (the paper uses |Δ| < 1e-4 and float equality), support for fractions and currencies, and calculator annotations `<<…>>`
-are removed first.
+are removed first. Which answer counts, and LaTeX: answers.py.
 """
 
 import math
@@ -67,14 +67,6 @@ def same_number(a: str | None, b: str | None) -> bool:
     if first is None or second is None:
         return False
     return abs(Fraction(first) - Fraction(second)) < TOLERANCE
-
-
-def is_right(predicted: str | None, end: str, answer: str) -> bool:
-    """Return whether an answer is right: finished (`end` is "stop"), with `answer` as the number after its last `####`.
-
-    DPO-ST, section 4.1. An unfinished answer is never right.
-    """
-    return end == "stop" and same_number(predicted, answer)
 
 
 def without_annotations(text: str) -> str:

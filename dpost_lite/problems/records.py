@@ -17,8 +17,8 @@ from typing import Any, Literal, TextIO, TypeVar
 class Problem:
     """One maths word problem.
 
-    `answer` is the final number in canonical form ("18", "-2.5"). `rationale` is a worked solution ending in `#### N`,
-    if the source has one; the problem is then labelled.
+    `answer` is the final number in canonical form ("18", "-2.5"), or else LaTeX (`\\frac{\\pi}{2}`). `rationale` is a
+    worked solution ending in `#### N` or in `\\boxed{…}`, if the source has one; the problem is then labelled.
     """
 
     id: str
@@ -160,7 +160,7 @@ class Score:
     num_refused: int
     calculator: bool = True
     num_unparsed: int = 0
-    """Answers with no number after `####`."""
+    """Answers without a prediction, such as those with no number after `####`."""
     num_characters: int = 0
     """Total length of all answers."""
 

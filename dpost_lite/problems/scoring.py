@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
-from dpost_lite.problems.grading import flexible_answer, same_number, wilson_interval
+from dpost_lite.problems.answers import flexible_prediction, same_answer
+from dpost_lite.problems.grading import wilson_interval
 from dpost_lite.problems.records import Problem, Rationale, Score
 
 
 def score(name: str, answers: Sequence[Rationale], problems: Sequence[Problem], *, has_calculator: bool) -> Score:
-    """Return a Score with strict accuracy (number after the last `####`) and flexible accuracy (last number), in 0..1.
+    """Return a Score with strict accuracy (`predicted_answer`) and flexible accuracy (last number), in 0..1.
 
-    Unfinished answers are wrong under the strict rule; under the flexible rule their last number counts.
+    Unfinished answers are wrong under the strict rule; under the flexible rule their last number counts, or their
+    prediction if the right answer is LaTeX. Raises DataError as `same_answer` does.
     """
     expected = {problem.id: problem.answer for problem in problems}
     num_strict = sum(answer.correct for answer in answers)
@@ -32,5 +34,4 @@ def score(name: str, answers: Sequence[Rationale], problems: Sequence[Problem], 
 
 
 def _is_flexibly_right(answer: Rationale, expected: str) -> bool:
-    found = flexible_answer(answer.text)
-    return answer.correct or (found is not None and same_number(found, expected))
+    return answer.correct or same_answer(flexible_prediction(answer.text, expected), expected)

@@ -18,6 +18,7 @@ from dpost_lite.problems.records import PreferencePair, Rationale, Rest
 CutRule = Literal["random", "every", "least-certain"]
 SENTENCE_ENDS = (".", "!", "?")
 NGRAM = 4
+BOX = "\\boxed{"  # the answer of solutions in the style of MATH
 MIN_DISTINCT = 0.5  # a rationale with a smaller fraction of distinct 4-grams repeats itself
 
 
@@ -25,9 +26,9 @@ def step_ends(token_ids: Sequence[int], text_of: Callable[[int], str]) -> list[i
     """Return the offsets of a rationale's tokens after which at least one more step follows.
 
     A step ends with its line, or in a rationale of one line with a sentence of two words or more; never inside `<<…>>`,
-    and not after the line with the answer. If the token that ends it also begins the next step, that beginning belongs
-    to the kept part. In a solution with code a step is a block: see `_block_ends`. `text_of` gives the text of one
-    token in the middle of a line.
+    and not after the answer (the line with `####`, or a box). If the token that ends it also begins the next step, that
+    beginning belongs to the kept part. In a solution with code a step is a block: see `_block_ends`. `text_of` gives
+    the text of one token in the middle of a line.
     """
     pieces = [text_of(token_id) for token_id in token_ids]
     if CODE_START in (whole := "".join(pieces)):
@@ -47,9 +48,13 @@ def step_ends(token_ids: Sequence[int], text_of: Callable[[int], str]) -> list[i
             if " " in text[start:].strip():
                 sentences.append((offset, len(text)))
     for ends in (lines, sentences):
-        if found := [offset for offset, start in ends if num_steps(text[:start]) and num_steps(text[start:])]:
+        if found := [offset for offset, start in ends if _is_between_steps(text[:start], text[start:])]:
             return found
     return []
+
+
+def _is_between_steps(before: str, after: str) -> bool:
+    return bool(num_steps(before) and num_steps(after)) and BOX not in before
 
 
 def _block_ends(text: str, pieces: Sequence[str]) -> list[int]:

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dpost_lite.methods import Method
+from dpost_lite.problems.answers import is_right
 from dpost_lite.problems.comparing import Comparison, mean_difference
-from dpost_lite.problems.grading import is_right
 from dpost_lite.problems.records import GradedAnswer, SampledScore, Score
 from dpost_lite.report.terminal import plain
 
@@ -43,9 +43,9 @@ def also_table(part: str, scores: Sequence[Score]) -> Table:
 
 
 def answers_table(scores: Sequence[Score]) -> Table:
-    """Return a table of answer statistics: answers without a number after `####`, mean calculations and length."""
+    """Return a table of answer statistics: answers without a prediction, mean calculations and length."""
     table = table_of(
-        "calculator", "no number\nafter ####", "calculations\nper answer", "left to\nthe model", "characters"
+        "calculator", "no readable\nanswer", "calculations\nper answer", "left to\nthe model", "characters"
     )
     for score in scores:
         table.add_row(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpost_lite.problems.grading import is_right, strict_answer
+from dpost_lite.problems.answers import is_right, predicted_answer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import Problem, Rationale, Rest
 from dpost_lite.problems.steps import is_usable
@@ -97,7 +97,7 @@ def _graded(finished: Completion, prompter: Prompter) -> Rest:
     cut: Cut = finished.key
     right_ids = cut.rationale.token_ids[cut.num_kept :]
     text = prompter.text(finished.token_ids)
-    predicted = strict_answer(text)
+    predicted = predicted_answer(text, cut.problem.answer)
     return Rest(
         problem_id=cut.problem.id,
         sample=cut.rationale.sample,

@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from dpost_lite.problems.answers import is_right, predicted_answer
 from dpost_lite.problems.code_format import FENCE
-from dpost_lite.problems.grading import is_right, strict_answer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import Problem, Rationale
 from dpost_lite.problems.tools import Tools
@@ -41,8 +41,8 @@ def sample(
 
     `purpose` names the stage that asks and is part of the seed; `temperature` 0 is greedy, a tuple gives one for each
     step of the rationale (`step_ids`), the last for all that follow. `memory_gib` bounds cache and logits; None takes a
-    share of the machine's. A rationale is right when the number after its last `####` equals the problem's answer
-    (DPO-ST, section 4.1); an unfinished one never is. Raises SandboxError if the tools need a sandbox that does not
+    share of the machine's. A rationale is right when the answer it gives equals the problem's (problems/answers.py, as
+    in DPO-ST, section 4.1); an unfinished one never is. Raises SandboxError if the tools need a sandbox that does not
     work, and what `Engine.step` raises.
     """
     drawn = defaultdict(set)
@@ -137,7 +137,7 @@ def seed_of(*parts: object) -> int:
 def _grade(finished: Completion, prompter: Prompter) -> Rationale:
     problem: Problem = finished.key
     text = prompter.text(finished.token_ids)
-    predicted = strict_answer(text)
+    predicted = predicted_answer(text, problem.answer)
     return Rationale(
         problem_id=problem.id,
         sample=finished.index,
