@@ -19,6 +19,7 @@ from dpost_lite.local.header import read_header
 from dpost_lite.local.llama import open_gguf, uses_extra_buffers
 from dpost_lite.problems.answer_tokens import AnswerTokens
 from dpost_lite.problems.answers import stated_answer
+from dpost_lite.problems.code_format import prose
 from dpost_lite.problems.grading import flexible_answer
 from dpost_lite.problems.tools import Tools
 
@@ -97,7 +98,7 @@ class Solver:
         return Solution(
             text=text,
             strict=stated_answer(text),
-            flexible=flexible_answer(text),
+            flexible=flexible_answer(prose(text)),
             num_calculated=answer.num_calculated,
             num_refused=answer.num_refused,
             end=answer.end,

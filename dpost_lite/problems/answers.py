@@ -12,6 +12,7 @@ A problem's answer is a number in canonical form ("18"), or else LaTeX (`\frac{\
 
 from collections.abc import Iterable
 
+from dpost_lite.problems.code_format import prose
 from dpost_lite.problems.grading import canonical_number, flexible_answer, same_number, strict_answer
 from dpost_lite.problems.latex import num_given_up, same_latex
 from dpost_lite.problems.latex_text import MAX_LATEX_CHARS, after_mark, last_boxed, number_in
@@ -25,8 +26,9 @@ def is_number(answer: str) -> bool:
 def predicted_answer(text: str, answer: str) -> str | None:
     """Return the answer that `text` gives to a problem with this right answer, or None if it gives none.
 
-    Numbers are in canonical form. LaTeX of more than `MAX_LATEX_CHARS` characters is none.
+    Code and its outputs do not count. Numbers are in canonical form. LaTeX of more than `MAX_LATEX_CHARS` characters is none.
     """
+    text = prose(text)
     if is_number(answer):
         return _number(text)
     found = last_boxed(text) or after_mark(text)
@@ -35,12 +37,13 @@ def predicted_answer(text: str, answer: str) -> str | None:
 
 def stated_answer(text: str) -> str | None:
     """Return the answer that `text` gives to a problem whose right answer is not known, a number if there is one."""
-    return _number(text) or predicted_answer(text, "")
+    return _number(prose(text)) or predicted_answer(text, "")
 
 
 def flexible_prediction(text: str, answer: str) -> str | None:
     """Return the last number of `text`; if the right answer is LaTeX, the prediction comes first."""
-    return flexible_answer(text) if is_number(answer) else predicted_answer(text, answer) or flexible_answer(text)
+    found = None if is_number(answer) else predicted_answer(text, answer)
+    return found or flexible_answer(prose(text))
 
 
 def same_answer(predicted: str | None, answer: str) -> bool:

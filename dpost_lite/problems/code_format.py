@@ -58,6 +58,13 @@ def blocks(text: str) -> Iterator[Block]:
         yield Block("text", text[position:], position, len(text))
 
 
+def prose(text: str) -> str:
+    """Return a solution without its code and outputs."""
+    if CODE_START not in text:
+        return text
+    return "\n".join(block.content for block in blocks(text) if block.kind == "text")
+
+
 def is_clean(text: str) -> bool:
     """Whether a right solution may be preferred to wrong ones: no block failed, and the text does not apologise.
 

@@ -159,6 +159,8 @@ class Score:
     num_calculated: int
     num_refused: int
     calculator: bool = True
+    code: bool = False
+    """Whether code in the answers was run; `num_calculated` and `num_refused` then count its blocks."""
     num_unparsed: int = 0
     """Answers without a prediction, such as those with no number after `####`."""
     num_characters: int = 0
