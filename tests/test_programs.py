@@ -11,6 +11,7 @@ from dpost_lite.problems.grading import canonical_number, strict_answer
 from dpost_lite.problems.programs import Program, Refusal, all_to_code, as_program, to_code, with_outputs
 from dpost_lite.problems.records import Problem
 from dpost_lite.problems.synthetic import generate
+from dpost_lite.sandbox.base import Ran
 
 
 class Direct:
@@ -20,14 +21,14 @@ class Direct:
         self.monty = monty
         self.pool = pool
 
-    def run(self, earlier: Sequence[str], code: str) -> Future[str]:
-        future: Future[str] = Future()
+    def run(self, earlier: Sequence[str], code: str) -> Future[Ran]:
+        future: Future[Ran] = Future()
         printed = self.monty.CollectString(10_000)
         with self.pool.checkout() as session:
             for block in earlier:
                 session.feed_run(block)
             session.feed_run(code, print_callback=printed)
-        future.set_result(printed.output.rstrip())
+        future.set_result(Ran(printed.output.rstrip(), ""))
         return future
 
     def close(self) -> None:
@@ -42,10 +43,10 @@ class Fake(Direct):
         self.output = output
         self.num_calls = 0
 
-    def run(self, earlier: Sequence[str], code: str) -> Future[str]:
+    def run(self, earlier: Sequence[str], code: str) -> Future[Ran]:
         self.num_calls += 1
-        future: Future[str] = Future()
-        future.set_result(self.output)
+        future: Future[Ran] = Future()
+        future.set_result(Ran(self.output, ""))
         return future
 
 

@@ -28,6 +28,9 @@ COMPILED = ("torch", "bitsandbytes")  # may be installed and still fail to impor
 # What each extra in pyproject.toml is for; its packages and versions come from the metadata.
 FEATURES = {
     "demo": f"the embedded model {demo.DEMO_MODEL}, which `dpost-lite run` starts from",
+    "code": "solutions with code, in an interpreter of its own",
+    "sympy": "solutions with code in the real Python, shut in by the Linux kernel",
+    "math": "answers in LaTeX, such as those of MATH",
     "unsloth": "unsloth's faster kernels on a GPU",
     "test": "the tests",
 }

@@ -66,18 +66,21 @@ def evaluate(
     for name, policy in target.policies.items():
         with _answering(target, policy) as answer:
             for tools, mode, suffix in _modes(target.recipe, calculator, runs_code=runs_code):
-                has_calculator = tools.calculator is not None
+                used = {
+                    "has_calculator": tools.calculator is not None,
+                    "has_code": bool(tools.code) and tools.runs_code,
+                }
                 folder = out / (file_name(name) + suffix)
                 stage = f"{name}, {mode}"
                 answers = _collect(stage, answer(tools, problems, 1, 0.0), len(problems), listener)
                 _save(folder / "answers.jsonl", answers, problems)
-                yield score(name, answers, problems, has_calculator=has_calculator)
+                yield score(name, answers, problems, **used)
                 if sampling is not None:
                     number = sampling.num_samples
                     rationales = answer(tools, problems, number, sampling.temperature)
                     samples = _collect(f"{stage}, {number} samples", rationales, number * len(problems), listener)
                     _save(folder / "samples.jsonl", samples, problems)
-                    yield score_samples(name, samples, problems, has_calculator=has_calculator)
+                    yield score_samples(name, samples, problems, **used)
         del answer  # frees the model before the next one is loaded
         gc.collect()
 

@@ -1,6 +1,6 @@
 """The tasks of the data stages: load problems, check them, and write them as the other tasks read them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,10 @@ from dpost_lite.errors import DataError
 from dpost_lite.models.loading import load_prompter
 from dpost_lite.models.training import Progress
 from dpost_lite.pipeline.tasks import ModelTask
+from dpost_lite.problems.code_data import summary, with_code
 from dpost_lite.problems.corpus import Corpus, load_also, load_corpus
 from dpost_lite.problems.records import LabelledRationale, Problem, read_jsonl, write_jsonl
+from dpost_lite.sandbox.choose import sandbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,9 @@ class PrepareData(ModelTask):
 
     def run(self, out: Path, progress: Progress) -> dict[str, Any]:
         corpus = load_corpus(self.recipe.data, self.recipe.synthetic, seed=self.recipe.seed)
+        converted: dict[str, Any] = {}
+        if self.recipe.solutions == "code":
+            corpus, converted = self._with_code(corpus)
         gold = self._gold(corpus)
         for name in ("train", "dev", "test"):
             write_jsonl(out / f"{name}.jsonl", getattr(corpus, name))
@@ -28,7 +33,17 @@ class PrepareData(ModelTask):
             "dev": len(corpus.dev),
             "test": len(corpus.test),
             "refused": corpus.num_refused,
+            **converted,
         }
+
+    def _with_code(self, corpus: Corpus) -> tuple[Corpus, dict[str, Any]]:
+        """Give the training problems solutions with code; return metrics too."""
+        code = self.recipe.code
+        with sandbox(code.sandbox, code.limits) as box:
+            train, reasons = with_code(corpus.train, box)
+        if reasons:
+            print(f"rationales that did not become programs: {summary(reasons)}", flush=True)
+        return replace(corpus, train=train), {"without_program": reasons.total()}
 
     def _gold(self, corpus: Corpus) -> list[LabelledRationale]:
         prompter = load_prompter(self.model_dir, self.recipe.model)

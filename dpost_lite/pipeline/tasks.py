@@ -242,9 +242,10 @@ class GradeAnswers(SamplingTask):
         for part in self.parts:
             problems = list(read_jsonl(self.data_dir / f"{part}.jsonl", Problem))
             graded = self._sample(out / f"{part}.jsonl", model, problems, purpose=f"score/{part}", progress=progress)
-            metrics[part] = asdict(
-                score(self.policy_name, graded, problems, has_calculator=self.recipe.calculator.enabled)
-            )
+            used = {
+                "has_calculator": self.recipe.calculator.enabled, "has_code": self.recipe.solutions == "code",
+            }  # fmt: skip
+            metrics[part] = asdict(score(self.policy_name, graded, problems, **used))
         return metrics
 
 

@@ -26,7 +26,8 @@ def is_number(answer: str) -> bool:
 def predicted_answer(text: str, answer: str) -> str | None:
     """Return the answer that `text` gives to a problem with this right answer, or None if it gives none.
 
-    Code and its outputs do not count. Numbers are in canonical form. LaTeX of more than `MAX_LATEX_CHARS` characters is none.
+    Code and its outputs do not count. Numbers are in canonical form. LaTeX of more than `MAX_LATEX_CHARS` characters
+    is none.
     """
     text = prose(text)
     if is_number(answer):

@@ -113,7 +113,12 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
 
 
 def score_samples(
-    name: str, samples: Sequence[Rationale], problems: Sequence[Problem], *, has_calculator: bool
+    name: str,
+    samples: Sequence[Rationale],
+    problems: Sequence[Problem],
+    *,
+    has_calculator: bool,
+    has_code: bool = False,
 ) -> SampledScore:
     """Return pass@k for k = 1, 2, 5, 10 … up to the number n of samples that every problem has, and maj@n.
 
@@ -138,4 +143,5 @@ def score_samples(
         },
         majority=sum(voted) / len(problems),
         calculator=has_calculator,
+        code=has_code,
     )

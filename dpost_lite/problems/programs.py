@@ -44,7 +44,7 @@ from dpost_lite.problems.calculator import decimal_text, evaluate
 from dpost_lite.problems.code_format import CODE_START, FENCE, inserted_text
 from dpost_lite.problems.grading import MAX_NUMBER_CHARS, canonical_number, same_number, strict_answer
 from dpost_lite.problems.records import Problem
-from dpost_lite.sandbox.base import Sandbox
+from dpost_lite.sandbox.base import Ran, Sandbox
 
 IN_FLIGHT = 64  # blocks that are given to the sandbox at the same time
 
@@ -158,7 +158,7 @@ def all_to_code(
     problems: Iterable[Problem], sandbox: Sandbox, *, in_flight: int = IN_FLIGHT
 ) -> Iterator[tuple[Problem, Problem | Refusal]]:
     """Yield every problem with what `to_code` makes of it, in order, while about `in_flight` blocks run ahead."""
-    waiting: deque[tuple[Problem, Program | Refusal, list[Future[str]]]] = deque()
+    waiting: deque[tuple[Problem, Program | Refusal, list[Future[Ran]]]] = deque()
     num_blocks = 0
     for problem in problems:
         program = as_program(problem.rationale, problem.question) if problem.rationale else Refusal.NO_RATIONALE
@@ -171,13 +171,13 @@ def all_to_code(
         yield _finished(*waiting.popleft())
 
 
-def _started(program: Program, sandbox: Sandbox) -> list[Future[str]]:
+def _started(program: Program, sandbox: Sandbox) -> list[Future[Ran]]:
     codes = [step.code for step in program.steps]
     return [sandbox.run(codes[:number], code) for number, code in enumerate(codes)]
 
 
 def _finished(
-    problem: Problem, program: Program | Refusal, outputs: list[Future[str]]
+    problem: Problem, program: Program | Refusal, outputs: list[Future[Ran]]
 ) -> tuple[Problem, Problem | Refusal]:
     if isinstance(program, Refusal):
         return problem, program
@@ -185,9 +185,9 @@ def _finished(
     return problem, solution if isinstance(solution, Refusal) else replace(problem, rationale=solution)
 
 
-def _checked(program: Program, futures: list[Future[str]], answer: str) -> str | Refusal:
+def _checked(program: Program, futures: list[Future[Ran]], answer: str) -> str | Refusal:
     """Return the solution with its outputs, or why it is not kept."""
-    outputs = [future.result() for future in futures]
+    outputs = [future.result().text for future in futures]
     for step, output in zip(program.steps, outputs, strict=True):
         if [canonical_number(line) for line in output.split("\n")] != list(step.results):
             return Refusal.OTHER_OUTPUT

@@ -179,6 +179,7 @@ class SampledScore:
     pass_at: dict[int, float]
     majority: float
     calculator: bool = True
+    code: bool = False
 
 
 Record = TypeVar("Record")

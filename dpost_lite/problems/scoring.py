@@ -7,7 +7,14 @@ from dpost_lite.problems.grading import wilson_interval
 from dpost_lite.problems.records import Problem, Rationale, Score
 
 
-def score(name: str, answers: Sequence[Rationale], problems: Sequence[Problem], *, has_calculator: bool) -> Score:
+def score(
+    name: str,
+    answers: Sequence[Rationale],
+    problems: Sequence[Problem],
+    *,
+    has_calculator: bool,
+    has_code: bool = False,
+) -> Score:
     """Return a Score with strict accuracy (`predicted_answer`) and flexible accuracy (last number), in 0..1.
 
     Unfinished answers are wrong under the strict rule; under the flexible rule their last number counts, or their
@@ -28,6 +35,7 @@ def score(name: str, answers: Sequence[Rationale], problems: Sequence[Problem], 
         num_calculated=sum(answer.num_calculated for answer in answers),
         num_refused=sum(answer.num_refused for answer in answers),
         calculator=has_calculator,
+        code=has_code,
         num_unparsed=sum(answer.predicted is None for answer in answers),
         num_characters=sum(len(answer.text) for answer in answers),
     )

@@ -19,11 +19,11 @@ NUM_COMPARED = 5  # problems shown per model of those it alone solves
 
 def score_table(scores: Sequence[Score]) -> Table:
     """Return a table with one row per score, in percent; the 95 % Wilson interval is that of the strict accuracy."""
-    table = table_of("calculator", "strict", "95 %\ninterval", "flexible", "unfinished", "n")
+    table = table_of(_tool_of(scores), "strict", "95 %\ninterval", "flexible", "unfinished", "n")
     for score in scores:
         table.add_row(
             plain(score.name),
-            "on" if score.calculator else "off",
+            _on_or_off(score),
             f"{score.strict:.1%}",
             interval(score),
             f"{score.flexible:.1%}",
@@ -45,18 +45,26 @@ def also_table(part: str, scores: Sequence[Score]) -> Table:
 def answers_table(scores: Sequence[Score]) -> Table:
     """Return a table of answer statistics: answers without a prediction, mean calculations and length."""
     table = table_of(
-        "calculator", "no readable\nanswer", "calculations\nper answer", "left to\nthe model", "characters"
+        _tool_of(scores), "no readable\nanswer", "calculations\nper answer", "left to\nthe model", "characters"
     )
     for score in scores:
         table.add_row(
             plain(score.name),
-            "on" if score.calculator else "off",
+            _on_or_off(score),
             str(score.num_unparsed),
             f"{score.num_calculated / score.num_problems:.1f}",
             f"{score.num_refused / score.num_problems:.1f}",
             f"{score.num_characters / score.num_problems:.0f}",
         )
     return table
+
+
+def _tool_of(scores: Sequence[Score] | Sequence[SampledScore]) -> str:
+    return "code" if any(score.code for score in scores) else "calculator"
+
+
+def _on_or_off(score: Score | SampledScore) -> str:
+    return "on" if score.calculator or score.code else "off"
 
 
 def interval(score: Score) -> str:
@@ -77,11 +85,10 @@ def samples_table(scores: Sequence[SampledScore]) -> Table:
     """Return a table with one row per model: pass@k and the accuracy of the majority vote."""
     ks = sorted({k for score in scores for k in score.pass_at})
     majority = f"maj@{max(score.num_samples for score in scores)}"
-    table = table_of("calculator", *(f"pass@{k}" for k in ks), majority, "n")
+    table = table_of(_tool_of(scores), *(f"pass@{k}" for k in ks), majority, "n")
     for score in scores:
         rates = [f"{score.pass_at[k]:.1%}" if k in score.pass_at else "" for k in ks]
-        mode = "on" if score.calculator else "off"
-        table.add_row(plain(score.name), mode, *rates, f"{score.majority:.1%}", str(score.num_problems))
+        table.add_row(plain(score.name), _on_or_off(score), *rates, f"{score.majority:.1%}", str(score.num_problems))
     return table
 
 
