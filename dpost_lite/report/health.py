@@ -24,7 +24,8 @@ class SampleStats:
 
     Fractions of its problems: `all_right`, `all_wrong`, `mixed`; of its rationales: `right`, `unfinished`,
     `repetitive`. `tokens` and `steps_per_rationale` are means over finished rationales; `calculated` and
-    `left_to_model` are expressions per rationale that the calculator did and did not complete.
+    `left_to_model` are expressions per rationale that the calculator did and did not complete, or blocks of code that
+    ran and that failed.
     """
 
     num_rationales: int

@@ -44,9 +44,11 @@ def also_table(part: str, scores: Sequence[Score]) -> Table:
 
 def answers_table(scores: Sequence[Score]) -> Table:
     """Return a table of answer statistics: answers without a prediction, mean calculations and length."""
-    table = table_of(
-        _tool_of(scores), "no readable\nanswer", "calculations\nper answer", "left to\nthe model", "characters"
+    tool = _tool_of(scores)
+    counted = (
+        ("blocks run\nper answer", "failed") if tool == "code" else ("calculations\nper answer", "left to\nthe model")
     )
+    table = table_of(tool, "no readable\nanswer", *counted, "characters")
     for score in scores:
         table.add_row(
             plain(score.name),

@@ -85,8 +85,8 @@ def health_table(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
                 ("unfinished", "unfinished", ".1%"),
                 ("repetitive", "repetitive", ".1%"),
                 ("tokens per rationale", "tokens", ".0f"),
-                ("calculations per rationale", "calculated", ".2f"),
-                ("left to the model per rationale", "left_to_model", ".2f"),
+                ("calculations or code blocks per rationale", "calculated", ".2f"),
+                ("left to the model, or failed, per rationale", "left_to_model", ".2f"),
             )
         ),
         ("right rationales that were cut", of("rests", "num_cuts", ",d")),
