@@ -34,14 +34,21 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sandboxes of th
 def sandbox(request):
     os.environ["DPOST_SECRET"] = SECRET
     try:
-        launchers.check(request.param)
-        sandbox = RealPython(request.param, LIMITS, num_workers=2)
-    except SandboxError as error:
-        pytest.skip(str(error))
+        sandbox = open_or_skip(request.param, num_workers=2)
     finally:
         del os.environ["DPOST_SECRET"]
     yield sandbox
     sandbox.close()
+
+
+def open_or_skip(launcher: launchers.Launcher, num_workers: int = 1) -> RealPython:
+    """Skip the test where the launcher does not work; not where it works and lets code out."""
+    try:
+        return RealPython(launcher, LIMITS, num_workers)
+    except SandboxError as error:
+        if "a trial gave" in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 def read(sandbox: RealPython, code: str, *earlier: str) -> str:
@@ -147,6 +154,12 @@ def test_run_returns_at_once(sandbox):
 )
 def test_code_that_takes_too_much(sandbox, code, text):
     assert attack(sandbox, code) == text
+
+
+def test_memory_is_counted_on_top_of_what_python_and_sympy_need(sandbox):
+    assert read(sandbox, f"len(bytearray({LIMITS.memory_mib - 8} * 2**20)) > 0") == "True"
+    assert read(sandbox, f"len(bytearray({LIMITS.memory_mib + 8} * 2**20)) > 0") == TOO_MUCH
+    assert read(sandbox, "len(x)", "x = 'kept'\ny = bytearray(10**9)") == "4"
 
 
 def test_recursion_without_a_limit_ends_somehow(sandbox):
@@ -256,22 +269,24 @@ def test_no_network(sandbox):
         assert refused(read(sandbox, f"import socket as s\ns.socket(s.{kind})"))
 
 
-@pytest.mark.parametrize("target", [str(os.getpid()), "os.getppid()", "-1", "0"])
+@pytest.mark.parametrize("target", [str(os.getpid()), "os.getppid()"])
 def test_other_processes_cannot_be_changed(sandbox, target):
-    limits, nice, cores = (
-        psutil.Process().rlimit(psutil.RLIMIT_CPU), os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0),
-    )  # fmt: skip
+    """With a signal that is ignored, and with limits that are only asked for, in case that the sandbox is broken."""
+    nice, cores = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0)
     for code in (
-        "os.kill(T, signal.SIGTERM)",
-        "os.kill(T, signal.SIGKILL)",
-        "os.killpg(os.getpgid(T), signal.SIGKILL)",
-        "signal.pidfd_send_signal(os.pidfd_open(T), signal.SIGKILL)",
+        "os.kill(T, signal.SIGURG)",
+        "os.killpg(T, signal.SIGURG)",
+        "os.kill(0, signal.SIGURG)",
+        "os.kill(-1, signal.SIGURG)",
+        "signal.pidfd_send_signal(os.pidfd_open(T), signal.SIGURG)",
         "fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, T)",
-        "resource.prlimit(T if T > 0 else 1, resource.RLIMIT_CPU, (1, 1))",
-        "os.setpriority(os.PRIO_PROCESS, max(T, 0), 19)",
-        "os.sched_setaffinity(T if T > 0 else 1, {0})",
+        "resource.prlimit(T, resource.RLIMIT_CPU)",
+        "os.setpriority(os.PRIO_PROCESS, T, 19)",
+        "os.sched_setaffinity(T, {0})",
         "libc.ptrace(16, T, 0, 0) == 0 or failed()",
+        "libc.process_vm_readv(T, 0, 0, 0, 0, 0) == 0 or failed()",
         "open(f'/proc/{T}/mem', 'r+b')",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (65, 65))",
         "resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
     ):
         text = attack(
@@ -279,8 +294,7 @@ def test_other_processes_cannot_be_changed(sandbox, target):
             f"import ctypes, fcntl, os, resource, signal\nT = {target}\nlibc = ctypes.CDLL(None, use_errno=True)\n"
             f"def failed(): raise OSError(ctypes.get_errno(), 'failed')\n{code}",
         )
-        assert refused(text) or text.startswith(("ValueError", "AttributeError")), (code, text)
-    assert limits == psutil.Process().rlimit(psutil.RLIMIT_CPU)
+        assert refused(text) or text == "ValueError: not allowed to raise maximum limit", (code, text)
     assert nice == os.getpriority(os.PRIO_PROCESS, 0)
     assert cores == os.sched_getaffinity(0)
 
@@ -333,6 +347,19 @@ def none_runs(processes: set[psutil.Process]) -> bool:
 
 
 @pytest.mark.parametrize("launcher", ["sandlock", "bubblewrap"])
+def test_code_runs_without_capabilities_and_with_a_filter_even_as_root(launcher):
+    before = children()
+    with contextlib.closing(open_or_skip(launcher)) as sandbox:
+        sandbox.run([], "import time\ntime.sleep(0.5)")
+        time.sleep(0.2)
+        newest = max(children() - before, key=lambda process: process.create_time())
+        status = Path(f"/proc/{newest.pid}/status").read_text().replace("\t", " ").splitlines()
+        own = os.readlink("/proc/self/ns/net") != os.readlink(f"/proc/{newest.pid}/ns/net")
+    assert {"CapEff: 0000000000000000", "CapPrm: 0000000000000000", "NoNewPrivs: 1", "Seccomp: 2"} <= set(status)
+    assert own == (launcher == "bubblewrap")
+
+
+@pytest.mark.parametrize("launcher", ["sandlock", "bubblewrap"])
 def test_close_leaves_no_process(launcher):
     before = children()
     sandbox = open_or_skip(launcher)
@@ -375,13 +402,6 @@ def test_a_worker_that_dies_is_replaced():
         assert read(sandbox, "1 + 1") == "2"
 
 
-def open_or_skip(launcher: launchers.Launcher) -> RealPython:
-    try:
-        return RealPython(launcher, LIMITS, num_workers=1)
-    except SandboxError as error:
-        pytest.skip(str(error))
-
-
 def test_what_is_missing_is_said_in_one_line(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SandboxError, match=r"^the sandbox .bubblewrap. needs the program bwrap: install .*monty.*$"):
@@ -416,7 +436,7 @@ def test_a_sandbox_that_lets_code_out_is_refused(monkeypatch):
     open_or_skip("sandlock").close()
     monkeypatch.setattr(launchers, "bubblewrap_command", lambda command: command)
     monkeypatch.setattr(launchers, "check", lambda launcher: None)
-    with pytest.raises(SandboxError, match=r"a trial gave .\[True, False, False, False\]"):
+    with pytest.raises(SandboxError, match=r"a trial gave .open.;"):
         RealPython("bubblewrap", LIMITS)
 
 

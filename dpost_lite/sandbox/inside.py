@@ -48,6 +48,7 @@ def serve(settings: dict[str, Any]) -> None:
     os.dup2(null, 1)
     for name in PRELOADED:
         importlib.import_module(name)
+    warm_up()
     sys.setrecursionlimit(1000)
     drop_capabilities()
     settings["address_space"] = address_space() + settings["memory_bytes"]
@@ -61,6 +62,14 @@ def serve(settings: dict[str, Any]) -> None:
         if not request.endswith(b"\n"):
             return
         answer = run(json.loads(request), settings, requests.fileno(), answers.fileno())
+
+
+def warm_up() -> None:
+    """Let sympy import and remember now what it would otherwise in every fork that solves or simplifies something."""
+    sympy: Any = sys.modules["sympy"]
+    x = sympy.Symbol("x")
+    sympy.solve(x**2 - 5 * x + 6, x)
+    sympy.simplify(sympy.sin(x) ** 2 + sympy.cos(x) ** 2)
 
 
 def drop_capabilities() -> None:

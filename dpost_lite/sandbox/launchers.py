@@ -25,7 +25,7 @@ ENVIRONMENT = {
     "HOME": "/", "LANG": "C.UTF-8", "PATH": "/nowhere", "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
 }  # fmt: skip
-OTHERS = 'use another sandbox: "monty" needs no such thing'
+WAY_OUT = 'use the sandbox "monty"'
 
 
 class Started(Protocol):
@@ -55,25 +55,25 @@ def start(launcher: Launcher, command: list[str]) -> Started:
 def check(launcher: Launcher) -> None:
     """Raise SandboxError, in one line, if something is missing that the launcher needs."""
     if sys.platform != "linux" or platform.machine() not in MACHINES:
-        raise SandboxError(f'the sandbox "{launcher}" needs Linux on {" or ".join(MACHINES)}; {OTHERS}')
+        raise SandboxError(f'the sandbox "{launcher}" needs Linux on {" or ".join(MACHINES)}; {WAY_OUT}')
     if launcher == "bubblewrap":
         if shutil.which("bwrap") is None:
             raise SandboxError(
-                f'the sandbox "bubblewrap" needs the program bwrap: install the package bubblewrap, or {OTHERS}'
+                f'the sandbox "bubblewrap" needs the program bwrap: install the package bubblewrap, or {WAY_OUT}'
             )
         return
     try:
         import sandlock
     except (ImportError, OSError) as error:
         raise SandboxError(
-            f'the sandbox "sandlock" needs the package sandlock ({error}): pip install "dpost-lite[sympy]", or {OTHERS}'
+            f'the sandbox "sandlock" needs its package ({error}): pip install "dpost-lite[sympy]", or {WAY_OUT}'
         ) from error
     has, needs = sandlock.landlock_abi_version(), sandlock.min_landlock_abi()
     if has < needs:
         what = f"this kernel has {has}" if has > 0 else "this kernel has none, or it is switched off"
         raise SandboxError(
             f'the sandbox "sandlock" needs Landlock ABI {needs} (Linux 6.12), and {what}; '
-            f'use the sandbox "bubblewrap", or {OTHERS}'
+            f'use the sandbox "bubblewrap", or {WAY_OUT}'
         )
 
 
@@ -95,7 +95,7 @@ def package_folders() -> list[str]:
     for name in ("sympy", "mpmath"):
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:
-            raise SandboxError(f"this sandbox needs the package {name}: pip install {name}, or {OTHERS}")
+            raise SandboxError(f"this sandbox needs the package {name}: pip install {name}, or {WAY_OUT}")
         folder = Path(found.origin).resolve().parent.parent
         if Path.home().resolve().is_relative_to(folder):
             raise SandboxError(f"{name} lies in {folder}, which a sandbox must not show to code; pip install {name}")
@@ -144,10 +144,10 @@ def _start_sandlock(command: list[str]) -> Started:
         fs_readable=[*readable(), *DEVICES], fs_writable=["/dev/null"], cwd="/", max_processes=4,
         clean_env=True, env=ENVIRONMENT, no_coredump=True, no_randomize_memory=True,
     )  # fmt: skip
-    try:
+    try:  # without random addresses, sets of objects have the same order in every worker
         return sandbox.popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
     except (RuntimeError, OSError, sandlock.SandlockError) as error:
-        raise SandboxError(f'the sandbox "sandlock" does not work here ({error}); {OTHERS}') from error
+        raise SandboxError(f'the sandbox "sandlock" does not work here ({error}); {WAY_OUT}') from error
 
 
 def _start_bubblewrap(command: list[str]) -> Started:
@@ -159,5 +159,6 @@ def _start_bubblewrap(command: list[str]) -> Started:
 
 class _Group(subprocess.Popen[bytes]):
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        if self.returncode is None:  # else its number may be another's by now
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)

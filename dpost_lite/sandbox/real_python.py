@@ -24,13 +24,25 @@ from dpost_lite.sandbox.base import (
     took_too_long,
     took_too_much_memory,
     visible,
-)  # fmt: skip
-from dpost_lite.sandbox.launchers import OTHERS, Launcher
+)
+from dpost_lite.sandbox.launchers import WAY_OUT, Launcher
 
 LAUNCHERS: tuple[Launcher, ...] = ("sandlock", "bubblewrap")
 MAX_ANSWER = 16 * MAX_PRINTED  # bytes of JSON
 SECONDS_TO_START = 60.0  # importing sympy on a busy machine
 SECONDS_TO_ANSWER = 20.0  # beyond the limits of the blocks
+
+TRIAL = """
+import os, socket
+works = []
+for function, arguments in ((open, [{file!r}]), (socket.socket, []), (os.kill, [os.getppid(), 0]), (os.fork, [])):
+    try:
+        function(*arguments)
+        works.append(function.__name__)
+    except OSError:
+        pass
+print(*works or ["safe"])
+"""
 
 
 class RealPython:
@@ -96,18 +108,10 @@ class RealPython:
     def _try_out(self) -> None:
         """Raise SandboxError unless code runs, and cannot do the most important things that it must not."""
         with tempfile.NamedTemporaryFile() as file:
-            code = (
-                "import os, socket\n"
-                "def works(function, *arguments):\n"
-                "    try:\n        function(*arguments)\n"
-                "    except OSError:\n        return False\n"
-                "    return True\n"
-                f"[works(open, {file.name!r}), works(socket.socket), works(os.kill, os.getppid(), 0), works(os.fork)]"
-            )
-            text = self.run([], code).result()
-        if text != "[False, False, False, False]":
+            text = self.run([], TRIAL.format(file=file.name)).result()
+        if text != "safe":
             raise SandboxError(
-                f'the sandbox "{self._launcher}" does not work here: a trial gave "{" ".join(text.split())}"; {OTHERS}'
+                f'the sandbox "{self._launcher}" does not work here: a trial gave "{" ".join(text.split())}"; {WAY_OUT}'
             )
 
 
@@ -135,7 +139,7 @@ class Worker:
             self.is_dead = True
             said = (self._stderr.read() or b"").decode(errors="replace").split("\n")
             last = next((line.strip() for line in reversed(said) if line.strip()), "it gave no reason")
-            raise SandboxError(f'the sandbox "{self._launcher}" does not work here ({last[:300]}); {OTHERS}')
+            raise SandboxError(f'the sandbox "{self._launcher}" does not work here ({last[:300]}); {WAY_OUT}')
 
     def run(self, blocks: list[str]) -> str:
         """Return what the model reads of the last block."""
