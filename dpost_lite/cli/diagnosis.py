@@ -17,6 +17,7 @@ from dpost_lite.errors import ExportError
 from dpost_lite.local import llama
 from dpost_lite.models import demo, hardware
 from dpost_lite.recipe_files import recipes_dir
+from dpost_lite.sandbox.choose import available
 from dpost_lite.system.machine import cache_dir, cpu_name, version
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def examine() -> Iterator[Finding]:
     yield from _broken()
     yield from _devices()
     yield from _llama()
+    yield from _sandboxes()
     yield from _disks()
     yield from _files()
 
@@ -144,6 +146,12 @@ def _llama() -> Iterator[Finding]:
             yield Finding(
                 f"  {kind} files", f"crash llama.cpp with and without extra buffers ({trial.crash}); {remedy}", "note"
             )
+
+
+def _sandboxes() -> Iterator[Finding]:
+    """What can run the code in solutions here, each tried."""
+    for name, found in available().items():
+        yield Finding(f"sandbox {name}", found, "ok" if found == "works" else "note")
 
 
 def _disks() -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 SandboxName = Literal["monty", "sandlock", "bubblewrap"]
 MAX_PRINTED = 2**20  # characters of one block; code that prints more has failed
 PRINTED_TOO_MUCH = f"MemoryError: the code printed more than {MAX_PRINTED} characters"
+ENDED = "SystemExit: the code ended"
 CRASHED = "RuntimeError: the interpreter crashed"
 
 
@@ -57,8 +58,9 @@ def ran(printed: str, error: str, limits: Limits) -> Ran:
 
 
 def keeps_state(done: Ran, limits: Limits) -> bool:
-    """Whether later blocks may use the variables of this one: not if it was stopped by a limit."""
-    return done.error not in (took_too_long(limits), took_too_much_memory(limits), PRINTED_TOO_MUCH, CRASHED)
+    """Whether later blocks may use the variables of this one: not if a limit stopped it, or its process ended."""
+    stopped = (took_too_long(limits), took_too_much_memory(limits), PRINTED_TOO_MUCH, CRASHED)
+    return done.error not in stopped and not done.error.startswith(ENDED)
 
 
 def _visible(printed: str, error: str, limits: Limits) -> str:

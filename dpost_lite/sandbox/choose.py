@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import get_args
 
+from dpost_lite.errors import SandboxError
 from dpost_lite.sandbox.base import Limits, Ran, Sandbox, SandboxName
 from dpost_lite.sandbox.monty import MontySandbox
+from dpost_lite.sandbox.real_python import RealPython
 
-NOT_RUN = "NotRun: this code was not run; --allow-code runs it in a sandbox"
+NOT_RUN = "NotRun: --allow-code runs this code in a sandbox"
 
 
 @contextmanager
@@ -16,11 +19,24 @@ def sandbox(name: SandboxName, limits: Limits) -> Iterator[Sandbox]:
 
     Raises SandboxError if it is not installed or cannot work on this machine.
     """
-    opened = MontySandbox(limits)
+    opened: Sandbox = MontySandbox(limits) if name == "monty" else RealPython(name, limits)
     try:
         yield opened
     finally:
         opened.close()
+
+
+def available() -> dict[SandboxName, str]:
+    """Try every sandbox; return "works", or why it does not, by its name. Takes about a second."""
+    found: dict[SandboxName, str] = {}
+    for name in get_args(SandboxName):
+        try:
+            with sandbox(name, Limits()) as box:
+                text = box.run((), "print(6*7)").result().text
+            found[name] = "works" if text == "42" else f"a trial gave {text!r}"
+        except SandboxError as error:
+            found[name] = str(error)
+    return found
 
 
 @contextmanager

@@ -11,7 +11,7 @@ def with_echo(code: str) -> str:
     The rewriting keeps the value inside of the sandbox. Code that does not parse is returned as it is, so that running
     it gives the error; so is code of more than `MAX_PARSED` characters.
     """
-    code = "\n".join(code.encode(errors="replace").decode().splitlines())  # ast counts other line ends too
+    code = code.encode(errors="replace").decode().replace("\r\n", "\n").replace("\r", "\n")
     if len(code) > MAX_PARSED:
         return code + "\nNone"
     try:

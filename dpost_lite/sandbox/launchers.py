@@ -25,7 +25,7 @@ ENVIRONMENT = {
     "HOME": "/", "LANG": "C.UTF-8", "PATH": "/nowhere", "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
 }  # fmt: skip
-WAY_OUT = 'use the sandbox "monty"'
+WAY_OUT = "set code.sandbox=monty"
 
 
 class Started(Protocol):

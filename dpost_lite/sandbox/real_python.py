@@ -18,12 +18,14 @@ from typing import IO
 from dpost_lite.errors import SandboxError
 from dpost_lite.sandbox import launchers
 from dpost_lite.sandbox.base import (
+    ENDED,
     MAX_PRINTED,
     PRINTED_TOO_MUCH,
     Limits,
+    Ran,
+    ran,
     took_too_long,
     took_too_much_memory,
-    visible,
 )
 from dpost_lite.sandbox.launchers import WAY_OUT, Launcher
 
@@ -54,7 +56,7 @@ class RealPython:
 
     def __init__(self, launcher: Launcher, limits: Limits, num_workers: int | None = None) -> None:
         launchers.check(launcher)
-        self._launcher, self._limits = launcher, limits
+        self._launcher, self.limits = launcher, limits
         self._own = threading.local()  # a worker ends with the thread that started it
         self._workers: set[Worker] = set()
         self._lock = threading.Lock()
@@ -67,7 +69,7 @@ class RealPython:
             self.close()
             raise
 
-    def run(self, earlier: Sequence[str], code: str) -> Future[str]:
+    def run(self, earlier: Sequence[str], code: str) -> Future[Ran]:
         return self._threads.submit(self._call, [*earlier, code])
 
     def close(self) -> None:
@@ -80,7 +82,7 @@ class RealPython:
         for worker in workers:
             worker.end()
 
-    def _call(self, blocks: list[str]) -> str:
+    def _call(self, blocks: list[str]) -> Ran:
         worker = getattr(self._own, "worker", None)
         if worker is None or worker.is_dead:
             worker = self._own.worker = self._start()
@@ -96,7 +98,7 @@ class RealPython:
         with self._lock:
             if self._is_closed:
                 raise SandboxError("the sandbox is closed")
-            worker = Worker(self._launcher, self._limits)
+            worker = Worker(self._launcher, self.limits)
             self._workers.add(worker)
         try:
             worker.wait_until_ready()
@@ -108,7 +110,7 @@ class RealPython:
     def _try_out(self) -> None:
         """Raise SandboxError unless code runs, and cannot do the most important things that it must not."""
         with tempfile.NamedTemporaryFile() as file:
-            text = self.run([], TRIAL.format(file=file.name)).result()
+            text = self.run([], TRIAL.format(file=file.name)).result().text
         if text != "safe":
             raise SandboxError(
                 f'the sandbox "{self._launcher}" does not work here: a trial gave "{" ".join(text.split())}"; {WAY_OUT}'
@@ -141,14 +143,14 @@ class Worker:
             last = next((line.strip() for line in reversed(said) if line.strip()), "it gave no reason")
             raise SandboxError(f'the sandbox "{self._launcher}" does not work here ({last[:300]}); {WAY_OUT}')
 
-    def run(self, blocks: list[str]) -> str:
-        """Return what the model reads of the last block."""
+    def run(self, blocks: list[str]) -> Ran:
+        """Return what the last block did."""
         deadline = time.monotonic() + self._limits.seconds * len(blocks) + SECONDS_TO_ANSWER
         self._write(json.dumps(blocks).encode() + b"\n", deadline)
         answer = self._answer(deadline)
         errors = {
             "done": answer.get("error", ""),
-            "exit": f"SystemExit: the code ended its process ({answer.get('error')})",
+            "exit": f"{ENDED} its process ({answer.get('error')})",
             "time": took_too_long(self._limits),
             "memory": took_too_much_memory(self._limits),
             "printed": PRINTED_TOO_MUCH,
@@ -156,8 +158,8 @@ class Worker:
         error = errors.get(answer.get("end", ""))
         if error is None:
             self.is_dead = True
-            error = "SystemExit: the code ended the process that it ran in"
-        return visible(answer.get("printed", ""), error, self._limits)
+            error = f"{ENDED} the process that it ran in"
+        return ran(answer.get("printed", ""), error, self._limits)
 
     def kill(self) -> None:
         """End the worker's processes; a thread that waits for it goes on."""
@@ -193,18 +195,6 @@ class Worker:
         except ValueError:
             return {}
         return {str(key): str(value) for key, value in answer.items()} if isinstance(answer, dict) else {}
-
-
-def available() -> dict[str, str]:
-    """Try every launcher; return "works" or the reason why it does not, by its name."""
-    found: dict[str, str] = {}
-    for launcher in LAUNCHERS:
-        try:
-            RealPython(launcher, Limits(), num_workers=1).close()
-            found[launcher] = "works"
-        except SandboxError as error:
-            found[launcher] = str(error)
-    return found
 
 
 def _is_ready(file: IO[bytes], event: int, deadline: float) -> bool:
