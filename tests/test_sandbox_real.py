@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from dpost_lite.errors import SandboxError
-from dpost_lite.sandbox import choose, launchers, real_python, seccomp
+from dpost_lite.sandbox import choose, launchers, seccomp
 from dpost_lite.sandbox.base import MAX_PRINTED, PRINTED_TOO_MUCH, Limits, took_too_long, took_too_much_memory
 from dpost_lite.sandbox.real_python import RealPython
 

@@ -53,6 +53,51 @@ def test_nothing_after_a_box_is_cut():
     assert cuts(["A is 5. ", "So \\boxed{5}. ", "I hope ", "this helps."]) == ["A is 5. "]
 
 
+CODED = [
+    "Half.\n",
+    "```",
+    "python",
+    "\n",
+    "x = 24\n",
+    "print(x)\n",
+    "```",
+    "\n",
+    "```",
+    "output\n",
+    "24\n",
+    "```",
+    "\n",
+]
+
+
+def test_solutions_with_code_are_cut_after_text_and_outputs_alone():
+    """Not after code, and not in the last two blocks (SCDPO's code)."""
+    once, twice = [*CODED, "#### 24"], [*CODED, "Twice.\n", *CODED[1:], "#### 48"]
+    assert cuts(once) == ["Half.\n"]
+    first = "".join(CODED)
+    assert cuts(twice) == ["Half.\n", first, first + "Twice.\n"]
+
+
+def test_a_block_that_ends_inside_a_token_is_no_place_to_cut():
+    assert cuts(["Half.", "\n```", *CODED[2:], "Twice.\n", *CODED[1:], "#### 48"]) == [
+        "Half.\n" + "".join(CODED[1:]),
+        "Half.\n" + "".join(CODED[1:]) + "Twice.\n",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "usable"),
+    [
+        ("".join(CODED) + "#### 25", True),
+        ("```output\n24\n```\n#### 25", False),
+        ("```python\nx\n```\n#### 25", True),
+    ],
+)
+def test_a_rest_whose_output_the_model_wrote_is_garbled(text, usable):
+    rest = Rest("p", 0, 0, "Half.\n", "right", text, (1,), (2,), tuple(range(20)), "stop", "25", False)
+    assert is_usable(rest) == usable
+
+
 @pytest.mark.parametrize(
     "pieces", [["Mr", ".", " Smith has 2", ".", " #### 2"], ["1", ".", " Ann has 2", ".", "#### 2"]]
 )

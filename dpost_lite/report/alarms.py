@@ -21,6 +21,7 @@ from dpost_lite.runs.stage_names import StageName
 
 MAX_UNFINISHED = 0.01  # fraction of rationales that hit the token limit
 MAX_REPETITIVE = 0.02  # fraction of rationales that repeat themselves
+MAX_FAILED = 0.3  # of the blocks of code
 MAX_DRIFT = 0.25  # relative change of the mean length of finished rationales
 MIN_STEPS = 0.25  # fraction of dpo.max_steps for which there are pairs
 MAX_DROP_NATS = 5.0  # drop of the chosen rationales' log-probability relative to the reference
@@ -105,6 +106,12 @@ def sample_alarms(
     if now.repetitive > MAX_REPETITIVE:
         key = WEAKER_DPO if before_dpo and now.repetitive > before_dpo.repetitive else MORE_SFT
         found.append(f"{now.repetitive:.1%} of the rationales repeat themselves: {key}")
+    num_blocks = now.calculated + now.left_to_model if recipe.get("solutions") == "code" else 0
+    if num_blocks and now.left_to_model > MAX_FAILED * num_blocks:
+        found.append(
+            f"{now.left_to_model / num_blocks:.1%} of the blocks of code failed: raise sft.epochs, or if they need a "
+            "module such as sympy, set code.sandbox=sandlock"
+        )
     if before and before.tokens and now.tokens and abs(now.tokens / before.tokens - 1) > MAX_DRIFT:
         key = "lower sft.epochs"
         if by_dpo:

@@ -1,0 +1,108 @@
+"""The format of solutions with code: its parts, what is inserted, and what is kept out of pairs and answers."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpost_lite.problems.answers import flexible_prediction, predicted_answer
+from dpost_lite.problems.code_data import with_code
+from dpost_lite.problems.code_format import blocks, imitates_output, inserted_text, inserted_tokens, is_clean, prose
+from dpost_lite.problems.records import Problem
+from dpost_lite.sandbox.base import Limits
+from dpost_lite.sandbox.choose import sandbox
+
+SOLUTION = "Half.\n```python\nx = 48/2\nprint(x)\n```\n```output\n24.0\n```\nSo 24.\n#### 24"
+
+
+def kinds(text: str) -> str:
+    return "".join(block.kind[0] for block in blocks(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (SOLUTION, "tcot"),
+        ("", ""),
+        ("only text", "t"),
+        ("```python\n```", "c"),
+        ("```python\n```\n```output\n```\n", "co"),
+        ("```python\nx\n```\ntext", "ct"),
+        ("```python\nx\n", "t"),
+        ("a ```python\nx\n```", "t"),
+        ("```c\nx\n```", "t"),
+        ("```output\n1\n```\n", "t"),
+        (SOLUTION + "\n" + SOLUTION, "tcottcot".replace("tt", "t")),
+    ],
+)
+def test_the_parts_of_a_solution(text: str, found: str) -> None:
+    assert kinds(text) == found
+
+
+@given(st.lists(st.sampled_from(["```", "python", "output", "\n", "x", "```python\n", "\n```\n", "```output\n"])))
+def test_the_parts_cover_any_text(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    found = list(blocks(text))
+    assert "".join(text[block.start : block.end] for block in found) == text
+    assert len(inserted_tokens(range(len(pieces)), pieces.__getitem__)) == len(pieces)
+
+
+@given(st.text(max_size=40))
+def test_what_is_inserted_is_one_output_whatever_was_printed(printed: str) -> None:
+    text = "```python\nx\n```" + inserted_text(printed) + "#### 1"
+    assert kinds(text) == "cot"
+    assert predicted_answer(text, "1") == "1"
+
+
+def test_code_and_outputs_give_no_answer() -> None:
+    text = "```python\n#### 5\nprint('#### 7')\n```" + inserted_text("#### 7") + "That is it."
+    assert predicted_answer(text, "7") is None
+    assert flexible_prediction(SOLUTION.replace("24.\n#### 24", "it is."), "24") is None
+    assert prose(SOLUTION) == "Half.\n\nSo 24.\n#### 24"
+    assert prose("no code #### 3") == "no code #### 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        (SOLUTION, True),
+        (SOLUTION.replace("24.0", "NameError: name 'y' is not defined"), False),
+        (SOLUTION.replace("Half.", "I apologize."), False),
+        ("I apologize for the error.\n#### 3", True),
+    ],
+)
+def test_a_preferred_solution_is_clean(text: str, clean: bool) -> None:
+    assert is_clean(text) == clean
+
+
+def test_a_model_may_not_write_outputs() -> None:
+    assert not imitates_output(SOLUTION)
+    assert imitates_output("Half.\n```output\n24\n```\n#### 24")
+
+
+def test_data_of_all_kinds() -> None:
+    pytest.importorskip("pydantic_monty")
+    without = SOLUTION.replace("```output\n24.0\n```\n", "")
+    two = "```python\nx = 2\n```\nand\n```python\nprint(x)\n```\n#### 2"
+    at_the_end = "```python\nprint(2)\n```"
+    rationales = {
+        "own": SOLUTION,
+        "no output": without,
+        "two": two,
+        "end": at_the_end,
+        "annotated": "It is 48/2=<<48/2=24>>24.\n#### 24",
+        "plain": "It is 24.\n#### 24",
+        "none": None,
+    }
+    problems = [Problem(name, "q", "24", text) for name, text in rationales.items()]
+    with sandbox("monty", Limits()) as box:
+        made, reasons = with_code(problems, box)
+    found = {problem.id: problem.rationale for problem in made}
+    assert list(found) == list(rationales)
+    assert found["own"] == found["no output"] == SOLUTION
+    assert found["two"] == two.replace("x = 2\n```", "x = 2\n```\n```output\n```").replace(
+        "print(x)\n```", "print(x)\n```\n```output\n2\n```"
+    )
+    assert found["end"] == at_the_end + inserted_text("2")
+    assert kinds(found["annotated"] or "") == "tcot"
+    assert found["plain"] is found["none"] is None
+    assert reasons.total() == 1
