@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from dpost_lite.problems.answers import flexible_prediction, predicted_answer
 from dpost_lite.problems.code_data import with_code
 from dpost_lite.problems.code_format import blocks, imitates_output, inserted_text, inserted_tokens, is_clean, prose
-from dpost_lite.problems.records import Problem
+from dpost_lite.problems.pairs import equations, make_pairs, num_steps
+from dpost_lite.problems.records import Problem, Rationale
 from dpost_lite.sandbox.base import Limits
 from dpost_lite.sandbox.choose import sandbox
 
@@ -77,6 +78,30 @@ def test_a_preferred_solution_is_clean(text: str, clean: bool) -> None:
 def test_a_model_may_not_write_outputs() -> None:
     assert not imitates_output(SOLUTION)
     assert imitates_output("Half.\n```output\n24\n```\n#### 24")
+
+
+def test_blocks_are_the_steps_and_the_equations() -> None:
+    assert num_steps(SOLUTION) == 1
+    assert equations(SOLUTION) == equations(SOLUTION.replace("Half.", "48 by two.")) == ("x = 48/2\nprint(x)\n",)
+
+
+def test_a_pair_prefers_no_solution_with_an_error() -> None:
+    failed = SOLUTION.replace("24.0", "NameError: name 'y' is not defined")
+    wrong = SOLUTION.replace("#### 24", "#### 25")
+
+    def drawn(sample: int, text: str, *, correct: bool) -> Rationale:
+        return Rationale("p", sample, text, (sample, 100 + sample), (0, 0), 0.0, "stop", "24", correct)
+
+    def pairs(*rationales: Rationale) -> list[str]:
+        made = make_pairs(
+            [Problem("p", "q", "24")], rationales, {}, threshold=0.7, max_pairs=9, gold_first=True,
+            unfinished_rejected=False,
+        )  # fmt: skip
+        return [pair.chosen for pair in made]
+
+    assert pairs(drawn(1, failed, correct=True), drawn(2, wrong, correct=False)) == []
+    found = pairs(drawn(1, failed, correct=True), drawn(2, wrong, correct=False), drawn(3, SOLUTION, correct=True))
+    assert found == [SOLUTION]
 
 
 def test_data_of_all_kinds() -> None:

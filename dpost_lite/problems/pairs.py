@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Protocol, TypeVar
 
-from dpost_lite.problems.code_format import is_clean
+from dpost_lite.problems.code_format import blocks, is_clean
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem, Rationale
 
 
@@ -40,15 +40,26 @@ def jaccard(a: Collection[int], b: Collection[int]) -> float:
 
 
 def equations(text: str) -> tuple[str, ...]:
-    """Return the calculations of a rationale in order, without spaces; of a rationale without any, its text."""
+    """Return the calculations of a rationale in order, without spaces; of a rationale without any, its text.
+
+    Of a solution with code they are its blocks.
+    """
+    if code := _code(text):
+        return code
     found = tuple("".join(equation.split()) for equation in re.findall("<<(.*?)>>", text))
     return found or (text,)
 
 
 def num_steps(text: str) -> int:
-    """Return the number of steps of a rationale: its lines, without the one that gives the answer."""
+    """Return the number of steps of a rationale: its blocks of code, or lines, without the one that gives the answer."""
+    if code := _code(text):
+        return len(code)
     lines = (line.strip() for line in text.split("\n"))
     return sum(bool(line) and not line.startswith("####") for line in lines)
+
+
+def _code(text: str) -> tuple[str, ...]:
+    return tuple(block.content for block in blocks(text) if block.kind == "code")
 
 
 def deduplicate(items: Iterable[Item], *, threshold: float | None, kept: Sequence[Item] = ()) -> list[Item]:
