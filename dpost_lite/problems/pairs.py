@@ -51,7 +51,7 @@ def equations(text: str) -> tuple[str, ...]:
 
 
 def num_steps(text: str) -> int:
-    """Return the number of steps of a rationale: its blocks of code, or lines, without the one that gives the answer."""
+    """Return the number of steps of a rationale: its blocks of code, or its lines without the one with the answer."""
     if code := _code(text):
         return len(code)
     lines = (line.strip() for line in text.split("\n"))
