@@ -8,7 +8,8 @@ another number of as many digits, and the later steps stay as they are. A score 
 corrupted step than in the other steps of the same solution (1: always, 0.5: chance): token by token, by the mean of
 each step, and by the tokens of the wrong result in `<<…>>`. Beside the reward, β (log π(token) - log π_ref(token)),
 stand the log-probabilities under the SFT policy and under the DPO policy alone. All means are over solutions with 95 %
-bootstrap intervals; differences are paired by solution. In bfloat16 a small update would be rounded away where policies
+bootstrap intervals; differences are paired by solution. --intact is the control: no result is changed, and the scores at
+the same places show what such a place is like without an error. In bfloat16 a small update would be rounded away where policies
 are merged, hence --compute float32. The last line is one JSON object.
 """
 
@@ -53,13 +54,15 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--data-dir", type=Path, help="with gsm8k/test.jsonl")
     parser.add_argument("--problems", type=int, default=200, help="of each set")
+    parser.add_argument("--intact", action="store_true", help="the control: leave the result as it is")
     parser.add_argument("--compute", default="float32", choices=["float32", "bfloat16", "auto"])
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     arguments = parser.parse_args()
-    sets = {"built-in": corrupted(generate(arguments.problems, seed=SEED, min_steps=2), arguments.problems, seed=SEED)}
+    own = generate(arguments.problems, seed=SEED, min_steps=2)
+    sets = {"built-in": corrupted(own, arguments.problems, seed=SEED, intact=arguments.intact)}
     if arguments.data_dir:
         gsm8k = datasets.load("gsm8k", split="test", data_dir=arguments.data_dir).problems
-        sets["gsm8k"] = corrupted(gsm8k, arguments.problems, seed=SEED)
+        sets["gsm8k"] = corrupted(gsm8k, arguments.problems, seed=SEED, intact=arguments.intact)
     rows: dict[str, Any] = {}
     aurocs: dict[str, Aurocs] = {}
     reference: dict[tuple[str, str], list[list[float]]] = {}

@@ -41,6 +41,14 @@ def problem(rationale: str, name: str = "1") -> Problem:
         ([-0.5], [0.5], 1),
     ],
 )
+def test_the_control_has_the_same_place_and_no_error():
+    for seed in range(9):
+        wrong, intact = corrupt(problem(TEXT), seed), corrupt(problem(TEXT), seed, intact=True)
+        assert wrong and intact
+        assert intact.step == wrong.step
+        assert intact.text == TEXT != wrong.text
+
+
 def test_auroc_by_hand(positives, negatives, expected):
     assert auroc(positives, negatives) == pytest.approx(expected)
 

@@ -30,7 +30,10 @@ _ANSWER = re.compile(r"^####", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class CorruptedSolution:
-    """A solution in which the result of one step is `wrong`; `text` is all of it, `step` counts from 0."""
+    """A solution in which the result of one step is `wrong`; `text` is all of it, `step` counts from 0.
+
+    In an intact one, the control, that result is the right one.
+    """
 
     problem_id: str
     question: str
@@ -57,11 +60,11 @@ class MeanAuroc:
     high: float
 
 
-def corrupt(problem: Problem, seed: int) -> CorruptedSolution | None:
+def corrupt(problem: Problem, seed: int, *, intact: bool = False) -> CorruptedSolution | None:
     """Make the calculator's result wrong in one step, chosen at random; None if there is none, or only one step.
 
     In `<<2*3=6>>6` both numbers become the same other one of as many digits. Nothing else changes: later steps still
-    use the right number.
+    use the right number. With `intact` not even that: what scores do at the same place without an error.
     """
     dice = random.Random(f"{seed} {problem.id}")
     lines = (problem.rationale or "").split("\n")
@@ -71,7 +74,7 @@ def corrupt(problem: Problem, seed: int) -> CorruptedSolution | None:
         return None
     place = dice.choice(calculated)
     match = dice.choice(list(_CALCULATED.finditer(lines[place])))
-    wrong = wrong_number(match["result"], dice)
+    wrong = match["result"] if intact else wrong_number(match["result"], dice)
     lines[place] = f"{lines[place][: match.start()]}={wrong}>>{wrong}{lines[place][match.end() :]}"
     return CorruptedSolution(problem.id, problem.question, "\n".join(lines), steps.index(place), wrong)
 
@@ -89,9 +92,9 @@ def wrong_number(number: str, dice: random.Random) -> str:
             return wrong
 
 
-def corrupted(problems: Iterable[Problem], number: int, *, seed: int) -> list[CorruptedSolution]:
+def corrupted(problems: Iterable[Problem], number: int, *, seed: int, intact: bool = False) -> list[CorruptedSolution]:
     """Return the first `number` solutions that can be corrupted. Raises DataError if there are fewer."""
-    found = [one for problem in problems if (one := corrupt(problem, seed))]
+    found = [one for problem in problems if (one := corrupt(problem, seed, intact=intact))]
     if len(found) < number:
         raise DataError(f"--problems: only {len(found)} solutions have 2 steps and a calculation; ask for no more")
     return found[:number]
