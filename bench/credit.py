@@ -8,9 +8,9 @@ another number of as many digits, and the later steps stay as they are. A score 
 corrupted step than in the other steps of the same solution (1: always, 0.5: chance): token by token, by the mean of
 each step, and by the tokens of the wrong result in `<<…>>`. Beside the reward, β (log π(token) - log π_ref(token)),
 stand the log-probabilities under the SFT policy and under the DPO policy alone. All means are over solutions with 95 %
-bootstrap intervals; differences are paired by solution. --intact is the control: no result is changed, and the scores at
-the same places show what such a place is like without an error. In bfloat16 a small update would be rounded away where policies
-are merged, hence --compute float32. The last line is one JSON object.
+bootstrap intervals; differences are paired by solution. --intact is the control: no result is changed, and the scores
+show what such a place is like without an error. In bfloat16 a small update would be rounded away where policies are
+merged, hence --compute float32. The last line is one JSON object.
 """
 
 import argparse

@@ -41,14 +41,6 @@ def problem(rationale: str, name: str = "1") -> Problem:
         ([-0.5], [0.5], 1),
     ],
 )
-def test_the_control_has_the_same_place_and_no_error():
-    for seed in range(9):
-        wrong, intact = corrupt(problem(TEXT), seed), corrupt(problem(TEXT), seed, intact=True)
-        assert wrong and intact
-        assert intact.step == wrong.step
-        assert intact.text == TEXT != wrong.text
-
-
 def test_auroc_by_hand(positives, negatives, expected):
     assert auroc(positives, negatives) == pytest.approx(expected)
 
@@ -161,3 +153,12 @@ def test_a_token_that_begins_the_answer_s_line_is_left_out():
     assert step_spans(range(8), pieces.__getitem__) == [(0, 3), (3, 5)]
     pieces = ["a", " is 1", ".\n", "b is", " 2", "\n", "", ""]  # without an answer
     assert step_spans(range(8), pieces.__getitem__) == [(0, 3), (3, 6)]
+
+
+def test_the_control_has_the_same_place_and_no_error():
+    for seed in range(9):
+        wrong, intact = corrupt(problem(TEXT), seed), corrupt(problem(TEXT), seed, intact=True)
+        assert wrong
+        assert intact
+        assert intact.step == wrong.step
+        assert intact.text == TEXT != wrong.text
