@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from dpost_lite.problems.answers import flexible_prediction, predicted_answer
 from dpost_lite.problems.code_data import with_code
 from dpost_lite.problems.code_format import blocks, imitates_output, inserted_text, inserted_tokens, is_clean, prose
-from dpost_lite.problems.pairs import equations, make_pairs, num_steps
+from dpost_lite.problems.pairs import equations, make_labels, make_pairs, num_steps
 from dpost_lite.problems.records import Problem, Rationale
 from dpost_lite.sandbox.base import Limits
 from dpost_lite.sandbox.choose import sandbox
@@ -52,6 +52,20 @@ def test_what_is_inserted_is_one_output_whatever_was_printed(printed: str) -> No
     text = "```python\nx\n```" + inserted_text(printed) + "#### 1"
     assert kinds(text) == "cot"
     assert predicted_answer(text, "1") == "1"
+
+
+@pytest.mark.parametrize("cut", range(2, len(inserted_text("24.0"))))
+def test_an_output_that_the_limit_cuts_off_is_no_text(cut: int) -> None:
+    text = "Half.\n```python\nprint(24.0)\n```"
+    whole = text + inserted_text("24.0")[:cut]
+    assert kinds(whole) == "tco"
+    assert inserted_tokens(range(len(whole)), whole.__getitem__) == [False] * len(text) + [True] * cut
+
+
+def test_what_imitates_an_output_is_no_label() -> None:
+    faked = Rationale("p", 1, "We guess.\n```output\n9\n```\n#### 9", (1,), (0,), 0.0, "stop", "9", True)
+    assert make_labels([Problem("p", "q", "9")], [faked], {}, threshold=0.7) == []
+    assert not is_clean(faked.text)
 
 
 def test_code_and_outputs_give_no_answer() -> None:

@@ -13,7 +13,7 @@ from test_forcing import KINDS, PENS, Vocabulary, next_token, vocabulary_of
 
 from dpost_lite.problems.answer_tokens import AnswerTokens, written
 from dpost_lite.problems.code_format import blocks, inserted_text, inserted_tokens
-from dpost_lite.problems.coding import CodeLimits, CodeWriter
+from dpost_lite.problems.coding import CodeWriter
 from dpost_lite.problems.forcing import PENDING
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.sandbox.base import Limits, Ran, took_too_long
@@ -51,14 +51,16 @@ class Desk:
         """Nothing runs."""
 
 
-def writer_of(vocabulary: Vocabulary, desk: Desk, limits: CodeLimits | None = None) -> CodeWriter:
+def writer_of(vocabulary: Vocabulary, desk: Desk, *, max_blocks: int = 8, max_chars: int = 3000) -> CodeWriter:
     prompter = Prompter(vocabulary.tokenizer)
-    return CodeWriter(vocabulary.forcer.text_of, prompter.encode_text, prompter.text, desk, limits or CodeLimits())
+    return CodeWriter(
+        vocabulary.forcer.text_of, prompter.encode_text, prompter.text, desk, max_blocks=max_blocks, max_chars=max_chars
+    )
 
 
 def write(vocabulary: Vocabulary, desk: Desk, pieces: list[str], pen: str, **limits: int) -> tuple[AnswerTokens, str]:
     """Let a model write the pieces; after each but the last the sandbox's text follows, whatever it is."""
-    answer = AnswerTokens(writer_of(vocabulary, desk, CodeLimits(**limits)).row(), lambda _: False, 2000)
+    answer = AnswerTokens(writer_of(vocabulary, desk, **limits).row(), lambda _: False, 2000)
     dice, done = random.Random(0), ""
     for piece in pieces:
         wanted = done + piece
@@ -170,7 +172,7 @@ def test_what_the_newest_token_holds_beyond_the_fence_is_replaced() -> None:
     texts = ["```python\n", "print(x)\n", "```\n\n0", *"\n`abcdefghijklmnopqrstuvwxyz.0123456789"]
     ids = {text: i for i, text in enumerate(texts)}
     writer = CodeWriter(
-        texts.__getitem__, lambda text: [ids[c] for c in text], lambda i: "", Desk(OUTPUTS), CodeLimits()
+        texts.__getitem__, lambda text: [ids[c] for c in text], lambda i: "", Desk(OUTPUTS), max_blocks=8, max_chars=99
     )
     row = writer.row()
     assert [row.push(0), row.push(1), row.push(2)] == [None, None, PENDING]
@@ -194,11 +196,11 @@ def test_a_block_stopped_by_a_limit_leaves_no_variables(vocabulary: Vocabulary) 
 
 def test_limits_on_blocks_and_characters(vocabulary: Vocabulary) -> None:
     desk = Desk(OUTPUTS)
-    _, text = write(vocabulary, desk, [FIRST, SECOND, END], "own", blocks=1)
+    _, text = write(vocabulary, desk, [FIRST, SECOND, END], "own", max_blocks=1)
     assert len(desk.calls) == 1
     assert "RuntimeError: at most 1 blocks of a solution are run" in text
     desk = Desk(OUTPUTS)
-    answer, text = write(vocabulary, desk, [FIRST, SECOND, END], "own", chars=15)
+    answer, text = write(vocabulary, desk, [FIRST, SECOND, END], "own", max_chars=15)
     assert [code for _, code in desk.calls] == ["print(x * 2)\n"]
     assert "RuntimeError: a block of more than 15 characters is not run" in text
     assert (answer.num_calculated, answer.num_refused) == (1, 1)
@@ -224,3 +226,17 @@ def test_characters_of_several_tokens_reach_the_sandbox_whole(tokenizer_of) -> N
     feed(answer, ids)
     assert desk.calls == [((), "print('é→')\n")]
     assert "é→\n" in vocabulary.text(answer.token_ids)
+
+
+def test_code_in_the_token_that_opens_the_block_is_run_too() -> None:
+    """Also where characters span tokens, whose texts are then read together."""
+    texts = ["```", "python", "\n    ", "x = '", "\N{REPLACEMENT CHARACTER}", "\N{REPLACEMENT CHARACTER}", "'\n", "\n"]
+    desk = Desk({"    x = 'é'": ""})
+
+    def text(ids: list[int]) -> str:
+        return "".join(texts[i] for i in ids).replace("\N{REPLACEMENT CHARACTER}" * 2, "é")
+
+    writer = CodeWriter(texts.__getitem__, lambda _: [], text, desk, max_blocks=8, max_chars=99)
+    row = writer.row()
+    assert [row.push(i) for i in (0, 1, 2, 3, 4, 5, 6, 0)][-1] is PENDING
+    assert desk.calls == [((), "    x = 'é'\n")]

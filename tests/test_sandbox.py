@@ -28,7 +28,7 @@ from dpost_lite.sandbox.base import (
     took_too_long,
     took_too_much_memory,
 )
-from dpost_lite.sandbox.choose import NOT_RUN, refusing, sandbox
+from dpost_lite.sandbox.choose import NOT_RUN, sandbox
 from dpost_lite.sandbox.echo import with_echo
 
 LIMITS = Limits(seconds=0.5)
@@ -224,6 +224,6 @@ def test_a_missing_package_is_one_line(monkeypatch) -> None:
 
 
 def test_without_permission_nothing_runs() -> None:
-    with refusing(LIMITS) as box:
+    with sandbox(None, LIMITS) as box:
         assert run(box, "print(1)") == Ran(NOT_RUN, NOT_RUN)
     assert "--allow-code" in NOT_RUN

@@ -1,10 +1,12 @@
 """What a stage was made with, for its fingerprint: its parts of the recipe, the base, packages and compute type."""
 
+import platform
 from pathlib import Path
 from typing import Any
 
 from dpost_lite.models import hardware, hub
 from dpost_lite.recipe import Recipe
+from dpost_lite.sandbox.choose import packages
 from dpost_lite.system.machine import minor_version
 
 MODEL_PARTS = ("model", "calculator")
@@ -68,5 +70,10 @@ class StageSettings:
     def _with_code(self, values: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
         """Return what is added for solutions with code: the format, and for stages that run some, what runs it."""
         runs_code = "calculator" in parts or "data" in parts
-        sandbox = {"code": values["code"], "sandbox": minor_version("pydantic-monty")} if runs_code else {}
-        return {"solutions": "code", **sandbox}
+        if not runs_code:
+            return {"solutions": "code"}
+        name = self._recipe.code.sandbox
+        made_by = {package: minor_version(package) for package in packages(name)}
+        if name != "monty":
+            made_by["python"] = ".".join(platform.python_version_tuple()[:2])
+        return {"solutions": "code", "code": values["code"], "sandbox": made_by}

@@ -25,7 +25,7 @@ FENCE = "```"
 CODE_START = f"{FENCE}python\n"
 _OUTPUT_START = f"\n{FENCE}output\n"
 _CODE = re.compile(rf"(?:\A|(?<=\n)){CODE_START}(.*?)(?<=\n){FENCE}", re.DOTALL)
-_OUTPUT = re.compile(rf"{_OUTPUT_START}(.*?)(?<=\n){FENCE}(?:\n|\Z)", re.DOTALL)
+_OUTPUT = re.compile(rf"{_OUTPUT_START}(.*?)(?:(?<=\n){FENCE}(?:\n|\Z)|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,10 @@ class Block:
 
 
 def blocks(text: str) -> Iterator[Block]:
-    """Yield the parts of a solution in order; together they cover it. Code that is not closed counts as text."""
+    """Yield the parts of a solution in order; together they cover it.
+
+    Code that is not closed counts as text. An output may be cut off by the end of the solution, as by a limit.
+    """
     position = 0
     for code in _CODE.finditer(text):
         if code.start() < position:  # inside an output
@@ -51,9 +54,13 @@ def blocks(text: str) -> Iterator[Block]:
             yield Block("text", text[position : code.start()], position, code.start())
         yield Block("code", code[1], *code.span())
         position = code.end()
+        rest = text[position : position + len(_OUTPUT_START)]
         if output := _OUTPUT.match(text, position):
             yield Block("output", output[1].removesuffix("\n"), *output.span())
             position = output.end()
+        elif len(rest) > 1 and position + len(rest) == len(text) and _OUTPUT_START.startswith(rest):
+            yield Block("output", "", position, len(text))
+            position = len(text)
     if position < len(text):
         yield Block("text", text[position:], position, len(text))
 
@@ -66,10 +73,13 @@ def prose(text: str) -> str:
 
 
 def is_clean(text: str) -> bool:
-    """Whether a right solution may be preferred to wrong ones: no block failed, and the text does not apologise.
+    """Whether a right solution may be preferred to wrong ones.
 
-    As in SCDPO, section 3.1, where code is concerned; solutions without code always are.
+    No block failed, and the text does not apologise, as in SCDPO (section 3.1); the model wrote no output itself.
+    Solutions without code may always.
     """
+    if imitates_output(text):
+        return False
     parts = list(blocks(text))
     words = {kind: "".join(part.content for part in parts if part.kind == kind).lower() for kind in ("text", "output")}
     has_code = any(part.kind == "code" for part in parts)

@@ -7,25 +7,16 @@ the answer itself: a resumed or step-controlled sample, whose prefix holds code,
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 from dpost_lite.problems.code_format import CODE_START, FENCE, inserted_text
 from dpost_lite.problems.forcing import PENDING, Insertion, Pending
 from dpost_lite.sandbox.base import Ran, Sandbox, keeps_state
 
 
-@dataclass(frozen=True, slots=True)
-class CodeLimits:
-    """The most blocks that are run in one solution, and the most characters of one."""
-
-    blocks: int = 8
-    chars: int = 3000
-
-
 class CodeWriter(Insertion):
     """The `Writer` for solutions with code. `text_of` and `encode` as in `Insertion`, `text(ids)` decodes many tokens.
 
-    `encode` must take the names of special tokens as plain text: it is given what a block printed.
+    At most `max_blocks` blocks of a solution are run, none of more than `max_chars` characters. `encode` must take the names of special tokens as plain text: it is given what a block printed.
     """
 
     def __init__(
@@ -34,12 +25,15 @@ class CodeWriter(Insertion):
         encode: Callable[[str], list[int]],
         text: Callable[[list[int]], str],
         sandbox: Sandbox,
-        limits: CodeLimits,
+        *,
+        max_blocks: int,
+        max_chars: int,
     ) -> None:
         super().__init__(text_of, encode)
         self.text = text
         self.sandbox = sandbox
-        self.limits = limits
+        self.max_blocks = max_blocks
+        self.max_chars = max_chars
 
     def row(self) -> "RowCoder":
         """Return the state machine of a new, empty row."""
@@ -63,7 +57,7 @@ class RowCoder:
         self._code: str | None = None  # the text of an open block
         self._block = ""  # the block that closed last
         self._closed = ""  # the text of its last line's tokens, fence included
-        self._ids: list[int] = []  # the tokens of an open block
+        self._ids: list[int] = []  # the tokens of an open block, from the one that completes its first line
         self._window: list[int] = []  # those of its current line
         self._earlier: list[str] = []  # blocks whose variables later ones see
         self._running: Future[Ran] | None = None
@@ -81,7 +75,7 @@ class RowCoder:
         elif (self._line is None and "\n" not in piece) or (start := self._started(piece)) is None:
             return None
         else:
-            before, self._code, self._ids = 0, start, []
+            before, self._code, self._ids = 0, start, [token_id]
             self._window = [token_id] if start else []
         return self._look_for_fence(token_id, before)
 
@@ -120,14 +114,15 @@ class RowCoder:
     def _close(self, fence: int) -> list[int] | Pending | None:
         """Run the block that ends before position `fence` of the code."""
         assert self._code is not None
-        limits, surplus = self._writer.limits, len(self._code) - fence - len(FENCE)
+        surplus = len(self._code) - fence - len(FENCE)
         self._block, self._code, self._line = self._whole(self._code[:fence]), None, ""
         text = "".join(map(self._writer.text_of, self._window))
         self._closed = text[: len(text) - surplus]
-        if self.num_calculated + self.num_refused >= limits.blocks:
-            return self._insert(_refused(f"at most {limits.blocks} blocks of a solution are run"))
-        if len(self._block) > limits.chars:
-            return self._insert(_refused(f"a block of more than {limits.chars} characters is not run"))
+        max_blocks, max_chars = self._writer.max_blocks, self._writer.max_chars
+        if self.num_calculated + self.num_refused >= max_blocks:
+            return self._insert(_refused(f"at most {max_blocks} blocks of a solution are run"))
+        if len(self._block) > max_chars:
+            return self._insert(_refused(f"a block of more than {max_chars} characters is not run"))
         self._running = self._writer.sandbox.run(tuple(self._earlier), self._block)
         return PENDING
 
@@ -135,8 +130,10 @@ class RowCoder:
         """Return the block's text where a character spans tokens, which have no text of their own then."""
         if "\N{REPLACEMENT CHARACTER}" not in block:
             return block
-        text = "\n" + self._writer.text(self._ids)
-        return text[1 : text.index("\n" + FENCE) + 1]
+        text = self._writer.text(self._ids)
+        code = "\n" + text[text.find("\n") + 1 :]
+        fence = code.find("\n" + FENCE)
+        return code[1 : fence + 1] if fence >= 0 else block
 
     def _insert(self, ran: Ran) -> list[int] | None:
         """Return the ids that replace the newest token: those of the fence and of what the block printed.

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Protocol, TypeVar
 
-from dpost_lite.problems.code_format import blocks, is_clean
+from dpost_lite.problems.code_format import blocks, imitates_output, is_clean
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem, Rationale
 
 
@@ -167,7 +167,7 @@ def _by_problem(rationales: Iterable[Rationale]) -> defaultdict[str, list[Ration
 
 
 def _is_right(rationale: Rationale) -> bool:
-    return rationale.correct and rationale.end == "stop"
+    return rationale.correct and rationale.end == "stop" and not imitates_output(rationale.text)
 
 
 def _labelled(problem: Problem, rationales: Iterable[Rationale]) -> list[LabelledRationale]:

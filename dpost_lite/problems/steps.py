@@ -58,9 +58,9 @@ def _is_between_steps(before: str, after: str) -> bool:
 
 
 def _block_ends(text: str, pieces: Sequence[str]) -> list[int]:
-    """Return the offsets after blocks of text and outputs, but for the last two blocks (SCDPO's code).
+    """Return the offsets after blocks of text and outputs, but not within the last two blocks (SCDPO's code).
 
-    Never after code, which its output has to follow.
+    After the last output only the answer is left to write. Never after code, which its output has to follow.
     """
     offsets, position = dict[int, int](), 0
     for offset, piece in enumerate(pieces, start=1):

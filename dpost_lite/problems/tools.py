@@ -8,10 +8,10 @@ from typing import Any
 from dpost_lite.problems.answer_tokens import written
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.code_format import inserted_tokens
-from dpost_lite.problems.coding import CodeLimits, CodeWriter
+from dpost_lite.problems.coding import CodeWriter
 from dpost_lite.problems.forcing import Forcer, Writer
 from dpost_lite.recipe import CodeRecipe, Recipe
-from dpost_lite.sandbox.choose import refusing, sandbox
+from dpost_lite.sandbox.choose import sandbox
 
 Inserted = Callable[[Sequence[int]], list[bool]]
 """For the tokens of a solution, whether each was inserted and is left out of a loss."""
@@ -60,10 +60,8 @@ class Tools:
         if self.code is None:
             yield Forcer(text_of, encode, self.calculator) if self.calculator else None
             return
-        limits = CodeLimits(self.code.max_blocks, self.code.max_chars)
-        opened = sandbox(self.code.sandbox, self.code.limits) if self.runs_code else refusing(self.code.limits)
-        with opened as box:
-            yield CodeWriter(text_of, encode, text, box, limits)
+        with sandbox(self.code.sandbox if self.runs_code else None, self.code.limits) as box:
+            yield CodeWriter(text_of, encode, text, box, max_blocks=self.code.max_blocks, max_chars=self.code.max_chars)
 
     def inserted(
         self, text_of: Callable[[int], str], encode: Callable[[str], list[int]], *, calculated_in_loss: bool

@@ -1,5 +1,6 @@
 """What every sandbox does, and the text that a model gets to read of what its code did."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ def _visible(printed: str, error: str, limits: Limits) -> str:
     head = limits.output_chars // 2
     tail = limits.output_chars - head
     return f"{text[:head]}\n[{surplus} characters cut]\n{text[len(text) - tail :]}"
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def took_too_long(limits: Limits) -> str:

@@ -14,16 +14,23 @@ NOT_RUN = "NotRun: --allow-code runs this code in a sandbox"
 
 
 @contextmanager
-def sandbox(name: SandboxName, limits: Limits) -> Iterator[Sandbox]:
-    """Open a sandbox for a `with` block, which ends its processes.
+def sandbox(name: SandboxName | None, limits: Limits) -> Iterator[Sandbox]:
+    """Open a sandbox for a `with` block, which ends its processes; None is one that runs nothing, and says so.
 
     Raises SandboxError if it is not installed or cannot work on this machine.
     """
-    opened: Sandbox = MontySandbox(limits) if name == "monty" else RealPython(name, limits)
+    opened: Sandbox = (
+        _Refusing(limits) if name is None else MontySandbox(limits) if name == "monty" else RealPython(name, limits)
+    )
     try:
         yield opened
     finally:
         opened.close()
+
+
+def packages(name: SandboxName) -> tuple[str, ...]:
+    """Return the packages whose versions may change what code prints in this sandbox."""
+    return {"monty": ("pydantic-monty",), "sandlock": ("sandlock", "sympy"), "bubblewrap": ("sympy",)}[name]
 
 
 def available() -> dict[SandboxName, str]:
@@ -37,12 +44,6 @@ def available() -> dict[SandboxName, str]:
         except SandboxError as error:
             found[name] = str(error)
     return found
-
-
-@contextmanager
-def refusing(limits: Limits) -> Iterator[Sandbox]:
-    """Open a sandbox that runs nothing, and says so to whoever reads the solution."""
-    yield _Refusing(limits)
 
 
 class _Refusing:

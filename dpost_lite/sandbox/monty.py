@@ -5,7 +5,6 @@ library only what it implements itself (math, decimal, itertools, re, datetime â
 runs in one of a pool of worker processes, so that a crash ends that worker alone.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -17,6 +16,7 @@ from dpost_lite.sandbox.base import (
     PRINTED_TOO_MUCH,
     Limits,
     Ran,
+    num_cores,
     ran,
     took_too_long,
     took_too_much_memory,
@@ -43,7 +43,7 @@ class MontySandbox:
             ) from error
         self.limits = limits
         self._monty = pydantic_monty
-        num_workers = num_workers or os.cpu_count() or 1
+        num_workers = num_workers or num_cores()
         self._pool = pydantic_monty.Monty(max_processes=num_workers, request_timeout=limits.seconds + GRACE_S)
         try:
             self._pool.__enter__()
@@ -76,7 +76,7 @@ class MontySandbox:
 
         limits: pydantic_monty.ResourceLimits = {
             "max_feed_duration_secs": self.limits.seconds,
-            "max_total_sleep_secs": self.limits.seconds,
+            "max_total_sleep_secs": self.limits.seconds * (len(earlier) + 1),
             "max_memory": self.limits.memory_mib * 2**20,
             "max_recursion_depth": MAX_RECURSION,
         }
@@ -94,7 +94,7 @@ class MontySandbox:
 
         def keep(_: str, text: str) -> None:
             nonlocal room
-            printed.append(text[:room])
+            printed.append(text[: max(0, room)])
             room -= len(text)
 
         error = ""

@@ -23,6 +23,7 @@ from dpost_lite.sandbox.base import (
     PRINTED_TOO_MUCH,
     Limits,
     Ran,
+    num_cores,
     ran,
     took_too_long,
     took_too_much_memory,
@@ -32,6 +33,7 @@ from dpost_lite.sandbox.launchers import WAY_OUT, Launcher
 LAUNCHERS: tuple[Launcher, ...] = ("sandlock", "bubblewrap")
 MAX_ANSWER = 16 * MAX_PRINTED  # bytes of JSON
 SECONDS_TO_START = 60.0  # importing sympy on a busy machine
+DIED = f"{ENDED} the process that it ran in"
 SECONDS_TO_ANSWER = 20.0  # beyond the limits of the blocks
 
 TRIAL = """
@@ -61,7 +63,7 @@ class RealPython:
         self._workers: set[Worker] = set()
         self._lock = threading.Lock()
         self._is_closed = False
-        num_workers = num_workers or len(os.sched_getaffinity(0))
+        num_workers = num_workers or num_cores()
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="sandbox")
         try:
             self._try_out()
@@ -83,6 +85,10 @@ class RealPython:
             worker.end()
 
     def _call(self, blocks: list[str]) -> Ran:
+        found = self._in_worker(blocks)
+        return self._in_worker(blocks) if found.error == DIED else found  # the system may have killed the worker
+
+    def _in_worker(self, blocks: list[str]) -> Ran:
         worker = getattr(self._own, "worker", None)
         if worker is None or worker.is_dead:
             worker = self._own.worker = self._start()
@@ -158,7 +164,7 @@ class Worker:
         error = errors.get(answer.get("end", ""))
         if error is None:
             self.is_dead = True
-            error = f"{ENDED} the process that it ran in"
+            error = DIED
         return ran(answer.get("printed", ""), error, self._limits)
 
     def kill(self) -> None:
