@@ -5,10 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpost_lite.problems.answers import flexible_prediction, predicted_answer
-from dpost_lite.problems.code_data import with_code
+from dpost_lite.problems.code_data import OTHER_FENCES, TOO_MUCH_CODE, with_code
 from dpost_lite.problems.code_format import blocks, imitates_output, inserted_text, inserted_tokens, is_clean, prose
 from dpost_lite.problems.pairs import equations, make_labels, make_pairs, num_steps
+from dpost_lite.problems.programs import Refusal
 from dpost_lite.problems.records import Problem, Rationale
+from dpost_lite.recipe import CodeRecipe
 from dpost_lite.sandbox.base import Limits
 from dpost_lite.sandbox.choose import sandbox
 
@@ -120,28 +122,39 @@ def test_a_pair_prefers_no_solution_with_an_error() -> None:
 
 def test_data_of_all_kinds() -> None:
     pytest.importorskip("pydantic_monty")
-    without = SOLUTION.replace("```output\n24.0\n```\n", "")
     two = "```python\nx = 2\n```\nand\n```python\nprint(x)\n```\n#### 2"
-    at_the_end = "```python\nprint(2)\n```"
+    failing = "```python\nboom\n```"
     rationales = {
         "own": SOLUTION,
-        "no output": without,
+        "no output": SOLUTION.replace("```output\n24.0\n```\n", ""),
+        "other output": SOLUTION.replace("24.0", "25.0"),
+        "blank line": SOLUTION.replace("\n```output", "\n\n```output"),
+        "windows": SOLUTION.replace("\n", "\r\n"),
+        "spaces": SOLUTION.replace("\n```", "\n  ```").replace("```\n", "``` \n"),
         "two": two,
-        "end": at_the_end,
+        "end": "```python\nprint(2)\n```",
+        "fails": failing + "\n#### 1",
+        "fails as shown": failing + inserted_text("NameError: name 'boom' is not defined") + "Again.\n#### 1",
+        "not closed": "```python\nprint(1)\n#### 1",
+        "nine blocks": "```python\n1\n```\n" * 9 + "#### 1",
         "annotated": "It is 48/2=<<48/2=24>>24.\n#### 24",
         "plain": "It is 24.\n#### 24",
         "none": None,
     }
     problems = [Problem(name, "q", "24", text) for name, text in rationales.items()]
     with sandbox("monty", Limits()) as box:
-        made, reasons = with_code(problems, box)
+        made, reasons = with_code(problems, box, CodeRecipe())
     found = {problem.id: problem.rationale for problem in made}
     assert list(found) == list(rationales)
-    assert found["own"] == found["no output"] == SOLUTION
+    for name in ("own", "no output", "other output", "blank line", "windows", "spaces"):
+        assert found[name] == SOLUTION, name
     assert found["two"] == two.replace("x = 2\n```", "x = 2\n```\n```output\n```").replace(
         "print(x)\n```", "print(x)\n```\n```output\n2\n```"
     )
-    assert found["end"] == at_the_end + inserted_text("2")
+    assert found["end"] == "```python\nprint(2)\n```" + inserted_text("2")
+    assert found["fails as shown"] == rationales["fails as shown"]
     assert kinds(found["annotated"] or "") == "tcot"
-    assert found["plain"] is found["none"] is None
-    assert reasons.total() == 1
+    assert all(found[name] is None for name in ("fails", "not closed", "nine blocks", "plain", "none"))
+    assert reasons == {
+        "a block of its code fails (NameError)": 1, OTHER_FENCES: 1, TOO_MUCH_CODE: 1, Refusal.NO_CALCULATION: 1
+    }  # fmt: skip

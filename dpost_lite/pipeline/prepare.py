@@ -40,7 +40,7 @@ class PrepareData(ModelTask):
         """Give the training problems solutions with code; return metrics too."""
         code = self.recipe.code
         with sandbox(code.sandbox, code.limits) as box:
-            train, reasons = with_code(corpus.train, box)
+            train, reasons = with_code(corpus.train, box, code)
         if reasons:
             print(f"rationales that did not become programs: {summary(reasons)}", flush=True)
         return replace(corpus, train=train), {"without_program": reasons.total()}

@@ -1,54 +1,89 @@
 """The solutions that a model learns to write code from: a user's own, or programs made of annotated rationales."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 
-from dpost_lite.problems.code_format import CODE_START, blocks, inserted_text
+from dpost_lite.problems.code_format import CODE_START, FENCE, blocks, inserted_text
 from dpost_lite.problems.programs import Refusal, all_to_code
 from dpost_lite.problems.records import Problem
-from dpost_lite.sandbox.base import Sandbox
+from dpost_lite.recipe import CodeRecipe
+from dpost_lite.sandbox.base import Ran, Sandbox
+
+OTHER_FENCES = "its code fences are not those of the format"
+TOO_MUCH_CODE = "it has more or longer blocks of code than are run"
+
+_OPENS = re.compile(rf"(?m)^[ \t]*{FENCE}[ \t]*(?:python|py|Python)[ \t]*\r?$")
+_OUTPUT = re.compile(rf"(?m)^{FENCE}\n+(?={FENCE}output$)")
 
 
-def with_code(problems: Sequence[Problem], sandbox: Sandbox) -> tuple[list[Problem], Counter[str]]:
+def with_code(problems: Sequence[Problem], sandbox: Sandbox, recipe: CodeRecipe) -> tuple[list[Problem], Counter[str]]:
     """Return the problems with solutions with code as their rationales, and why others lost theirs, with counts.
 
-    Solutions that hold code are kept; where a block has no output, its own is inserted. Others become programs
-    (`programs`). Problems whose rationale cannot are unlabelled then. Raises SandboxError if the sandbox does not work.
+    Solutions that hold code keep it: every block is run, within the limits of `recipe`, and what it prints replaces
+    the output in the data, if there is one. A solution with a block that fails, though the data shows no error, is not
+    kept. Other rationales become programs (`programs`). Raises SandboxError if the sandbox does not work.
     """
-    reasons = Counter[str]()
-    written = {problem.id: problem for problem in problems if CODE_START in (problem.rationale or "")}
-    others = (problem for problem in problems if problem.id not in written)
-    found = {problem.id: made for problem, made in all_to_code(others, sandbox)}
-    result = []
+    own = {p.id: _normal(p.rationale) for p in problems if p.rationale and _OPENS.search(p.rationale)}
+    started = {name: _started(text, sandbox, recipe) for name, text in own.items()}
+    programs = all_to_code((problem for problem in problems if problem.id not in own), sandbox)
+    made = {problem.id: found for problem, found in programs}
+    result, reasons = list[Problem](), Counter[str]()
     for problem in problems:
-        made = found.get(problem.id)
-        if isinstance(made, Refusal):
-            if made != Refusal.NO_RATIONALE:
-                reasons[made] += 1
-            made = replace(problem, rationale=None)
-        result.append(made or replace(problem, rationale=_completed(written[problem.id].rationale or "", sandbox)))
+        if problem.id in own:
+            text, why = _finished(own[problem.id], started[problem.id])
+            found = replace(problem, rationale=text)
+        elif isinstance(program := made[problem.id], Refusal):
+            why = "" if program == Refusal.NO_RATIONALE else str(program)
+            found = replace(problem, rationale=None)
+        else:
+            found, why = program, ""
+        reasons.update([why] if why else [])
+        result.append(found)
     return result, reasons
-
-
-def _completed(solution: str, sandbox: Sandbox) -> str:
-    """Return a solution in which an output follows each block of code."""
-    return "".join(_parts(solution, sandbox))
-
-
-def _parts(solution: str, sandbox: Sandbox) -> Iterator[str]:
-    parts, earlier = list(blocks(solution)), list[str]()
-    for part, following in zip(parts, [*parts[1:], None], strict=True):
-        yield solution[part.start : part.end]
-        if part.kind != "code":
-            continue
-        if following is None or following.kind != "output":
-            yield inserted_text(sandbox.run(earlier, part.content).result().text).removesuffix("\n")
-            if following is None or not following.content.startswith("\n"):
-                yield "\n"
-        earlier.append(part.content)
 
 
 def summary(reasons: Counter[str]) -> str:
     """Return the reasons in one line, the most frequent first."""
     return "; ".join(f"{number}: {reason}" for reason, number in reasons.most_common())
+
+
+def _normal(text: str) -> str:
+    """Write fences as the format does: at the start of a line, and an output right after its code."""
+    text = _OPENS.sub(CODE_START.rstrip("\n"), text.replace("\r\n", "\n"))
+    text = re.sub(rf"(?m)^[ \t]*{FENCE}[ \t]*(output)?[ \t]*$", rf"{FENCE}\1", text)
+    return _OUTPUT.sub(f"{FENCE}\n", text)
+
+
+def _started(text: str, sandbox: Sandbox, recipe: CodeRecipe) -> list[Future[Ran]] | str:
+    """Have all blocks of a solution run; return why not if it is not in the format or beyond the limits."""
+    parts = list(blocks(text))
+    if any(FENCE in part.content for part in parts):
+        return OTHER_FENCES
+    codes = [part.content for part in parts if part.kind == "code"]
+    if len(codes) > recipe.max_blocks or max(map(len, codes), default=0) > recipe.max_chars:
+        return TOO_MUCH_CODE
+    return [sandbox.run(codes[:number], code) for number, code in enumerate(codes)]
+
+
+def _finished(text: str, started: list[Future[Ran]] | str) -> tuple[str | None, str]:
+    """Return the solution with the outputs of its blocks, or None and why it is not kept."""
+    if isinstance(started, str):
+        return None, started
+    parts, results, pieces = list(blocks(text)), iter(started), list[str]()
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        if part.kind != "output":
+            pieces.append(text[part.start : part.end].removeprefix("\n" if _is_output_before(pieces) else ""))
+        if part.kind == "code":
+            ran = next(results).result()
+            shown = following.content if following and following.kind == "output" else ""
+            if ran.error and "Error" not in shown:
+                return None, f"a block of its code fails ({ran.error.partition(':')[0]})"
+            pieces.append(inserted_text(ran.text))
+    return "".join(pieces), ""
+
+
+def _is_output_before(pieces: Sequence[str]) -> bool:
+    return bool(pieces) and pieces[-1].startswith(f"\n{FENCE}output")

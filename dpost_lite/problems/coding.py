@@ -16,7 +16,8 @@ from dpost_lite.sandbox.base import Ran, Sandbox, keeps_state
 class CodeWriter(Insertion):
     """The `Writer` for solutions with code. `text_of` and `encode` as in `Insertion`, `text(ids)` decodes many tokens.
 
-    At most `max_blocks` blocks of a solution are run, none of more than `max_chars` characters. `encode` must take the names of special tokens as plain text: it is given what a block printed.
+    At most `max_blocks` blocks of a solution are run, none of more than `max_chars` characters. `encode` must take the
+    names of special tokens as plain text: it is given what a block printed.
     """
 
     def __init__(
