@@ -9,8 +9,9 @@ Precedence: defaults < recipe file < `key=value` on the command line. Reading an
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -379,3 +380,18 @@ class Recipe(_Section):
                     f"{name}.micro_batch_size={section.micro_batch_size}; change one of the two"
                 )
         return self
+
+
+def solution_format(recipe: Recipe) -> dict[str, str]:
+    """Return what a model's files say of how its solutions are written: nothing for text."""
+    return {"solutions": "code", "sandbox": recipe.code.sandbox} if recipe.solutions == "code" else {}
+
+
+def with_format(values: Mapping[str, Any]) -> Recipe:
+    """Return the defaults for a model whose files say `values`: those of `solution_format`, and others."""
+    if values.get("solutions") != "code":
+        return Recipe()
+    known = get_args(SandboxName)
+    name = values.get("sandbox")
+    code = CodeRecipe(sandbox=name if name in known else "monty")
+    return Recipe(solutions="code", calculator=CalculatorRecipe(enabled=False), code=code)

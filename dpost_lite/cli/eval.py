@@ -64,6 +64,8 @@ def eval_(
         if data not in papers.SETS:
             raise RecipeError(f"--against paper: the paper has results on {', '.join(papers.SETS)}; give one as --data")
     scored = targets.find_target(target, policy, base=model)
+    if scored.recipe.solutions == "code" and not allow_code:
+        typer.echo("note: this model writes code, which is run only with --allow-code", err=True)
     problems = targets.problems_for(scored, data, data_dir=data_dir, limit=limit)
     if out is not None and any(out.glob("*/answers.jsonl")):
         raise RunError(f"--out: {out} already contains answers; give another folder")

@@ -39,6 +39,10 @@ def solve(
     tools = replace(Tools.from_recipe(recipe), runs_code=allow_code)
     if not with_calculator:
         tools = replace(tools, calculator=None)
+    if tools.code is None and allow_code:
+        typer.echo("note: this model writes no code, so --allow-code has no effect", err=True)
+    if tools.code is not None and not allow_code:
+        typer.echo("note: this model writes code, which is run only with --allow-code", err=True)
     with SolverProcess(file, tools=tools, max_new_tokens=recipe.sampling.max_new_tokens) as solver:
         for index, text in enumerate([question] if question is not None else lines_of_stdin()):
             answer_seed = secrets.randbits(32) if seed is None else seed + index

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import DataError, RunError, nearest
-from dpost_lite.local.gguf import SOLUTIONS_KEY
+from dpost_lite.local.gguf import FORMAT_KEYS
 from dpost_lite.local.header import read_header
 from dpost_lite.methods import METHODS
 from dpost_lite.models import adapters
 from dpost_lite.problems import datasets
 from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
 from dpost_lite.problems.records import Problem, read_jsonl
-from dpost_lite.recipe import CalculatorRecipe, DataRecipe, Recipe
-from dpost_lite.runs.folder import Run, read_json
+from dpost_lite.recipe import DataRecipe, Recipe, with_format
+from dpost_lite.runs.folder import FORMAT_FILE, Run, read_json
 from dpost_lite.runs.stage_names import BASE, Kind, StageName, policy_name, rounds_in
 
 DEV = "dev"  # the run's own problems that were held out of training to choose the best round
@@ -50,16 +50,21 @@ def find_target(name: str, policy: str | None = None, *, base: str | None = None
         return Target(recipe_of_file(path), {path.name: path})
     is_adapter = adapters.is_adapter(path)
     model = {"name": (base or adapters.base_of(path)) if is_adapter else name, "precision": "16bit"}
-    recipe = Recipe()
+    recipe = _recipe_of_folder(path)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=model)})
     return Target(recipe, {path.name: path} if is_adapter else {name: None})
 
 
 def recipe_of_file(path: Path) -> Recipe:
     """Return the defaults for a GGUF file, and how its solutions are written. Raises ExportError if it is damaged."""
-    if read_header(path).get(SOLUTIONS_KEY) != "code":
-        return Recipe()
-    return Recipe(solutions="code", calculator=CalculatorRecipe(enabled=False))
+    header = read_header(path)
+    return with_format({key: header.get(f"dpost_lite.{key}") for key in FORMAT_KEYS})
+
+
+def _recipe_of_folder(path: Path) -> Recipe:
+    """Return the defaults for a model or adapter, and how its solutions are written if a run has noted that."""
+    note = path / FORMAT_FILE
+    return with_format(read_json(note) if note.is_file() else {})
 
 
 def describe_target(target: Target) -> str:

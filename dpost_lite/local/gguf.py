@@ -22,7 +22,7 @@ from dpost_lite.local.vocabulary import Vocabulary, read_vocabulary
 Dtype = Literal["f16", "bf16", "f32"]
 Quant = Literal["q4_k_m", "q5_k_m", "q8_0", "f16"]
 
-SOLUTIONS_KEY = "dpost_lite.solutions"  # in the file's metadata: how its solutions are written (`recipe.solutions`)
+FORMAT_KEYS = ("solutions", "sandbox")  # in the file's metadata, after "dpost_lite.", if its solutions hold code
 _PERMUTED = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
 _MAX_F16 = 65504.0
 # bytes per weight, rounded up; llama.cpp stores tensors whose rows are not a multiple of 256 in a wider type
@@ -156,8 +156,9 @@ def _write(partial: Path, config: dict[str, Any], tensors: list[_Tensor], vocabu
         writer.add_name(partial.name.split(".")[0])
         writer.add_file_type(LlamaFileType[file_type])
         write_config(writer, config)
-        if config.get("dpost_lite_solutions") == "code":
-            writer.add_string(SOLUTIONS_KEY, "code")
+        for key in FORMAT_KEYS:
+            if value := config.get(f"dpost_lite_{key}"):
+                writer.add_string(f"dpost_lite.{key}", value)
         vocabulary.write(writer)
         factors = rope_factors(config)
         if factors is not None:

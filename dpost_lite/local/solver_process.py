@@ -4,6 +4,7 @@ The child is `python -m dpost_lite.local.solver_process FILE SETTINGS`. Question
 standard input and output; what llama.cpp prints goes to a temporary file, whose end is shown if it crashes.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -127,6 +128,7 @@ def _serve(path: Path, settings: dict[str, Any]) -> None:
 
     try:
         solver = Solver(path, tools=Tools.from_dict(settings.pop("tools")), **settings)
+        atexit.register(solver.close)
     except DpostError as error:
         tell("error", [type(error).__name__, str(error)])
         return

@@ -6,7 +6,7 @@ from pathlib import Path
 from dpost_lite.local import gguf
 from dpost_lite.models import adapters
 from dpost_lite.models.loading import load_prompter
-from dpost_lite.recipe import Recipe
+from dpost_lite.recipe import Recipe, solution_format
 
 
 def export_gguf(recipe: Recipe, model_dir: Path, policy_dir: Path | None, out: Path) -> Path:
@@ -16,7 +16,8 @@ def export_gguf(recipe: Recipe, model_dir: Path, policy_dir: Path | None, out: P
         where = None if recipe.sampling.weights == "merged" else "cpu"
         model = adapters.load_merged(model_dir, policy_dir, recipe.model, on=where)
         tokenizer = load_prompter(model_dir, recipe.model).tokenizer  # carries the prompt as its chat template
-        model.config.dpost_lite_solutions = recipe.solutions  # the GGUF file shall say how its solutions are written
+        for key, value in solution_format(recipe).items():
+            setattr(model.config, f"dpost_lite_{key}", value)  # for the GGUF file's metadata
         adapters.save_merged(model, tokenizer, Path(folder))
         del model
         return gguf.export(Path(folder), out, quant=recipe.export.quant)

@@ -28,8 +28,8 @@ from dpost_lite.problems.records import (
 )
 from dpost_lite.problems.scoring import score
 from dpost_lite.problems.tools import Inserted, Tools
-from dpost_lite.recipe import Recipe
-from dpost_lite.runs.folder import UNFINISHED
+from dpost_lite.recipe import Recipe, solution_format
+from dpost_lite.runs.folder import FORMAT_FILE, UNFINISHED, write_json
 from dpost_lite.sampling.sampler import sample_by_recipe
 
 
@@ -48,6 +48,12 @@ def _inserted(prompter: Prompter, recipe: Recipe, *, calculated_in_loss: bool) -
     )
 
 
+def _note_format(out: Path, recipe: Recipe) -> None:
+    """Note beside a policy how its solutions are written, unless as text: for whoever evaluates it later."""
+    if noted := solution_format(recipe):
+        write_json(out / FORMAT_FILE, noted)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainSft(ModelTask):
     """Train the base on the labelled rationales in `labels_dir`. Writes the policy."""
@@ -60,6 +66,7 @@ class TrainSft(ModelTask):
         from dpost_lite.models import sft
 
         recipe = self.recipe
+        _note_format(out, recipe)
         return sft.train_sft(
             adapters.load_for_sft(self.model_dir, recipe, self.backend),
             prompter := load_prompter(self.model_dir, recipe.model),
@@ -89,6 +96,7 @@ class TrainDpo(ModelTask):
         from dpost_lite.models import dpo
 
         recipe = self.recipe
+        _note_format(out, recipe)
         return dpo.train_dpo(
             adapters.load_for_dpo(self.model_dir, self.policy_dir, recipe, self.backend),
             prompter := load_prompter(self.model_dir, recipe.model),

@@ -5,10 +5,11 @@ Local problems are read. For published sets, which might have to be downloaded, 
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from dpost_lite.problems.code_format import CODE_START
 from dpost_lite.problems.corpus import SYNTHETIC, load_also, load_corpus
 from dpost_lite.problems.records import Problem
 from dpost_lite.recipe import Recipe
@@ -57,17 +58,10 @@ TEST_SIZES = {"gsm8k": 1319, "multiarith": 580, "asdiv": 2095, "svamp": 1000, "m
 
 def workload_of(recipe: Recipe) -> Workload:
     """Count a recipe's problems. Raises DataError if they cannot be read."""
-    work = _workload_of_text(recipe)
-    if recipe.solutions == "text":
-        return work
-    longest = work.longest_prompt + math.ceil((work.longest - work.longest_prompt) * CODE_FACTOR)
-    return replace(work, rationale=work.rationale * CODE_FACTOR, longest=longest)
-
-
-def _workload_of_text(recipe: Recipe) -> Workload:
     data = recipe.data
     if data.train == SYNTHETIC or data.data_dir is not None or Path(data.train).is_file():
         return _counted(recipe)
+    factor = CODE_FACTOR if recipe.solutions == "code" else 1
     limit = data.limit or GSM8K.num_train
     num_train, num_dev = min(GSM8K.num_train, limit), min(GSM8K.num_dev, limit)
     return Workload(
@@ -76,9 +70,9 @@ def _workload_of_text(recipe: Recipe) -> Workload:
         num_dev=num_dev if data.dev_size is None else min(num_dev, data.dev_size),
         num_test=min(GSM8K.num_test, limit, data.test_limit or limit),
         prompt=GSM8K.prompt,
-        rationale=GSM8K.rationale,
+        rationale=GSM8K.rationale * factor,
         longest_prompt=GSM8K.longest_prompt,
-        longest=GSM8K.longest,
+        longest=GSM8K.longest_prompt + math.ceil((GSM8K.longest - GSM8K.longest_prompt) * factor),
         num_also=_num_also(recipe, []),
     )
 
@@ -88,7 +82,7 @@ def _counted(recipe: Recipe) -> Workload:
     template = TEMPLATE_TOKENS[recipe.model.prompt]
     prompts = [template + num_tokens(problem.question) for problem in corpus.train]
     labelled = [
-        (prompt, num_tokens(problem.rationale) + 1)
+        (prompt, _solution_tokens(problem.rationale, recipe))
         for prompt, problem in zip(prompts, corpus.train, strict=True)
         if problem.rationale
     ]
@@ -103,6 +97,12 @@ def _counted(recipe: Recipe) -> Workload:
         longest=max(map(sum, labelled)) if labelled else GSM8K.longest,
         num_also=_num_also(recipe, corpus.train),
     )
+
+
+def _solution_tokens(rationale: str, recipe: Recipe) -> int:
+    """Return the tokens of a training solution; in a run with code, of the program that a rationale becomes."""
+    becomes_code = recipe.solutions == "code" and CODE_START not in rationale
+    return math.ceil(num_tokens(rationale) * (CODE_FACTOR if becomes_code else 1)) + 1
 
 
 def _num_also(recipe: Recipe, train: list[Problem]) -> int:
