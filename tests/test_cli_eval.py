@@ -58,8 +58,8 @@ class ScriptedSolver:
 
     seeds: ClassVar[list[int]] = []
 
-    def __init__(self, path: Path, *, calculator: Any, max_new_tokens: int) -> None:
-        self.answer = f"{path}, {'no ' if calculator is None else ''}calculator"
+    def __init__(self, path: Path, *, tools: Any, max_new_tokens: int) -> None:
+        self.answer = f"{path}, {'no ' if tools.calculator is None else ''}calculator"
 
     def __enter__(self) -> "ScriptedSolver":
         return self
@@ -75,6 +75,7 @@ class ScriptedSolver:
 def seeds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let a stand-in solve; collect the seeds of its answers."""
     monkeypatch.setattr("dpost_lite.local.solver_process.SolverProcess", ScriptedSolver)
+    monkeypatch.setattr("dpost_lite.evaluation.targets.read_header", lambda path: {})
     monkeypatch.setattr(ScriptedSolver, "seeds", [])
     return ScriptedSolver.seeds
 
