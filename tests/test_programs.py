@@ -8,7 +8,7 @@ import pytest
 
 from dpost_lite.problems import code_format
 from dpost_lite.problems.grading import canonical_number, strict_answer
-from dpost_lite.problems.programs import Program, Refusal, all_to_code, as_program, to_code, with_outputs
+from dpost_lite.problems.programs import Program, Refusal, all_to_code, as_program
 from dpost_lite.problems.records import Problem
 from dpost_lite.problems.synthetic import generate
 from dpost_lite.sandbox.base import Ran
@@ -48,6 +48,10 @@ class Fake(Direct):
         future: Future[Ran] = Future()
         future.set_result(Ran(self.output, ""))
         return future
+
+
+def to_code(problem: Problem, sandbox: Direct) -> Problem | Refusal:
+    return next(all_to_code([problem], sandbox))[1]
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +255,11 @@ def test_the_last_result_and_the_stated_answer_have_to_be_the_problem_s(sandbox)
 
 @pytest.mark.parametrize("output", ["8", "7\n7", "", "7.0000000001", "NameError: no", "7 pens"])
 def test_an_output_that_disagrees_is_refused(output):
-    program = as_program("It is 3+4 = <<3+4=7>>7.\n#### 7")
-    assert isinstance(program, Program)
-    assert with_outputs(program, Fake(output), "7") is Refusal.OTHER_OUTPUT
-    assert with_outputs(program, Fake("7"), "7") == (
-        "It is 3+4.\n```python\nstep_1 = 3+4\nprint(step_1)\n```\n```output\n7\n```\n#### 7"
-    )
+    problem = Problem("p", "", "7", "It is 3+4 = <<3+4=7>>7.\n#### 7")
+    assert to_code(problem, Fake(output)) is Refusal.OTHER_OUTPUT
+    right = to_code(problem, Fake("7"))
+    assert isinstance(right, Problem)
+    assert right.rationale == ("It is 3+4.\n```python\nstep_1 = 3+4\nprint(step_1)\n```\n```output\n7\n```\n#### 7")
 
 
 def test_built_in_problems_all_convert(sandbox):

@@ -269,7 +269,7 @@ def test_no_network(sandbox):
         assert refused(read(sandbox, f"import socket as s\ns.socket(s.{kind})"))
 
 
-@pytest.mark.parametrize("target", [str(os.getpid()), "os.getppid()"])
+@pytest.mark.parametrize("target", [str(os.getpid()), "os.getppid()"], ids=["this process", "the parent"])
 def test_other_processes_cannot_be_changed(sandbox, target):
     """With a signal that is ignored, and with limits that are only asked for, in case that the sandbox is broken."""
     nice, cores = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0)

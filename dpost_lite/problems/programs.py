@@ -141,23 +141,14 @@ def as_program(rationale: str, question: str = "") -> Program | Refusal:
     return Program(tuple(writer.steps), "".join(f"{line}\n" for line in writer.texts) + f"#### {strict_answer(last)}")
 
 
-def with_outputs(program: Program, sandbox: Sandbox, answer: str) -> str | Refusal:
-    """Run a program and return the solution, if its outputs agree with its rationale and its last one with `answer`.
-
-    Raises SandboxError if the sandbox does not work.
-    """
-    return _checked(program, _started(program, sandbox), answer)
-
-
-def to_code(problem: Problem, sandbox: Sandbox) -> Problem | Refusal:
-    """Return the problem with a solution with code as its rationale. Raises SandboxError as `with_outputs`."""
-    return next(all_to_code([problem], sandbox))[1]
-
-
 def all_to_code(
     problems: Iterable[Problem], sandbox: Sandbox, *, in_flight: int = IN_FLIGHT
 ) -> Iterator[tuple[Problem, Problem | Refusal]]:
-    """Yield every problem with what `to_code` makes of it, in order, while about `in_flight` blocks run ahead."""
+    """Yield every problem with a copy whose rationale is a solution with code, or why there is none, in order.
+
+    A program is kept if its outputs agree with its rationale and its last one with the answer. About `in_flight` blocks
+    run ahead. Raises SandboxError if the sandbox does not work.
+    """
     waiting: deque[tuple[Problem, Program | Refusal, list[Future[Ran]]]] = deque()
     num_blocks = 0
     for problem in problems:
