@@ -14,6 +14,8 @@ import pytest
 from dpost_lite.system.machine import let_threads_sleep
 
 let_threads_sleep()  # before a test imports torch, as the command line does
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each of the two processes
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
