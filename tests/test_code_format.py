@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpost_lite.problems.answers import flexible_prediction, predicted_answer
-from dpost_lite.problems.code_data import OTHER_FENCES, TOO_MUCH_CODE, with_code
+from dpost_lite.problems.code_data import NO_ANSWER, OTHER_FENCES, TOO_MUCH_CODE, with_code
 from dpost_lite.problems.code_format import blocks, imitates_output, inserted_text, inserted_tokens, is_clean, prose
 from dpost_lite.problems.pairs import equations, make_labels, make_pairs, num_steps
 from dpost_lite.problems.programs import Refusal
@@ -122,7 +122,7 @@ def test_a_pair_prefers_no_solution_with_an_error() -> None:
 
 def test_data_of_all_kinds() -> None:
     pytest.importorskip("pydantic_monty")
-    two = "```python\nx = 2\n```\nand\n```python\nprint(x)\n```\n#### 2"
+    two = "```python\nx = 2\n```\nand\n```python\nprint(x)\n```\n#### 24"
     failing = "```python\nboom\n```"
     rationales = {
         "own": SOLUTION,
@@ -132,9 +132,11 @@ def test_data_of_all_kinds() -> None:
         "windows": SOLUTION.replace("\n", "\r\n"),
         "spaces": SOLUTION.replace("\n```", "\n  ```").replace("```\n", "``` \n"),
         "two": two,
-        "end": "```python\nprint(2)\n```",
-        "fails": failing + "\n#### 1",
-        "fails as shown": failing + inserted_text("NameError: name 'boom' is not defined") + "Again.\n#### 1",
+        "no answer": "```python\nprint(2)\n```",
+        "other answer": SOLUTION.replace("#### 24", "#### 25"),
+        "output not closed": SOLUTION.replace("24.0\n```\n", "24.0\n"),
+        "fails": failing + "\n#### 24",
+        "fails as shown": failing + inserted_text("NameError: name 'boom' is not defined") + "Again.\n#### 24",
         "not closed": "```python\nprint(1)\n#### 1",
         "nine blocks": "```python\n1\n```\n" * 9 + "#### 1",
         "annotated": "It is 48/2=<<48/2=24>>24.\n#### 24",
@@ -151,10 +153,11 @@ def test_data_of_all_kinds() -> None:
     assert found["two"] == two.replace("x = 2\n```", "x = 2\n```\n```output\n```").replace(
         "print(x)\n```", "print(x)\n```\n```output\n2\n```"
     )
-    assert found["end"] == "```python\nprint(2)\n```" + inserted_text("2")
     assert found["fails as shown"] == rationales["fails as shown"]
     assert kinds(found["annotated"] or "") == "tcot"
     assert all(found[name] is None for name in ("fails", "not closed", "nine blocks", "plain", "none"))
+    assert all(found[name] is None for name in ("no answer", "other answer", "output not closed"))
     assert reasons == {
-        "a block of its code fails (NameError)": 1, OTHER_FENCES: 1, TOO_MUCH_CODE: 1, Refusal.NO_CALCULATION: 1
+        "a block of its code fails (NameError)": 1, OTHER_FENCES: 1, TOO_MUCH_CODE: 1, Refusal.NO_CALCULATION: 1,
+        NO_ANSWER: 3,
     }  # fmt: skip

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
+from dpost_lite.problems.answers import predicted_answer, same_answer
 from dpost_lite.problems.code_format import CODE_START, FENCE, blocks, inserted_text
 from dpost_lite.problems.programs import Refusal, all_to_code
 from dpost_lite.problems.records import Problem
 from dpost_lite.recipe import CodeRecipe
 from dpost_lite.sandbox.base import Ran, Sandbox
 
+NO_ANSWER = "its text does not give the answer"
 OTHER_FENCES = "its code fences are not those of the format"
 TOO_MUCH_CODE = "it has more or longer blocks of code than are run"
 
@@ -23,8 +25,9 @@ def with_code(problems: Sequence[Problem], sandbox: Sandbox, recipe: CodeRecipe)
     """Return the problems with solutions with code as their rationales, and why others lost theirs, with counts.
 
     Solutions that hold code keep it: every block is run, within the limits of `recipe`, and what it prints replaces
-    the output in the data, if there is one. A solution with a block that fails, though the data shows no error, is not
-    kept. Other rationales become programs (`programs`). Raises SandboxError if the sandbox does not work.
+    the output in the data, if there is one. A solution is not kept if a block fails, though the data shows no error, or
+    if its text does not give the answer. Other rationales become programs (`programs`). Raises SandboxError if the
+    sandbox does not work.
     """
     own = {p.id: _normal(p.rationale) for p in problems if p.rationale and _OPENS.search(p.rationale)}
     started = {name: _started(text, sandbox, recipe) for name, text in own.items()}
@@ -34,6 +37,8 @@ def with_code(problems: Sequence[Problem], sandbox: Sandbox, recipe: CodeRecipe)
     for problem in problems:
         if problem.id in own:
             text, why = _finished(own[problem.id], started[problem.id])
+            if text and not same_answer(predicted_answer(text, problem.answer), problem.answer):
+                text, why = None, NO_ANSWER
             found = replace(problem, rationale=text)
         elif isinstance(program := made[problem.id], Refusal):
             why = "" if program == Refusal.NO_RATIONALE else str(program)
@@ -72,18 +77,14 @@ def _finished(text: str, started: list[Future[Ran]] | str) -> tuple[str | None, 
     """Return the solution with the outputs of its blocks, or None and why it is not kept."""
     if isinstance(started, str):
         return None, started
-    parts, results, pieces = list(blocks(text)), iter(started), list[str]()
+    parts, results, solution = list(blocks(text)), iter(started), ""
     for part, following in zip(parts, [*parts[1:], None], strict=True):
-        if part.kind != "output":
-            pieces.append(text[part.start : part.end].removeprefix("\n" if _is_output_before(pieces) else ""))
         if part.kind == "code":
             ran = next(results).result()
             shown = following.content if following and following.kind == "output" else ""
             if ran.error and "Error" not in shown:
                 return None, f"a block of its code fails ({ran.error.partition(':')[0]})"
-            pieces.append(inserted_text(ran.text))
-    return "".join(pieces), ""
-
-
-def _is_output_before(pieces: Sequence[str]) -> bool:
-    return bool(pieces) and pieces[-1].startswith(f"\n{FENCE}output")
+            solution += text[part.start : part.end] + inserted_text(ran.text)
+        elif part.kind == "text":  # after code without an output it begins with the line feed that is inserted now
+            solution += part.content.removeprefix("\n" if solution.endswith(f"\n{FENCE}\n") else "")
+    return solution, ""
