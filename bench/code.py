@@ -1,6 +1,7 @@
 """Solutions with code: what does the sandbox cost, and do they solve more than plain solutions?
 
     python bench/code.py CODE_RUN [--beside TEXT_RUN] [--rows 200] [--repeats 3] [--save FILE.json]
+    python bench/code.py --programs --data-dir DIR     # how many rationales become programs
 
 CODE_RUN is a finished run with `solutions=code`, TEXT_RUN one with the same problems and `solutions=text`. Prints the
 time of a small block in each sandbox that works here; then how fast the warm-up of CODE_RUN samples with so many rows,
@@ -21,9 +22,12 @@ from typing import Any
 from publish import publish, result_of
 
 from dpost_lite.errors import SandboxError
-from dpost_lite.problems import tools
+from dpost_lite.problems import datasets, tools
+from dpost_lite.problems.code_data import summary, with_code
 from dpost_lite.problems.comparing import compare
 from dpost_lite.problems.records import Problem, read_jsonl
+from dpost_lite.problems.synthetic import generate
+from dpost_lite.recipe import CodeRecipe
 from dpost_lite.report import health, results
 from dpost_lite.report.summary import method_difference
 from dpost_lite.runs.folder import Run
@@ -38,17 +42,38 @@ NUM_BLOCKS = 200
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="CODE_RUN")
+    parser.add_argument("run", type=Path, metavar="CODE_RUN", nargs="?")
+    parser.add_argument("--programs", action="store_true", help="only count programs made of rationales")
+    parser.add_argument("--data-dir", type=Path, help="folder with gsm8k/train.jsonl")
     parser.add_argument("--beside", type=Path, metavar="TEXT_RUN")
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     arguments = parser.parse_args()
+    if arguments.programs:
+        publish(result_of("code", programs=programs(arguments.data_dir)), arguments.save)
+        return
+    if arguments.run is None:
+        parser.error("give CODE_RUN, or --programs")
     found: dict[str, Any] = {"round_trip": round_trips()}
     found["sampling"] = sampling_speed(arguments.run, arguments.rows, arguments.repeats)
     if arguments.beside:
         found["runs"] = compared(arguments.run, arguments.beside)
     publish(result_of("code", **found), arguments.save)
+
+
+def programs(data_dir: Path | None) -> dict[str, Any]:
+    """Return and print how many rationales become programs that print what they should, and why others do not."""
+    sets = {"built-in": generate(2000, seed=1)}
+    if data_dir:
+        sets["gsm8k"] = datasets.load("gsm8k", split="train", data_dir=data_dir).problems
+    rows = {}
+    for name, problems in sets.items():
+        with sandbox("monty", Limits()) as box:
+            _, reasons = with_code(problems, box, CodeRecipe())
+        rows[name] = {"rationales": len(problems), "programs": len(problems) - reasons.total(), **reasons}
+        print(f"{name}: {rows[name]['programs']} of {len(problems)}; {summary(reasons)}", flush=True)
+    return rows
 
 
 def round_trips() -> list[dict[str, Any]]:
