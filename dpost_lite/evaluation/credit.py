@@ -64,7 +64,7 @@ def corrupt(problem: Problem, seed: int, *, intact: bool = False) -> CorruptedSo
     """Make the calculator's result wrong in one step, chosen at random; None if there is none, or only one step.
 
     In `<<2*3=6>>6` both numbers become the same other one of as many digits. Nothing else changes: later steps still
-    use the right number. With `intact` not even that: what scores do at the same place without an error.
+    use the right number. With `intact`, the control, nothing changes, and the same place is chosen.
     """
     dice = random.Random(f"{seed} {problem.id}")
     lines = (problem.rationale or "").split("\n")

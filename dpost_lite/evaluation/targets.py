@@ -62,9 +62,17 @@ def recipe_of_file(path: Path) -> Recipe:
 
 
 def _recipe_of_folder(path: Path) -> Recipe:
-    """Return the defaults for a model or adapter, and how its solutions are written if a run has noted that."""
+    """Return the defaults for a model or adapter, and how its solutions are written if a run has noted that.
+
+    Raises RunError if the note cannot be read.
+    """
     note = path / FORMAT_FILE
-    return with_format(read_json(note) if note.is_file() else {})
+    if not note.is_file():
+        return Recipe()
+    try:
+        return with_format(dict(read_json(note)))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{note} is damaged ({error}); copy the folder again, or delete the file for text") from error
 
 
 def describe_target(target: Target) -> str:

@@ -19,13 +19,17 @@ def sandbox(name: SandboxName | None, limits: Limits) -> Iterator[Sandbox]:
 
     Raises SandboxError if it is not installed or cannot work on this machine.
     """
-    opened: Sandbox = (
-        _Refusing(limits) if name is None else MontySandbox(limits) if name == "monty" else RealPython(name, limits)
-    )
+    opened = _opened(name, limits)
     try:
         yield opened
     finally:
         opened.close()
+
+
+def _opened(name: SandboxName | None, limits: Limits) -> Sandbox:
+    if name is None:
+        return _Refusing(limits)
+    return MontySandbox(limits) if name == "monty" else RealPython(name, limits)
 
 
 def packages(name: SandboxName) -> tuple[str, ...]:

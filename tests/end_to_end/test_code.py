@@ -1,6 +1,7 @@
 """A run whose solutions hold code, on a tiny model that learns small programs by heart: SCDPO, export, solve, eval."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ pytest.importorskip("pydantic_monty")
 from typer.testing import CliRunner
 
 from dpost_lite.cli.app import app
-from dpost_lite.evaluation.targets import recipe_of_file
+from dpost_lite.errors import RunError
+from dpost_lite.evaluation.targets import find_target, recipe_of_file
 from dpost_lite.models.loading import load_prompter
 from dpost_lite.pipeline.run import execute
 from dpost_lite.planner.recorder import planned_stages
@@ -20,7 +22,7 @@ from dpost_lite.problems.code_format import blocks, inserted_tokens
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Rationale, Rest, read_jsonl
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.report import results
-from dpost_lite.runs.folder import Run, read_json, stages_done
+from dpost_lite.runs.folder import FORMAT_FILE, Run, read_json, stages_done
 from dpost_lite.sandbox.choose import NOT_RUN
 
 CODE = [
@@ -118,3 +120,14 @@ def test_eval_runs_code_only_if_allowed(finished: Path, tmp_path: Path) -> None:
     assert (without.exit_code, allowed.exit_code) == (0, 0), allowed.output
     assert NOT_RUN in (tmp_path / "without/sft-0-off/answers.jsonl").read_text()
     assert NOT_RUN not in (tmp_path / "allowed/sft-0/answers.jsonl").read_text()
+
+
+def test_an_adapter_says_so_too(finished: Path, tmp_path: Path) -> None:
+    assert find_target(str(finished / "sft-0")).recipe.solutions == "code"
+    shutil.copytree(finished / "sft-0", tmp_path / "copy")
+    for damaged in ("{", "[1]"):
+        (tmp_path / "copy" / FORMAT_FILE).write_text(damaged)
+        with pytest.raises(RunError, match=r"dpost_lite\.json is damaged"):
+            find_target(str(tmp_path / "copy"))
+    (tmp_path / "copy" / FORMAT_FILE).unlink()
+    assert find_target(str(tmp_path / "copy")).recipe.solutions == "text"
