@@ -53,14 +53,15 @@ class MontySandbox:
 
     def run(self, earlier: Sequence[str], code: str) -> Future[Ran]:
         """Run `code` after the `earlier` blocks, as `Sandbox.run`."""
-        return self._threads.submit(self._run, tuple(earlier), code)
+        # Parsed here, not in the pool: before Python 3.13 threads that parse at once spoil each other's count of depth.
+        return self._threads.submit(self._run, [with_echo(block) for block in earlier], with_echo(code))
 
     def close(self) -> None:
         """End the workers; calls that have not started are dropped."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._pool.__exit__(None, None, None)
 
-    def _run(self, earlier: tuple[str, ...], code: str) -> Ran:
+    def _run(self, earlier: list[str], code: str) -> Ran:
         for _ in range(2):  # a worker can also die of a signal that was meant for the whole process group
             try:
                 return self._in_session(earlier, code)
@@ -69,7 +70,7 @@ class MontySandbox:
                     return ran("", took_too_long(self.limits), self.limits)
         return ran("", CRASHED, self.limits)
 
-    def _in_session(self, earlier: tuple[str, ...], code: str) -> Ran:
+    def _in_session(self, earlier: list[str], code: str) -> Ran:
         import datetime
 
         import pydantic_monty
@@ -99,7 +100,7 @@ class MontySandbox:
 
         error = ""
         try:
-            session.feed_run(with_echo(code), print_callback=keep)
+            session.feed_run(code, print_callback=keep)
         except self._monty.MontyCrashedError:
             raise
         except self._monty.MontyError as raised:
