@@ -1,10 +1,10 @@
 """The default sandbox under attack: each attack ends in a line for the model, and none costs another row its answer."""
 
 import ast
+import gc
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 
@@ -113,18 +113,27 @@ def test_attack(name: str, box: Sandbox, tmp_path, monkeypatch) -> None:
     assert [future.result(timeout=30).text for future in beside] == [str(2 * number) for number in range(20)]
 
 
-def test_code_that_runs_leaves_the_parser_of_this_process_alone(box: Sandbox) -> None:
-    """Threads that parse at once raise SystemError in each other before Python 3.13: only the caller may parse."""
-    deep = "x = " + "(" * 80 + "1" + ")" * 80
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
+def test_only_the_caller_parses_code(box: Sandbox) -> None:
+    """Before Python 3.13, threads that parse at once make each other raise SystemError.
+
+    They take turns while the garbage collector calls Python, as it does under hypothesis.
+    """
+    deep = "x = " + "(" * 80 + "1" + ")" * 80 + "+ 1" * 80
+
+    def let_others_run(*_: object) -> None:
+        time.sleep(0)
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(let_others_run)
+    gc.set_threshold(10)
     try:
-        running = [box.run((deep,) * 20, f"print(x + {number})") for number in range(100)]
+        running = [box.run((deep,) * 5, f"print(x + {number})") for number in range(40)]
         while not all(future.done() for future in running):
             ast.parse(deep)
     finally:
-        sys.setswitchinterval(interval)
-    assert [future.result().text for future in running] == [str(1 + number) for number in range(100)]
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(let_others_run)
+    assert [future.result().text for future in running] == [str(81 + number) for number in range(40)]
 
 
 def test_a_worker_that_is_killed_costs_no_answer(box: Sandbox) -> None:
