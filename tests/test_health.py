@@ -1,13 +1,15 @@
 """The health of a round, from files made by hand: what is counted."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from run_folder import RunFolder, rationale
 
-from dpost_lite.problems.records import LabelledRationale, PreferencePair
+from dpost_lite.problems.dev_draws import compare_draws
+from dpost_lite.problems.gate import Yields
+from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem
 from dpost_lite.problems.steps import is_repetitive
-from dpost_lite.report import health
+from dpost_lite.report import health, tables
 
 
 @pytest.fixture
@@ -88,3 +90,54 @@ def test_what_dpo_did_is_read_from_the_last_fifth_of_its_steps(folder) -> None:
     assert (one.dpo.num_steps, one.dpo.chosen_change, one.dpo.rejected_change) == (10, 1.5, -4.5)
     assert (one.dpo.kl, one.dpo.margin) == (pytest.approx(1.5), pytest.approx(0.6))
     assert health.dpo_stats([]) is None  # of an older version, without steps in its journal
+
+
+def gate(folder: RunFolder, *, num_samples: int, is_old: bool = False) -> None:
+    """A gate whose DPO policy solves both of two dev problems, and the one before it every second time the first."""
+    before = [rationale(p, s, correct=p == "0" and s % 2 == 0) for p in "01" for s in range(num_samples)]
+    after = [rationale(p, s, correct=True, ids=range(5)) for p in "01" for s in range(num_samples)]
+    problems = [Problem(p, "?", "1") for p in "01"]
+    found = compare_draws(problems, before, after, num_samples=num_samples, threshold=0.7)
+    drawn = {"before": before, "after": after, "dev": after[::num_samples]}
+    metrics = {"goes_on_with": "dpo", **asdict(Yields(2, 1, 2, 0.5, 0.0, 1.0)), "dev": 1.0}
+    if not is_old:
+        drawn |= {"dev-before": before, "dev-after": after}
+        metrics["dev_draws"] = asdict(found)
+    folder.stage("score/sft-0", dev=before[::num_samples])
+    folder.stage("round-1/gate", metrics=metrics, **drawn)
+
+
+def test_what_dpo_did_to_the_dev_problems_is_a_table(folder) -> None:
+    gate(folder, num_samples=4)
+    (one,) = health.rounds(folder.path)
+    assert (one.dev_draws.num_problems, one.dev_draws.num_samples) == (2, 4)
+    assert tables.dev_table(one) == [
+        ("greedy accuracy, 2 problems", "50.0%", "100.0%", "+50.0 points (+0.0 to +100.0)"),
+        ("samples: right (pass@1)", "25.0%", "100.0%", "+75.0 points (+50.0 to +100.0)"),
+        ("problems with a right one (pass@4)", "50.0%", "100.0%", "+50.0 points (+0.0 to +100.0)"),
+        ("distinct right rationales", "1.0", "2.0", "+1.0 (+0.0 to +2.0)"),
+        ("steps per rationale", "1.0", "1.0", "+0.0 (+0.0 to +0.0)"),
+        ("tokens per rationale", "10.0", "5.0", "-5.0 (-5.0 to -5.0)"),
+        ("unfinished", "0.0%", "0.0%", "+0.0 points (+0.0 to +0.0)"),
+    ]
+
+
+def test_a_gate_that_drew_nothing_on_dev_has_only_the_greedy_answers(folder) -> None:
+    """As those of older versions."""
+    gate(folder, num_samples=4, is_old=True)
+    (one,) = health.rounds(folder.path)
+    assert one.dev_draws is None
+    assert [row[0] for row in tables.dev_table(one)] == ["greedy accuracy, 2 problems"]
+
+
+def test_with_one_sample_pass_at_1_is_shown_once(folder) -> None:
+    gate(folder, num_samples=1)
+    (one,) = health.rounds(folder.path)
+    assert [row[0] for row in tables.dev_table(one)].count("samples: right (pass@1)") == 1
+    assert not any("problems with a right one" in row[0] for row in tables.dev_table(one))
+
+
+def test_a_round_without_a_gate_has_no_such_table(folder) -> None:
+    folder.stage("round-1/dpo")
+    (one,) = health.rounds(folder.path)
+    assert tables.dev_table(one) == []

@@ -414,8 +414,11 @@ def test_work_grows_with_what_there_is_to_do(pace):
     assert pace.of(stage("round-2/dpo")).tokens == 2 * 12_800 * 188
     gate = pace.of(stage("round-1/gate"))
     drawn = 2 * 447 * (3 * 126 + 62)  # two policies, a twentieth of the round's draws
-    assert gate.tokens == pytest.approx(drawn + 768 * (126 + 62))  # and greedy answers to the dev problems
-    assert gate.seconds < 0.1 * (pairs.seconds + labels.seconds)
+    greedy = 768 * (126 + 62)
+    assert gate.tokens == pytest.approx(2 * drawn + greedy)  # for as many dev problems too, and greedy answers to all
+    assert gate.seconds < 0.15 * (pairs.seconds + labels.seconds)
+    few, none = (replace(pace, work=replace(pace.work, num_dev=n)).of(stage("round-1/gate")).tokens for n in (40, 0))
+    assert (few, none) == pytest.approx((drawn + 40 * (2 * (3 * 126 + 62) + 126 + 62), drawn))
 
 
 def test_labels_from_pairs_make_the_next_sft_longer(pace):

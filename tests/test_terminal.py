@@ -194,6 +194,7 @@ def test_figures_of_a_score_an_export_and_a_share() -> None:
     assert as_figures({"file": "a.gguf", "bytes": 105 * 2**20, "last_margin": None}) == "file a.gguf, bytes 105 MiB"
     assert as_figures({"right": 0.314}) == "right 31%"
     assert as_figures({"right": 12}) == "right 12"
+    assert as_figures({"dev": 0.5, "dev_draws": {"num_problems": 2}}) == "dev 0.5"  # for the report
 
 
 def test_score_table_has_a_row_for_each_score() -> None:

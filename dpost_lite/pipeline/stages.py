@@ -217,6 +217,7 @@ class RunStages:
         settings = {**self._settings(*MODEL_PARTS, "sampling"), "num_samples": per_problem, "problems": num_problems}
         labels = self._settings("labels")["labels"]
         settings |= {key: labels[key] for key in ("jaccard_threshold", "duplicates") if key in labels}
+        # What is drawn on dev follows from these too: a gate that was made without it keeps its fingerprint.
         is_kept = self._recipe.dpo.keep == "always"
         if is_kept:
             settings["keep"] = "always"

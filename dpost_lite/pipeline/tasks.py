@@ -14,6 +14,7 @@ from dpost_lite.models.backend import Backend
 from dpost_lite.models.loading import load_prompter
 from dpost_lite.models.training import Progress
 from dpost_lite.pipeline.export import export_gguf
+from dpost_lite.problems.dev_draws import compare_draws
 from dpost_lite.problems.gate import compare_yields
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import (
@@ -196,8 +197,10 @@ class SampleRationales(SamplingTask):
 @dataclass(frozen=True, slots=True)
 class CompareDraws(SamplingTask):
     """Draw rationales from the policies in `policy_dir` and `dpo_dir` with the same random numbers, for `num_problems`
-    training problems, and compare how many distinct right ones each yields. Writes before.jsonl and after.jsonl, and
-    if there are dev problems the DPO policy's greedy answers to them, dev.jsonl.
+    training problems, and compare how many distinct right ones each yields. Writes before.jsonl and after.jsonl.
+
+    For the report, if there are dev problems: dev.jsonl, the DPO policy's greedy answers to them; dev-before.jsonl and
+    dev-after.jsonl, as many rationales for each of at most `num_problems` of them.
     """
 
     dpo_dir: Path
@@ -205,25 +208,27 @@ class CompareDraws(SamplingTask):
     num_problems: int
 
     def run(self, out: Path, progress: Progress) -> dict[str, Any]:
-        sampling = self.recipe.sampling
-        train = list(read_jsonl(self.data_dir / "train.jsonl", Problem))
-        problems = random.Random(self.recipe.seed).sample(train, self.num_problems)
-        dev = list(read_jsonl(self.data_dir / "dev.jsonl", Problem))
+        sampling, dice = self.recipe.sampling, random.Random(self.recipe.seed)
+        train, dev = (list(read_jsonl(self.data_dir / f"{part}.jsonl", Problem)) for part in ("train", "dev"))
+        problems = dice.sample(train, self.num_problems)
+        on_dev = dice.sample(dev, min(self.num_problems, len(dev)))
         gold = {label.problem_id: label for label in read_jsonl(self.data_dir / "labels.jsonl", LabelledRationale)}
-        total = 2 * len(problems) * sampling.samples_for_labels + len(dev)
+        before, after = {"before": problems, "dev-before": on_dev}, {"after": problems, "dev-after": on_dev, "dev": dev}
+        total = 2 * (len(problems) + len(on_dev)) * sampling.samples_for_labels + len(dev)
         drawn: dict[str, list[Rationale]] = {}
 
         def report(done: int, _: int, *rest: Any, **more: Any) -> None:
             progress(sum(map(len, drawn.values())) + done, total, *rest, **more)
 
-        for policy_dir, names in ((self.policy_dir, ["before"]), (self.dpo_dir, ["after", *(["dev"] if dev else [])])):
-            is_done = all((out / f"{name}.jsonl").exists() for name in names)  # before the stage was stopped
+        for policy_dir, given in ((self.policy_dir, before), (self.dpo_dir, after)):
+            parts = {name: some for name, some in given.items() if some}
+            is_done = all((out / f"{name}.jsonl").exists() for name in parts)  # before the stage was stopped
             model = None if is_done else adapters.load_policy(self.model_dir, policy_dir, self.recipe)
-            for name in names:
+            for name, some in parts.items():
                 drawn[name] = self._sample(
                     out / f"{name}.jsonl",
                     model,
-                    dev if name == "dev" else problems,
+                    some,
                     purpose=self.purpose,
                     num_samples=1 if name == "dev" else sampling.samples_for_labels,
                     temperature=0.0 if name == "dev" else sampling.temperature,
@@ -231,10 +236,16 @@ class CompareDraws(SamplingTask):
                 )
             del model
             gc.collect()  # before the next one is loaded
-        yields = compare_yields(problems, drawn["before"], drawn["after"], gold, threshold=self.recipe.labels.threshold)
+        threshold = self.recipe.labels.threshold
+        yields = compare_yields(problems, drawn["before"], drawn["after"], gold, threshold=threshold)
         is_kept = yields.is_better or self.recipe.dpo.keep == "always"
-        on_dev = {"dev": sum(answer.correct for answer in drawn["dev"]) / len(dev)} if dev else {}
-        return {"goes_on_with": "dpo" if is_kept else "sft", **asdict(yields), **on_dev}
+        found = {"goes_on_with": "dpo" if is_kept else "sft", **asdict(yields)}
+        if dev:
+            found["dev"] = sum(answer.correct for answer in drawn["dev"]) / len(dev)
+            pair = drawn["dev-before"], drawn["dev-after"]
+            each = sampling.samples_for_labels
+            found["dev_draws"] = asdict(compare_draws(on_dev, *pair, num_samples=each, threshold=threshold))
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ class Pace:
             number = num_compared(
                 recipe.dpo.gate, work.num_train, sampling.samples_for_pairs, sampling.samples_for_labels
             )
+            number += min(number, work.num_dev)
             draws = self._sampling(number, sampling.samples_for_labels, work.rationale, times=2)
             on_dev = self._sampling(work.num_dev, 1, work.rationale) if work.num_dev else Estimate(0, 0)
             return Estimate(draws.tokens + on_dev.tokens, draws.seconds + on_dev.seconds)

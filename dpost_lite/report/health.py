@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from dpost_lite.problems.comparing import Comparison, compare
+from dpost_lite.problems.dev_draws import DevDraws
 from dpost_lite.problems.gate import Yields
 from dpost_lite.problems.pairs import num_steps
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Rationale, from_dict, read_jsonl
@@ -120,6 +121,8 @@ class Round:
     """Whether the round went on with the DPO policy; None without a gate."""
     dpo_on_dev: Comparison | None
     """Greedy answers to the dev problems before and after DPO, if there are any."""
+    dev_draws: DevDraws | None
+    """What both policies drew for dev problems; None without any, or if the gate is of an older version."""
     for_labels: SampleStats | None
     labels: LabelStats | None
     dev: float | None
@@ -153,6 +156,7 @@ def _round(
         after_dpo=of("gate", lambda name: sample_stats(run / name, "after.jsonl")),
         dpo_kept=of("gate", lambda name: done[name]["metrics"]["goes_on_with"] == "dpo"),
         dpo_on_dev=of("gate", lambda name: dev_comparison(run, number)),
+        dev_draws=of("gate", lambda name: _dev_draws(done[name]["metrics"])),
         for_labels=of("samples-labels", lambda name: sample_stats(run / name)),
         labels=of("labels", lambda name: label_stats(run, number, done)),
         dev=done.get(str(StageName.score(policy_name(number))), {}).get("metrics", {}).get("dev", {}).get("strict"),
@@ -242,6 +246,10 @@ def dev_comparison(run: Path, number: int) -> Comparison | None:
     if not (before.is_file() and after.is_file()):
         return None
     return compare(*({one.problem_id: one.correct for one in read_jsonl(file, Rationale)} for file in (before, after)))
+
+
+def _dev_draws(metrics: Mapping[str, Any]) -> DevDraws | None:
+    return DevDraws.from_metrics(metrics["dev_draws"]) if "dev_draws" in metrics else None
 
 
 def dpo_stats(steps: Sequence[Mapping[str, float]]) -> DpoStats | None:

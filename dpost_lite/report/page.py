@@ -138,6 +138,7 @@ def _content(data: ReportData) -> dict[str, Any]:
         ],
         "rounds": [one.number for one in data.rounds],
         "health": tables.health_table(data.rounds),
+        "on_dev": [(one, rows) for one in data.rounds if (rows := tables.dev_table(one))],
         "stages": data.stages,
         "examples": [(name, examples.rationales(run, name, before)) for name, before in shown],
         "pairs": [(one.number, examples.pairs(run, one.number)) for one in data.rounds if one.pairs],

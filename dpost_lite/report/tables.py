@@ -1,9 +1,10 @@
-"""The tables of the report: stages with their plan, and the health of each round."""
+"""The tables of the report: stages with their plan, the health of each round, and what DPO did to the dev problems."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpost_lite.problems.dev_draws import Change
 from dpost_lite.report.health import Round
 
 
@@ -54,15 +55,37 @@ def _rate(record: Mapping[str, Any]) -> str:
         return f"{metrics['tokens'] / seconds:,.0f} tokens/s"
     if "steps" in metrics:
         return f"{60 * metrics['steps'] / seconds:,.1f} steps/min"
-    answers = sum(
-        part["num_problems"] for part in metrics.values() if isinstance(part, dict) and "num_problems" in part
-    )
+    answers = sum(part["num_problems"] for part in metrics.values() if isinstance(part, dict) and "strict" in part)
     return f"{answers / seconds:,.1f} answers/s" if answers else ""
 
 
-def _dev_interval(one: Round) -> str:
-    found = one.dpo_on_dev
-    return "" if found is None else f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+def dev_table(one: Round) -> list[tuple[str, str, str, str]]:
+    """Return rows of (name, before DPO, after DPO, change with its 95 % interval) on the dev problems."""
+    greedy, drawn = one.dpo_on_dev, one.dev_draws
+    rows: list[tuple[str, Change | None, bool]] = []
+    if greedy:
+        change = Change(greedy.a, greedy.b, greedy.difference, greedy.low, greedy.high)
+        rows.append((f"greedy accuracy, {greedy.num_problems:,} problems", change, True))
+    if drawn:
+        has_many = drawn.num_samples > 1  # else both are the same
+        rows += [
+            ("samples: right (pass@1)", drawn.pass_at_1, True),
+            (f"problems with a right one (pass@{drawn.num_samples})", drawn.pass_at_k if has_many else None, True),
+            ("distinct right rationales", drawn.distinct_right, False),
+            ("steps per rationale", drawn.steps, False),
+            ("tokens per rationale", drawn.tokens, False),
+            ("unfinished", drawn.unfinished, True),
+        ]
+    return [(what, *_change(found, is_share=is_share)) for what, found, is_share in rows if found]
+
+
+def _change(found: Change, *, is_share: bool) -> tuple[str, str, str]:
+    """Write a change: of shares in percent and points."""
+    scale, unit, points = (100, "%", " points") if is_share else (1, "", "")
+    before, after, difference, low, high = (
+        scale * value for value in (found.before, found.after, found.difference, found.low, found.high)
+    )
+    return f"{before:,.1f}{unit}", f"{after:,.1f}{unit}", f"{difference:+,.1f}{points} ({low:+,.1f} to {high:+,.1f})"
 
 
 def health_table(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
@@ -118,9 +141,6 @@ def health_table(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
             )
             for when in ("before", "after")
         ),
-        ("before DPO: dev accuracy", of("dpo_on_dev", "a", ".1%")),
-        ("after DPO: dev accuracy", of("dpo_on_dev", "b", ".1%")),
-        ("DPO on dev: 95 % interval of the change, points", [_dev_interval(one) for one in rounds]),
         ("DPO policy kept", ["" if one.dpo_kept is None else "yes" if one.dpo_kept else "no" for one in rounds]),
         ("labels", of("labels", "num_labels", ",d")),
         ("gold labels", of("labels", "num_gold", ",d")),

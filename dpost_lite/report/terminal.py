@@ -205,16 +205,18 @@ def as_hours(seconds: float) -> str:
 
 
 def as_figures(metrics: Mapping[str, Any]) -> str:
-    """Return a stage's metrics on one line: `labels 240, gold 80`; for a score, strict accuracy and interval."""
+    """Return a stage's metrics on one line: `labels 240, gold 80`; for a score, strict accuracy and interval. Tables
+    such as the gate's `dev_draws` are left to the report.
+    """
     return ", ".join(
         f"{key.removeprefix('num_').replace('_', ' ')} {_figure(key, value)}"
         for key, value in metrics.items()
-        if value is not None
+        if value is not None and (not isinstance(value, Mapping) or "strict" in value)
     )
 
 
 def _figure(key: str, value: Any) -> str:
-    if isinstance(value, Mapping) and "strict" in value:
+    if isinstance(value, Mapping):
         return f"{value['strict']:.1%} right ({value['low']:.1%} to {value['high']:.1%}) of {value['num_problems']}"
     if key == "bytes":
         return f"{value / 2**20:,.0f} MiB"

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ from dpost_lite.pipeline.run import Outcome, execute
 from dpost_lite.pipeline.stages import RunStages
 from dpost_lite.pipeline.tasks import TrainSft
 from dpost_lite.pipeline.worker import _context
+from dpost_lite.problems.dev_draws import DevDraws
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair, Problem, Rationale, read_jsonl
 from dpost_lite.problems.tools import Tools
 from dpost_lite.recipe import Recipe
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.report import health
+from dpost_lite.report.page import write_report
 from dpost_lite.runs.folder import UNFINISHED, Run, read_json
 from dpost_lite.runs.manifest import MUTABLE
 from dpost_lite.runs.stage_names import policy_name
@@ -231,6 +234,27 @@ def test_health_compares_the_dev_problems_before_and_after_dpo(dpo_st):
         assert one.dpo_on_dev.a == before
 
 
+def test_health_compares_what_both_policies_draw_on_dev(dpo_st):
+    dev = {problem.id for problem in dpo_st.records("data/dev.jsonl", Problem)}
+    for one in health.rounds(dpo_st.path):
+        before, after = (
+            dpo_st.records(f"round-{one.number}/gate/dev-{name}.jsonl", Rationale) for name in ("before", "after")
+        )
+        assert [(r.problem_id, r.sample) for r in before] == [(r.problem_id, r.sample) for r in after]
+        assert before != after
+        assert {(r.problem_id, r.sample) for r in before} == {(i, sample) for i in dev for sample in range(3)}
+        found = one.dev_draws
+        assert (found.num_problems, found.num_samples) == (len(dev), 3)
+        for drawn, name in ((before, "before"), (after, "after")):
+            assert getattr(found.pass_at_1, name) == pytest.approx(sum(r.correct for r in drawn) / len(drawn))
+            solved = {r.problem_id for r in drawn if r.correct}
+            assert getattr(found.pass_at_k, name) == pytest.approx(len(solved) / len(dev))
+        (event,) = (
+            e for e in dpo_st.events if e["kind"] == "stage_finished" and e["stage"] == f"round-{one.number}/gate"
+        )
+        assert DevDraws.from_metrics(event["metrics"]["dev_draws"]) == found
+
+
 def test_dpo_starts_from_the_policy_it_refers_to(dpo_st):
     for i in (1, 2):
         assert read_json(dpo_st.path / f"round-{i}/dpo/done.json")["metrics"]["first_loss"] == pytest.approx(
@@ -326,6 +350,69 @@ def test_sampling_goes_on_to_the_sample(dpo_st, start, tmp_path, how):
     same_rationales(resumed, dpo_st, f"{name}/rationales.jsonl")
     assert resumed.outcome.scores == dpo_st.outcome.scores[:3]
     assert not list(resumed.path.rglob(UNFINISHED))
+
+
+GATE_FILES = ("before", "dev-before", "after", "dev-after", "dev")
+
+
+@pytest.mark.parametrize("part", ["dev-before", "dev-after"])
+def test_a_gate_that_was_stopped_in_any_part_goes_on(dpo_st, start, tmp_path, part):
+    """Parts that were done are kept, that in which it was stopped is continued, and the figures are the same."""
+    gate = "round-1/gate"
+    lengths = [len(dpo_st.records(f"{gate}/{name}.jsonl", Rationale)) for name in GATE_FILES]
+    done = sum(lengths[: GATE_FILES.index(part)])
+    running: list[str] = []
+
+    def stop(event: dict[str, Any]) -> None:
+        running.extend([event["stage"]] if event["kind"] == "stage_started" else [])
+        if event.get("unit") == "rationales" and running[-1] == gate and event["done"] == done + 2:
+            raise KeyboardInterrupt
+
+    stages = [name for name in dpo_st.stages("stage_finished") if not name.startswith("round-2")]
+    adopt(dpo_st.path, tmp_path / "run", stages[: stages.index(gate)])
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "run", "rounds=1", "sampling.max_rows=2", listener=stop)
+    partial = tmp_path / "run" / f"{gate}.partial"
+    whole = {path.stem: path.read_bytes() for path in partial.glob("*.jsonl")}
+    assert [*sorted(whole)] == sorted(GATE_FILES[: GATE_FILES.index(part)])
+    assert (partial / UNFINISHED / f"{part}.jsonl").read_text(encoding="utf-8").count("\n") >= 2
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["kind"] == "stage_finished" and event["stage"] == gate:
+            raise KeyboardInterrupt  # the rest is tested elsewhere
+
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path / "run", "rounds=1", listener=watch)
+    resumed = replace(dpo_st, path=tmp_path / "run")
+    for name in GATE_FILES:
+        same_rationales(resumed, dpo_st, f"{gate}/{name}.jsonl")
+    assert {name: (tmp_path / "run" / gate / f"{name}.jsonl").read_bytes() for name in whole} == whole
+    one, other = (read_json(path / gate / "done.json") for path in (resumed.path, dpo_st.path))
+    assert one["metrics"] == other["metrics"]
+
+
+def test_a_gate_of_an_older_version_is_neither_refused_nor_misread(dpo_st, start, tmp_path):
+    """It drew nothing on dev for the report: those figures are missing, and all else is as it was."""
+    shutil.copytree(dpo_st.path, tmp_path / "run")
+    gate = tmp_path / "run" / "round-1" / "gate"
+    for name in ("dev-before", "dev-after"):
+        (gate / f"{name}.jsonl").unlink()
+    record = read_json(gate / "done.json")
+    del record["metrics"]["dev_draws"]
+    (gate / "done.json").write_text(json.dumps(record), encoding="utf-8")
+    again = start(tmp_path / "run")
+    assert {event["kind"] for event in again.events} == {"stage_skipped"}
+    first, second = health.rounds(tmp_path / "run")
+    assert first.dev_draws is None
+    assert second.dev_draws is not None
+    assert first.dpo_on_dev == health.rounds(dpo_st.path)[0].dpo_on_dev
+    html = write_report(tmp_path / "run", tmp_path / "report", [])[0].read_text(encoding="utf-8")
+    table = html.partition("<h2>DPO on the dev problems</h2>")[2].partition("<h2>")[0]
+    old, new = table.split("<h3>round 2")
+    assert "greedy accuracy" in old
+    assert "pass@" not in old
+    assert "greedy accuracy" in new
+    assert f"pass@{dpo_st.recipe.sampling.samples_for_labels}" in new
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
