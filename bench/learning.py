@@ -1,6 +1,6 @@
 """Does it learn, and is it DPO that helps? SFT, plain self-training and DPO-ST from the same warm-up, several seeds.
 
-    python bench/learning.py [--seeds 3] [--out runs/bench-learning] [--save FILE.json] [key=value …]
+    python bench/learning.py [--seeds 3] [--tests 1000] [--equal-steps] [--out DIR] [--save FILE.json] [key=value …]
     python bench/learning.py --real --data-dir DIR                  # warm-up on built-in problems, then real ones
     python bench/learning.py --data gsm8k --data-dir DIR --also multiarith asdiv svamp  # where there is a GPU
 
@@ -8,9 +8,13 @@ Gives `dpost-lite run` for each seed and entrant, so a benchmark that was stoppe
 rehearsal (SmolLM2-135M-Instruct, built-in problems). There are two budgets. At equal K, every entrant draws K samples a
 problem for labels, and DPO-ST those for pairs on top, as in the paper. At equal draws, plain self-training draws all of
 them for labels, and DPO-ST uses the right ones drawn for pairs as labels too; draws for the gate are not counted.
-`sft.max_steps=N`, with N below the length of every final fine-tuning, makes them equally long. Prints accuracy by
-entrant and seed; differences at either budget, problem by problem; and the health of each round, which says why. The
-last line is one JSON object.
+
+More labels also make the final fine-tuning longer. With --equal-steps each best policy is trained a second time, from
+the base on its own labels, for as many steps as the shortest final fine-tuning of a round had; that of `sft` gets
+longer. What is then left of the gain comes from more data.
+
+Prints accuracy by entrant and seed; differences at either budget, problem by problem; and the health of each round,
+which says why. The last line is one JSON object.
 """
 
 import argparse
@@ -24,10 +28,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from publish import publish, result_of
+from rich.console import Console
 
 from dpost_lite.evaluation.baselines import adopt
 from dpost_lite.evaluation.evaluate import saved_answers
 from dpost_lite.methods import MethodName
+from dpost_lite.pipeline.stages import RunStages
 from dpost_lite.problems.comparing import compare, mean_difference
 from dpost_lite.problems.datasets import load, normal_question
 from dpost_lite.problems.records import file_name
@@ -35,6 +41,9 @@ from dpost_lite.problems.synthetic import generate
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.report import health, results
 from dpost_lite.report.summary import method_difference
+from dpost_lite.report.terminal import TerminalView
+from dpost_lite.runs.folder import Artifact, Run, read_json
+from dpost_lite.runs.stage_names import StageName, policy_name
 
 Right = dict[str, bool]
 
@@ -81,12 +90,18 @@ def main() -> None:
     parser.add_argument("--data", help="as --data of run; unset, the rehearsal")
     parser.add_argument("--real", action="store_true", help="train on ASDiv and SVAMP, test on MultiArith and SVAMP")
     parser.add_argument("--data-dir", type=Path, help="as --data-dir of run")
+    parser.add_argument("--tests", type=int, help="built-in problems to test on (the rehearsal: 400)")
+    parser.add_argument("--equal-steps", action="store_true", help="also test after final SFTs of equally many steps")
     parser.add_argument("--also", nargs="*", default=[], help="other sets to test the best policies on")
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
     arguments = parser.parse_intermixed_args()
     arguments.recipe = None if arguments.data else "rehearsal"
     arguments.options = ["--data", arguments.data] if arguments.data else ["--recipe", "rehearsal"]
+    if arguments.tests and (arguments.data or arguments.real):
+        raise SystemExit("--tests counts built-in problems; leave it out with --data or --real")
+    if arguments.tests:
+        arguments.overrides = [f"synthetic.num_test={arguments.tests}", *arguments.overrides]
     if arguments.real:
         use_real_text(arguments)
     entrants = [entrant for entrant in ENTRANTS if entrant.name in arguments.entrants]
@@ -101,6 +116,10 @@ def main() -> None:
             for name, part in by_set.items()
         }
     answers |= {data: {key: on_other(run, data, arguments) for key, run in runs.items()} for data in arguments.also}
+    if arguments.equal_steps:
+        num_steps = steps_of_shortest(runs)
+        name = f"test, final fine-tunings of {num_steps} steps"
+        answers[name] = {key: with_steps(run, num_steps) for key, run in runs.items()}
     tables = {data: tabled(data, by_run) for data, by_run in answers.items()}
     rounds = [
         {"entrant": name, "seed": seed, **asdict(one)}
@@ -182,6 +201,39 @@ def on_other(run: Path, data: str, arguments: argparse.Namespace) -> Right:
         dpost_lite("eval", str(run), *options)
     (answers,) = out.iterdir()
     return {answer.problem_id: answer.correct for answer in saved_answers(answers)}
+
+
+def steps_of_shortest(runs: dict[tuple[str, int], Path]) -> int:
+    """Print the steps of the final fine-tunings; return the fewest of a round's (of all, without rounds)."""
+    policies = {key: best_of(run) for key, run in runs.items()}
+    steps = {key: read_json(runs[key] / str(best) / "done.json")["metrics"]["steps"] for key, best in policies.items()}
+    print("\nsteps of the final fine-tunings")
+    for name in dict.fromkeys(name for name, _ in steps):
+        print(f"{name}: {', '.join(str(number) for (other, _), number in steps.items() if other == name)}")
+    return min([steps[key] for key, best in policies.items() if best.round] or steps.values())
+
+
+def best_of(run: Path) -> StageName:
+    """Return the stage that trained a run's best policy."""
+    return StageName("sft", StageName.score(results.exported(run) or "").round)
+
+
+def with_steps(run: Path, num_steps: int) -> Right:
+    """Train a run's best policy again, from the base on the same labels, for `num_steps`; return what it solves."""
+    number, recipe = best_of(run).round, Run.open(run).recipe
+    sft = {"max_steps": num_steps, "epochs": float(num_steps)}  # a pass over the labels takes at least one step
+    recipe = recipe.model_copy(update={"sft": recipe.sft.model_copy(update=sft)})
+    out = run.with_name(f"{run.name}-{num_steps}-steps")
+    source = str(StageName("labels", number)) if number else "data"
+    adopt(run, out, ("data", source))
+    with TerminalView(Console(stderr=True)) as view:
+        again = Run.create(out, recipe, (view,))
+        with again.locked():
+            stages = RunStages(recipe, again)
+            stages.data()
+            made = read_json(out / source / "done.json")
+            stages.sft(number, Artifact(source, out / source, made["fingerprint"], made["metrics"]))
+    return results.right(out, policy_name(number))
 
 
 def tabled(data: str, answers: dict[tuple[str, int], Right]) -> dict[str, Any]:
