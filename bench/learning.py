@@ -9,9 +9,9 @@ rehearsal (SmolLM2-135M-Instruct, built-in problems). There are two budgets. At 
 problem for labels, and DPO-ST those for pairs on top, as in the paper. At equal draws, plain self-training draws all of
 them for labels, and DPO-ST uses the right ones drawn for pairs as labels too; draws for the gate are not counted.
 
-More labels also make the final fine-tuning longer. With --equal-steps each best policy is trained a second time, from
-the base on its own labels, for as many steps as the shortest final fine-tuning of a round had; that of `sft` gets
-longer. What is then left of the gain comes from more data.
+More labels also make the final fine-tuning longer. With --equal-steps the final fine-tuning of every run is repeated,
+from the base on its own labels, for as many steps as the shortest one of self-training had; that of `sft` gets longer.
+What is then left of the gain comes from more data.
 
 Prints accuracy by entrant and seed; differences at either budget, problem by problem; and the health of each round,
 which says why. The last line is one JSON object.
@@ -205,22 +205,22 @@ def on_other(run: Path, data: str, arguments: argparse.Namespace) -> Right:
 
 def steps_of_shortest(runs: dict[tuple[str, int], Path]) -> int:
     """Print the steps of the final fine-tunings; return the fewest of a round's (of all, without rounds)."""
-    policies = {key: best_of(run) for key, run in runs.items()}
-    steps = {key: read_json(runs[key] / str(best) / "done.json")["metrics"]["steps"] for key, best in policies.items()}
+    last = {key: last_of(run) for key, run in runs.items()}
+    steps = {key: read_json(runs[key] / str(sft) / "done.json")["metrics"]["steps"] for key, sft in last.items()}
     print("\nsteps of the final fine-tunings")
     for name in dict.fromkeys(name for name, _ in steps):
         print(f"{name}: {', '.join(str(number) for (other, _), number in steps.items() if other == name)}")
-    return min([steps[key] for key, best in policies.items() if best.round] or steps.values())
+    return min([steps[key] for key, sft in last.items() if sft.round] or steps.values())
 
 
-def best_of(run: Path) -> StageName:
-    """Return the stage that trained a run's best policy."""
-    return StageName("sft", StageName.score(results.exported(run) or "").round)
+def last_of(run: Path) -> StageName:
+    """Return a run's final fine-tuning."""
+    return StageName("sft", StageName.score(results.scores(run)[-1].name).round)
 
 
 def with_steps(run: Path, num_steps: int) -> Right:
-    """Train a run's best policy again, from the base on the same labels, for `num_steps`; return what it solves."""
-    number, recipe = best_of(run).round, Run.open(run).recipe
+    """Repeat a run's final fine-tuning, from the base on the same labels, for `num_steps`; return what it solves."""
+    number, recipe = last_of(run).round, Run.open(run).recipe
     sft = {"max_steps": num_steps, "epochs": float(num_steps)}  # a pass over the labels takes at least one step
     recipe = recipe.model_copy(update={"sft": recipe.sft.model_copy(update=sft)})
     out = run.with_name(f"{run.name}-{num_steps}-steps")

@@ -115,8 +115,8 @@ def test_what_dpo_did_to_the_dev_problems_is_a_table(folder) -> None:
         ("greedy accuracy, 2 problems", "50.0%", "100.0%", "+50.0 points (+0.0 to +100.0)"),
         ("samples: right (pass@1)", "25.0%", "100.0%", "+75.0 points (+50.0 to +100.0)"),
         ("problems with a right one (pass@4)", "50.0%", "100.0%", "+50.0 points (+0.0 to +100.0)"),
-        ("distinct right rationales", "1.0", "2.0", "+1.0 (+0.0 to +2.0)"),
-        ("steps per rationale", "1.0", "1.0", "+0.0 (+0.0 to +0.0)"),
+        ("distinct right rationales", "1", "2", "+1 (+0 to +2)"),
+        ("steps per rationale", "1.00", "1.00", "+0.00 (+0.00 to +0.00)"),
         ("tokens per rationale", "10.0", "5.0", "-5.0 (-5.0 to -5.0)"),
         ("unfinished", "0.0%", "0.0%", "+0.0 points (+0.0 to +0.0)"),
     ]

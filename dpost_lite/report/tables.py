@@ -62,30 +62,29 @@ def _rate(record: Mapping[str, Any]) -> str:
 def dev_table(one: Round) -> list[tuple[str, str, str, str]]:
     """Return rows of (name, before DPO, after DPO, change with its 95 % interval) on the dev problems."""
     greedy, drawn = one.dpo_on_dev, one.dev_draws
-    rows: list[tuple[str, Change | None, bool]] = []
+    rows: list[tuple[str, Change | None, str]] = []
     if greedy:
         change = Change(greedy.a, greedy.b, greedy.difference, greedy.low, greedy.high)
-        rows.append((f"greedy accuracy, {greedy.num_problems:,} problems", change, True))
+        rows.append((f"greedy accuracy, {greedy.num_problems:,} problems", change, ".1%"))
     if drawn:
         has_many = drawn.num_samples > 1  # else both are the same
         rows += [
-            ("samples: right (pass@1)", drawn.pass_at_1, True),
-            (f"problems with a right one (pass@{drawn.num_samples})", drawn.pass_at_k if has_many else None, True),
-            ("distinct right rationales", drawn.distinct_right, False),
-            ("steps per rationale", drawn.steps, False),
-            ("tokens per rationale", drawn.tokens, False),
-            ("unfinished", drawn.unfinished, True),
+            ("samples: right (pass@1)", drawn.pass_at_1, ".1%"),
+            (f"problems with a right one (pass@{drawn.num_samples})", drawn.pass_at_k if has_many else None, ".1%"),
+            ("distinct right rationales", drawn.distinct_right, ",.0f"),
+            ("steps per rationale", drawn.steps, ".2f"),
+            ("tokens per rationale", drawn.tokens, ".1f"),
+            ("unfinished", drawn.unfinished, ".1%"),
         ]
-    return [(what, *_change(found, is_share=is_share)) for what, found, is_share in rows if found]
+    return [(what, *_change(found, form)) for what, found, form in rows if found]
 
 
-def _change(found: Change, *, is_share: bool) -> tuple[str, str, str]:
-    """Write a change: of shares in percent and points."""
-    scale, unit, points = (100, "%", " points") if is_share else (1, "", "")
-    before, after, difference, low, high = (
-        scale * value for value in (found.before, found.after, found.difference, found.low, found.high)
-    )
-    return f"{before:,.1f}{unit}", f"{after:,.1f}{unit}", f"{difference:+,.1f}{points} ({low:+,.1f} to {high:+,.1f})"
+def _change(found: Change, form: str) -> tuple[str, str, str]:
+    """Write a change; that of percentages in points."""
+    scale, unit = (100, " points") if form.endswith("%") else (1, "")
+    number = f"+{form.replace('%', 'f')}"
+    difference, low, high = (format(scale * value, number) for value in (found.difference, found.low, found.high))
+    return format(found.before, form), format(found.after, form), f"{difference}{unit} ({low} to {high})"
 
 
 def health_table(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
