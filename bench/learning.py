@@ -98,9 +98,9 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     arguments.recipe = None if arguments.data else "rehearsal"
     arguments.options = ["--data", arguments.data] if arguments.data else ["--recipe", "rehearsal"]
-    if arguments.tests and (arguments.data or arguments.real):
+    if arguments.tests is not None and (arguments.data or arguments.real):
         raise SystemExit("--tests counts built-in problems; leave it out with --data or --real")
-    if arguments.tests:
+    if arguments.tests is not None:
         arguments.overrides = [f"synthetic.num_test={arguments.tests}", *arguments.overrides]
     if arguments.real:
         use_real_text(arguments)

@@ -159,8 +159,9 @@ class DpoRecipe(_Section):
     """Weight of an added negative log-likelihood term on the chosen rationale."""
     gate: float = Field(0.05, ge=0, le=1)
     """Share of a round's draws that is spent on comparing the policies before and after DPO, on at least 64 problems:
-    the round goes on with the DPO policy only if it clearly draws more distinct right rationales. The same is drawn for
-    at most as many dev problems, for the report alone. `off` (0): neither, and always, as in the paper.
+    the round goes on with the DPO policy only if it clearly draws more distinct right rationales. On top of the
+    share, both also answer at most as many dev problems, for the report alone. `off` (0): no comparison on either, and
+    always the DPO policy, as in the paper.
     """
     keep: Literal["better", "always"] = "better"
     """`always` compares the policies (`dpo.gate`) for the report alone: the round goes on with the DPO policy."""
