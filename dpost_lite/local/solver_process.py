@@ -81,6 +81,11 @@ class SolverProcess:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self.close(at_once=error is not None)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still answers: it has neither crashed nor been closed."""
+        return self._ended is None
+
     def start(self, request: Request, tell: Tell) -> int:
         """Queue a request; return its number.
 
