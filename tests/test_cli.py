@@ -97,7 +97,7 @@ def test_version_and_a_bare_call() -> None:
         ("solve no.gguf why", "no.gguf cannot be read"),
         ("solve empty why", "empty is not a run folder (no run.json)"),
         ("solve half why", "half has no exported model yet"),
-        ("solve run why --calculator of", "--calculator: of (did you mean 'off'?); give on, off"),
+        ("eval run --calculator of", "--calculator: of (did you mean 'off'?); give on, off, both"),
         ("eval model", "--data: a model has no test problems of its own"),
         ("eval nowhere/ --data synthetic", "model.name: nowhere/ is neither a folder nor a hub id"),
         ("eval model --policy sft-0 --data synthetic", "--policy: model is not a run folder"),

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import DataError, RunError, nearest
-from dpost_lite.local.gguf import FORMAT_KEYS
-from dpost_lite.local.header import read_header
+from dpost_lite.local.solver import recipe_of_file
 from dpost_lite.methods import METHODS
-from dpost_lite.models import adapters
 from dpost_lite.problems import datasets
 from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
 from dpost_lite.problems.records import Problem, read_jsonl
@@ -37,6 +35,8 @@ def find_target(name: str, policy: str | None = None, *, base: str | None = None
     Raises RunError if the run has no such policy, or `policy` or `base` does not apply; ModelError if an adapter names
     no base. Models are located later, when they are scored.
     """
+    from dpost_lite.models import adapters  # which imports PyTorch
+
     path = Path(name)
     if base is not None and not adapters.is_adapter(path):
         raise RunError(f"--model: {name} is not an adapter (no adapter_config.json); leave out --model")
@@ -55,10 +55,16 @@ def find_target(name: str, policy: str | None = None, *, base: str | None = None
     return Target(recipe, {path.name: path} if is_adapter else {name: None})
 
 
-def recipe_of_file(path: Path) -> Recipe:
-    """Return the defaults for a GGUF file, and how its solutions are written. Raises ExportError if it is damaged."""
-    header = read_header(path)
-    return with_format({key: header.get(f"dpost_lite.{key}") for key in FORMAT_KEYS})
+def file_to_solve_with(source: str) -> tuple[Path, Recipe]:
+    """Return the GGUF file `source`, or that of the finished run in folder `source`, and the recipe of its solutions.
+
+    Raises RunError if the run has no exported model, ExportError if the file is damaged.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf":
+        return path, recipe_of_file(path)
+    run = Run.open(path)
+    return path / "export" / finished_export(run)["file"], run.recipe
 
 
 def _recipe_of_folder(path: Path) -> Recipe:
@@ -157,5 +163,7 @@ def _recorded(run: Run, part: str) -> Iterator[Problem]:
 
 
 def _is_policy(folder: Path) -> bool:
+    from dpost_lite.models import adapters
+
     is_saved = adapters.is_adapter(folder) or (folder / "config.json").is_file()
     return is_saved and (folder / "done.json").is_file()

@@ -1,213 +1,181 @@
-"""Answers questions with a GGUF file, and with the calculator or the code that the model was trained with.
+"""Solve word problems from Python: `from dpost_lite import Solver`."""
 
-The loop is our own because llama-cpp-python's generators cannot take tokens that the model did not choose. Each step
-chooses a token from the last logits, appends it to an `AnswerTokens` (as the batched sampler does), where a writer may
-insert more, and evaluates all new tokens in one forward. The prompt comes from the file's own chat template.
-"""
-
-import codecs
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import lru_cache
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, overload
 
-from dpost_lite.errors import DataError, ExportError
-from dpost_lite.local.chat import render_chat
+from dpost_lite.errors import RecipeError
+from dpost_lite.local.gguf import FORMAT_KEYS
 from dpost_lite.local.header import read_header
-from dpost_lite.local.llama import open_gguf, uses_extra_buffers
-from dpost_lite.problems.answer_tokens import AnswerTokens
-from dpost_lite.problems.answers import stated_answer
-from dpost_lite.problems.code_format import prose
-from dpost_lite.problems.grading import flexible_answer
+from dpost_lite.local.request import Request, Solution
+from dpost_lite.local.solver_process import SolverProcess
+from dpost_lite.problems.answers import count_votes
 from dpost_lite.problems.tools import Tools
+from dpost_lite.recipe import Recipe, with_format
 
-MAX_CONTEXT = 4096  # tokens; a word problem and its rationale need a few hundred, and each costs cache memory
+NUM_PARALLEL = 8
+SAMPLE_TEMPERATURE = 0.7  # as the papers sample
 
-Choose = Callable[[Any], int]  # logits (vocab,) -> token id
+_CALCULATION = re.compile(r"<<([^<>=\n]+)=([^<>\n]*)>>")
 
 
 @dataclass(frozen=True, slots=True)
-class Solution:
-    """One answer. `strict` is what the text states (`stated_answer`: the number after `####`, or else what is in its
-    `\\boxed{…}`), `flexible` the last number; `end` is "limit" if cut off.
+class Calculation:
+    """One annotation of a solution, `<<48/2=24>>`: expression "48/2", result "24"."""
+
+    expression: str
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A worked solution. `answer` is what it states, in canonical form if it is a number ("18"); None if it states
+    nothing, or is cut off (`is_finished`).
+
+    With several samples, `votes` counts the answers of the finished ones, most frequent first, and the text is that of
+    the first sample with the elected answer. `num_tokens` and `seconds` are those of all samples.
     """
 
+    question: str
     text: str
-    strict: str | None
-    flexible: str | None
-    num_calculated: int
-    num_refused: int
-    end: Literal["stop", "limit"]
+    answer: str | None
+    is_finished: bool
+    votes: dict[str, int] | None
+    num_tokens: int
+    seconds: float
+
+    @property
+    def steps(self) -> list[str]:
+        """The lines of the solution, without the one that only gives the answer (`#### 18`)."""
+        lines = (line.strip() for line in self.text.splitlines())
+        return [line for line in lines if line and not line.startswith("####")]
+
+    @property
+    def calculations(self) -> list[Calculation]:
+        """The annotations in the text, in order. Without the calculator their results are the model's own."""
+        return [Calculation(*found) for found in _CALCULATION.findall(self.text)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return values for JSON; `votes` only where there are samples."""
+        return {
+            "question": self.question,
+            "text": self.text,
+            "steps": self.steps,
+            "calculations": [{"expression": c.expression, "result": c.result} for c in self.calculations],
+            "answer": self.answer,
+            "is_finished": self.is_finished,
+            **({} if self.votes is None else {"votes": self.votes}),
+            "tokens": self.num_tokens,
+            "seconds": round(self.seconds, 3),
+        }
 
 
 class Solver:
-    """Answers questions with one GGUF file, one at a time (not from two threads at once).
+    """Solves word problems with an exported GGUF file; use it in a `with` block, or call `close`.
 
-    `tools` is what the model uses while it writes; without any it computes by itself. `extra_buffers` lets llama.cpp
-    repack weights into its extra buffers; None means whatever works on this machine. A crash of llama.cpp ends the
-    process: see `SolverProcess`.
-    Raises ExportError if the file is missing, broken, or carries no chat template; SandboxError if it cannot run code.
+    How the solutions are written is read from the file. Without `calculator` the model computes by itself; code in
+    solutions is run, in a sandbox, only with `allow_code`. Up to `num_parallel` questions or samples are computed side
+    by side in a process of its own. The cache takes `CELLS_PER_SEQUENCE` tokens for each (see `GgufModel`).
+    Raises ExportError if the file is missing, damaged, or crashes llama.cpp; SandboxError if code cannot be run.
     """
 
     def __init__(
         self,
-        gguf_path: Path,
+        path: str | Path,
         *,
-        tools: Tools,
-        max_new_tokens: int = 300,
-        num_threads: int | None = None,
-        extra_buffers: bool | None = None,
+        calculator: bool = True,
+        allow_code: bool = False,
+        max_new_tokens: int | None = None,
+        num_parallel: int = NUM_PARALLEL,
     ) -> None:
-        import llama_cpp
+        recipe = recipe_of_file(Path(path))
+        tools = replace(Tools.from_recipe(recipe), runs_code=allow_code)
+        self._process = SolverProcess(
+            Path(path),
+            tools=tools if calculator else replace(tools, calculator=None),
+            max_new_tokens=max_new_tokens or recipe.sampling.max_new_tokens,
+            num_parallel=num_parallel,
+        )
 
-        settings = read_header(gguf_path)
-        num_context = settings.get(f"{settings.get('general.architecture')}.context_length", MAX_CONTEXT)
-        self._template: str = settings.get("tokenizer.chat_template", "")
-        if not self._template:
-            raise ExportError(f"{gguf_path} carries no chat template; export from a model that has one")
-        self._llm = open_gguf(
-            gguf_path,
-            extra_buffers=uses_extra_buffers(gguf_path) if extra_buffers is None else extra_buffers,
-            n_ctx=min(num_context, MAX_CONTEXT),
-            n_threads=num_threads,  # None: llama-cpp-python uses half the logical cores, the physical ones
-            n_threads_batch=num_threads,
-        )
-        self._vocab = llama_cpp.llama_model_get_vocab(self._llm.model)
-        self._max_new_tokens = max_new_tokens
-        self._opened = ExitStack()
-        self._writer = self._opened.enter_context(
-            tools.writer(lru_cache(2**16)(self._text_of), self._encode, self._text)
-        )
+    def __enter__(self) -> "Solver":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._process.close(at_once=error is not None)
 
     def close(self) -> None:
-        """End what the tools have started."""
-        self._opened.close()
+        """End the process and free its memory."""
+        self._process.close()
 
-    def solve(self, question: str, *, temperature: float = 0.0, seed: int = 0) -> Solution:
-        """Answer `question`, greedily or by sampling from the whole vocabulary at `temperature`.
+    @overload
+    def solve(self, question: str, *, samples: int = 1, temperature: float | None = None, seed: int = 0) -> Answer: ...
+    @overload
+    def solve(
+        self, question: list[str], *, samples: int = 1, temperature: float | None = None, seed: int = 0
+    ) -> list[Answer]: ...
+    def solve(
+        self, question: str | list[str], *, samples: int = 1, temperature: float | None = None, seed: int = 0
+    ) -> Answer | list[Answer]:
+        """Answer one question, or each of several.
 
-        Raises DataError if the question leaves no room in the model's context.
+        `temperature` None is 0 (greedy decoding) for a single sample, and 0.7 for several, which are put to the vote
+        (self-consistency). Samples of one question have the seeds `seed`, `seed + 1`, … Raises DataError if a question
+        is too long for the model, ExportError if llama.cpp crashes, RecipeError if `samples` is less than 1.
         """
-        prompt_ids = self._prompt_ids(question)
-        answer = self._new_answer(prompt_ids)
-        for _ in self._steps(prompt_ids, answer, _chooser(temperature, seed)):
-            pass
-        text = self._text(answer.token_ids)
-        return Solution(
-            text=text,
-            strict=stated_answer(text),
-            flexible=flexible_answer(prose(text)),
-            num_calculated=answer.num_calculated,
-            num_refused=answer.num_refused,
-            end=answer.end,
+        questions = [question] if isinstance(question, str) else question
+        answers = list(
+            solve_all(self._process, questions, samples=samples, temperature=temperature, seeds=[seed] * len(questions))
         )
-
-    def stream(self, question: str, *, temperature: float = 0.0, seed: int = 0) -> Iterator[str]:
-        """Yield the answer in pieces as it is written, forced text included. Raises DataError as `solve` does."""
-        decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
-        prompt_ids = self._prompt_ids(question)
-        for new in self._steps(prompt_ids, self._new_answer(prompt_ids), _chooser(temperature, seed)):
-            if piece := decode(self._bytes_of(new)):
-                yield piece
-        if rest := decode(b"", final=True):
-            yield rest
-
-    def _new_answer(self, prompt_ids: list[int]) -> AnswerTokens:
-        room = min(self._max_new_tokens, self._llm.n_ctx() - len(prompt_ids))
-        return AnswerTokens(self._writer.row() if self._writer else None, self._is_stop, room)
-
-    def _steps(self, prompt_ids: list[int], answer: AnswerTokens, choose: Choose) -> Iterator[list[int]]:
-        """Write the answer; yield the new tokens of each step. Blocks while the writer's reply is pending."""
-        self._llm.reset()
-        new = prompt_ids
-        while not answer.is_finished:
-            self._llm.eval(new)
-            new = answer.append_token(choose(self._logits())) or answer.wait()
-            yield new
-
-    def _prompt_ids(self, question: str) -> list[int]:
-        """Return the tokens of the question in the chat template, which also writes the BOS token if there is one.
-
-        The name of a special token in the question stays plain text, as in training.
-        """
-        ids = self._encode_prompt(self._render(question))
-        if self._encode_prompt(question) != self._llm.tokenize(_utf8(question), add_bos=False, special=False):
-            before, _, after = self._render("\0").partition("\0")
-            ids = self._encode_prompt(before) + self._encode(question) + self._encode_prompt(after)
-        if len(ids) >= self._llm.n_ctx():
-            raise DataError(
-                f"the question has {len(ids)} tokens with its template, the model reads {self._llm.n_ctx()}; shorten it"
-            )
-        return ids
-
-    def _render(self, question: str) -> str:
-        return render_chat(
-            self._template,
-            [{"role": "user", "content": question}],
-            bos=self._special_text(self._llm.token_bos()),
-            eos=self._special_text(self._llm.token_eos()),
-        )
-
-    def _encode_prompt(self, text: str) -> list[int]:
-        return self._llm.tokenize(_utf8(text), add_bos=False, special=True)
-
-    def _special_text(self, token_id: int) -> str:
-        return self._llm.detokenize([token_id], special=True).decode() if token_id >= 0 else ""
-
-    def _logits(self) -> Any:
-        import llama_cpp
-        import numpy as np
-
-        pointer = llama_cpp.llama_get_logits_ith(self._llm.ctx, -1)
-        return np.ctypeslib.as_array(pointer, shape=(self._llm.n_vocab(),))
-
-    def _is_stop(self, token_id: int) -> bool:
-        import llama_cpp
-
-        return llama_cpp.llama_vocab_is_eog(self._vocab, token_id)
-
-    def _bytes_of(self, ids: list[int]) -> bytes:
-        """Return the text that tokens add in the middle of a line, as bytes: a character may span tokens."""
-        import ctypes
-
-        import llama_cpp
-
-        pieces = []
-        for token_id in ids:
-            buffer = ctypes.create_string_buffer(256)  # the longest tokens in use have 128 bytes
-            num_bytes = llama_cpp.llama_token_to_piece(self._vocab, token_id, buffer, len(buffer), 0, False)
-            pieces.append(buffer.raw[: max(num_bytes, 0)])
-        return b"".join(pieces)
-
-    def _text_of(self, token_id: int) -> str:
-        return self._text([token_id])
-
-    def _text(self, ids: list[int]) -> str:
-        return self._bytes_of(ids).decode(errors="replace")
-
-    def _encode(self, text: str) -> list[int]:
-        """Return the tokens of `text` in the middle of a line.
-
-        SentencePiece vocabularies put a space before the first word. A line feed before the text takes that space, and
-        is cut off again; it is a byte token, which never merges with the next one.
-        """
-        anchor = self._llm.tokenize(b"\n", add_bos=False, special=False)
-        if len(anchor) == 1:
-            return self._llm.tokenize(_utf8(text), add_bos=False, special=False)
-        return self._llm.tokenize(b"\n" + _utf8(text), add_bos=False, special=False)[len(anchor) :]
+        return answers[0] if isinstance(question, str) else answers
 
 
-def _utf8(text: str) -> bytes:
-    return text.encode(errors="replace")
+def solve_all(
+    process: SolverProcess, questions: Sequence[str], *, samples: int, temperature: float | None, seeds: Sequence[int]
+) -> Iterator[Answer]:
+    """Yield the answers to questions that are computed side by side, in order. Arguments and errors: `Solver.solve`."""
+    started = time.monotonic()
+    requests = [
+        request
+        for question, seed in zip(questions, seeds, strict=True)
+        for request in requests_for(question, samples=samples, temperature=temperature, seed=seed)
+    ]
+    solutions = process.solve_all(requests)
+    for question in questions:
+        drawn = [next(solutions) for _ in range(samples)]
+        yield answer_of(question, drawn, seconds=time.monotonic() - started)
 
 
-def _chooser(temperature: float, seed: int) -> Choose:
-    """Return the choice of the next token: the likeliest, or a draw by the Gumbel trick, seeded."""
-    import numpy as np
+def requests_for(question: str, *, samples: int, temperature: float | None, seed: int) -> list[Request]:
+    """Return the requests for the samples of one question. Arguments and errors: `Solver.solve`."""
+    if samples < 1:
+        raise RecipeError(f"samples: {samples}; give 1 or more")
+    if temperature is None:
+        temperature = SAMPLE_TEMPERATURE if samples > 1 else 0.0
+    return [Request.of(question, temperature=temperature, seed=seed + sample) for sample in range(samples)]
 
-    if temperature <= 0:
-        return lambda logits: int(np.argmax(logits))
-    random = np.random.default_rng(seed)
-    return lambda logits: int(np.argmax(logits.astype(np.float64) / temperature + random.gumbel(size=logits.shape)))
+
+def answer_of(question: str, drawn: Sequence[Solution], *, seconds: float) -> Answer:
+    """Return the answer that one solution gives, or that several elect; a tie is won by the answer drawn first."""
+    given = [solution.strict if solution.end == "stop" else None for solution in drawn]
+    votes = count_votes(given)
+    ranked = sorted(votes, key=lambda answer: -votes[answer])  # of equals, the first one drawn
+    elected = ranked[0] if ranked else None
+    shown = drawn[given.index(elected)] if elected else drawn[0]
+    return Answer(
+        question=question,
+        text=shown.text,
+        answer=elected,
+        is_finished=shown.end == "stop",
+        votes=None if len(drawn) == 1 else {answer: votes[answer] for answer in ranked},
+        num_tokens=sum(solution.num_tokens for solution in drawn),
+        seconds=seconds,
+    )
+
+
+def recipe_of_file(path: Path) -> Recipe:
+    """Return the defaults for a GGUF file, and how its solutions are written. Raises ExportError if it is damaged."""
+    header = read_header(path)
+    return with_format({key: header.get(f"dpost_lite.{key}") for key in FORMAT_KEYS})
