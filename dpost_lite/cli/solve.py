@@ -2,12 +2,15 @@
 
 import secrets
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dpost_lite.cli.options import Debug, choice, lines_of_stdin
+
+if TYPE_CHECKING:
+    from dpost_lite.problems.tools import Tools
+    from dpost_lite.recipe import Recipe
 
 
 def solve(
@@ -23,29 +26,30 @@ def solve(
     debug: Debug = False,
 ) -> None:
     """Solve word problems with an exported model, locally."""
-    from dpost_lite.evaluation.targets import finished_export, recipe_of_file
+    from dpost_lite.evaluation.targets import file_to_solve_with
     from dpost_lite.local.solver_process import SolverProcess
-    from dpost_lite.problems.tools import Tools
     from dpost_lite.report.terminal import printable
-    from dpost_lite.runs.folder import Run
 
     with_calculator = choice("--calculator", calculator, {"on": True, "off": False})
-    file = Path(source)
-    if file.suffix == ".gguf":
-        recipe = recipe_of_file(file)
-    else:
-        opened = Run.open(file)
-        file, recipe = file / "export" / finished_export(opened)["file"], opened.recipe
-    tools = replace(Tools.from_recipe(recipe), runs_code=allow_code)
+    file, recipe = file_to_solve_with(source)
+    tools = tools_of(recipe, allow_code=allow_code)
     if not with_calculator:
         tools = replace(tools, calculator=None)
-    if tools.code is None and allow_code:
-        typer.echo("note: this model writes no code, so --allow-code has no effect", err=True)
-    if tools.code is not None and not allow_code:
-        typer.echo("note: this model writes code, which is run only with --allow-code", err=True)
     with SolverProcess(file, tools=tools, max_new_tokens=recipe.sampling.max_new_tokens) as solver:
         for index, text in enumerate([question] if question is not None else lines_of_stdin()):
             answer_seed = secrets.randbits(32) if seed is None else seed + index
             for piece in solver.stream(text, temperature=temperature, seed=answer_seed):
                 typer.echo(printable(piece), nl=False)
             typer.echo("\n" if question is None else "")
+
+
+def tools_of(recipe: "Recipe", *, allow_code: bool) -> "Tools":
+    """Return what the solutions of a recipe use; prints a note if --allow-code is missing or has no effect."""
+    from dpost_lite.problems.tools import Tools
+
+    tools = replace(Tools.from_recipe(recipe), runs_code=allow_code)
+    if tools.code is None and allow_code:
+        typer.echo("note: this model writes no code, so --allow-code has no effect", err=True)
+    if tools.code is not None and not allow_code:
+        typer.echo("note: this model writes code, which is run only with --allow-code", err=True)
+    return tools

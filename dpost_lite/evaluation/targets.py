@@ -55,6 +55,18 @@ def find_target(name: str, policy: str | None = None, *, base: str | None = None
     return Target(recipe, {path.name: path} if is_adapter else {name: None})
 
 
+def file_to_solve_with(source: str) -> tuple[Path, Recipe]:
+    """Return the GGUF file `source`, or that of the finished run in folder `source`, and the recipe of its solutions.
+
+    Raises RunError if the run has no exported model, ExportError if the file is damaged.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf":
+        return path, recipe_of_file(path)
+    run = Run.open(path)
+    return path / "export" / finished_export(run)["file"], run.recipe
+
+
 def recipe_of_file(path: Path) -> Recipe:
     """Return the defaults for a GGUF file, and how its solutions are written. Raises ExportError if it is damaged."""
     header = read_header(path)

@@ -1,0 +1,126 @@
+"""Answers for many clients at once from one solver process, which is replaced if it dies."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Protocol
+
+from dpost_lite.errors import DataError, DpostError
+from dpost_lite.local.request import Piece, Request
+from dpost_lite.local.solver import Solution
+from dpost_lite.server.errors import ApiError
+
+RETRY_SECONDS = 1
+STOPPING = "the server is shutting down"
+
+
+class Solving(Protocol):
+    """What the engine needs of a `SolverProcess`."""
+
+    def start(self, request: Request, tell: Callable[[Piece | Solution | DpostError], None]) -> int: ...
+    def cancel(self, number: int) -> None: ...
+    def is_alive(self) -> bool: ...
+    def close(self, *, at_once: bool = False) -> None: ...
+
+
+class Engine:
+    """Runs requests in the solver that `open_solver` returns; all methods belong to one event loop.
+
+    At most `max_outstanding` are answered or waiting at a time, each for at most `max_seconds`.
+    Raises what `open_solver` raises.
+    """
+
+    def __init__(self, open_solver: Callable[[], Solving], *, max_outstanding: int, max_seconds: float) -> None:
+        self._open = open_solver
+        self._max_outstanding = max_outstanding
+        self._max_seconds = max_seconds
+        self._num_outstanding = 0
+        self._queues: set[asyncio.Queue[tuple[int, Piece | Solution | Exception]]] = set()
+        self._is_stopping = False
+        self._reopening: asyncio.Task[None] | None = None
+        self._solver = open_solver()
+
+    async def answer(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Piece | Solution], None]:
+        """Yield the pieces of all answers as they are written, with the index of the request; each ends in a Solution.
+
+        Closing the generator cancels what is unfinished. Raises ApiError: 429 if there is no room, 400 if the solver
+        cannot take a request, 503 if it dies or the server stops, 504 after `max_seconds`.
+        """
+        if self._num_outstanding + len(requests) > self._max_outstanding:
+            raise ApiError(429, "too many requests at once; try again", code="rate_limit_exceeded",
+                           retry_after=RETRY_SECONDS)  # fmt: skip
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[tuple[int, Piece | Solution | Exception]] = asyncio.Queue()
+        late = ApiError(504, f"no answer within {self._max_seconds:g} s; ask for fewer tokens", code="timeout")
+        timer = loop.call_later(self._max_seconds, events.put_nowait, (0, late))
+        running: dict[int, int] = {}
+        solver: Solving | None = None
+        self._num_outstanding += len(requests)
+        self._queues.add(events)
+        try:
+            solver = await self._living_solver()
+            for index, request in enumerate(requests):
+                running[index] = solver.start(request, _putter(loop, events, index))
+            while running:
+                index, event = await events.get()
+                if isinstance(event, DpostError):
+                    raise _api_error(event, died=not solver.is_alive())
+                if isinstance(event, Exception):
+                    raise event
+                if isinstance(event, Solution):
+                    del running[index]
+                yield index, event
+        finally:
+            timer.cancel()
+            self._queues.discard(events)
+            self._num_outstanding -= len(requests)
+            for number in running.values():
+                assert solver is not None
+                solver.cancel(number)
+
+    def stop(self) -> None:
+        """End all answers with an error, and take no more."""
+        self._is_stopping = True
+        for events in self._queues:
+            events.put_nowait((0, ApiError(503, STOPPING)))
+
+    def close(self) -> None:
+        """End the solver process."""
+        self._solver.close(at_once=True)
+
+    async def _living_solver(self) -> Solving:
+        if self._is_stopping:
+            raise ApiError(503, STOPPING)
+        if self._reopening is None and not self._solver.is_alive():
+            self._reopening = asyncio.create_task(self._reopen())
+        if self._reopening is not None:
+            try:
+                await asyncio.shield(self._reopening)  # a client that goes away must not stop it for the others
+            except DpostError as error:
+                raise ApiError(503, f"{error}", code="solver_died") from error
+        return self._solver
+
+    async def _reopen(self) -> None:
+        try:
+            await asyncio.to_thread(self._solver.close, at_once=True)
+            self._solver = await asyncio.to_thread(self._open)
+        finally:
+            self._reopening = None
+
+
+def _putter(
+    loop: asyncio.AbstractEventLoop, events: "asyncio.Queue[tuple[int, Piece | Solution | Exception]]", index: int
+) -> Callable[[Piece | Solution | DpostError], None]:
+    """Return the `tell` of one request: called by the solver's thread, it puts events into the loop's queue."""
+
+    def tell(event: Piece | Solution | DpostError) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(events.put_nowait, (index, event))
+
+    return tell
+
+
+def _api_error(error: DpostError, *, died: bool) -> ApiError:
+    if died:
+        return ApiError(503, f"{error}", code="solver_died")
+    return ApiError(400, f"{error}", code="context_length_exceeded" if isinstance(error, DataError) else None)
