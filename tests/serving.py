@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpost_lite.errors import DataError, DpostError, ExportError
-from dpost_lite.local.request import Piece, Request
-from dpost_lite.local.solver import Solution
+from dpost_lite.local.request import Piece, Request, Solution
 from dpost_lite.server.app import create_app
-from dpost_lite.server.engine import Engine
+from dpost_lite.server.async_solver import AsyncSolver
 from dpost_lite.server.gate import Access
 from dpost_lite.server.run import Server, listen, url_of
 from dpost_lite.server.schema import Defaults
@@ -116,10 +115,10 @@ def serving(
         solvers.append(open_solver())
         return solvers[-1]
 
-    engine = Engine(opened, max_outstanding=max_outstanding, max_seconds=max_seconds)
-    app = create_app(engine, model=MODEL, tools=tools, defaults=Defaults(300, 0.7), access=access or Access())
+    solver = AsyncSolver(opened, max_outstanding=max_outstanding, max_seconds=max_seconds)
+    app = create_app(solver, model=MODEL, tools=tools, defaults=Defaults(300, 0.7), access=access or Access())
     with closing(listen("127.0.0.1", 0)) as listening:
-        server = Server(app, engine)
+        server = Server(app, solver)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

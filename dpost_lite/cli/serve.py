@@ -1,5 +1,6 @@
 """The command `serve`: OpenAI's interface and a page for an exported model."""
 
+from contextlib import closing
 from functools import partial
 from typing import Annotated
 
@@ -41,7 +42,7 @@ def serve(
     from dpost_lite.evaluation.targets import file_to_solve_with
     from dpost_lite.local.solver_process import SolverProcess
     from dpost_lite.server.app import create_app
-    from dpost_lite.server.engine import Engine
+    from dpost_lite.server.async_solver import AsyncSolver
     from dpost_lite.server.gate import Access
     from dpost_lite.server.schema import Defaults
 
@@ -50,11 +51,13 @@ def serve(
     if api_key is not None and not api_key.strip():
         raise RecipeError("--api-key: the key is empty; give one, or leave the option out")
     limit = max_tokens or recipe.sampling.max_new_tokens
-    with run.listen(host, port) as listening:
-        open_solver = partial(SolverProcess, file, tools=tools, max_new_tokens=limit, num_parallel=parallel)
-        engine = Engine(open_solver, max_outstanding=parallel + queue, max_seconds=timeout)
+    open_process = partial(SolverProcess, file, tools=tools, max_new_tokens=limit, num_parallel=parallel)
+    with (
+        run.listen(host, port) as listening,
+        closing(AsyncSolver(open_process, max_outstanding=parallel + queue, max_seconds=timeout)) as solver,
+    ):
         app = create_app(
-            engine,
+            solver,
             model=file.stem,
             tools="calculator" if tools.code is None else "code",
             defaults=Defaults(limit, recipe.sampling.temperature),
@@ -63,4 +66,4 @@ def serve(
         typer.echo(f"serving {file.stem} at {run.url_of(listening)} (Ctrl-C ends it)")
         if host not in ("127.0.0.1", "::1", "localhost") and api_key is None:
             typer.echo("note: other machines can ask too; --api-key KEY restricts that", err=True)
-        run.serve(app, engine, listening)
+        run.serve(app, solver, listening)

@@ -9,13 +9,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from dpost_lite.local.request import Piece
-from dpost_lite.local.solver import Solution
+from dpost_lite.local.request import Piece, Solution
 from dpost_lite.server.errors import ApiError
 from dpost_lite.server.replies import DONE, Reply, event
 
 Events = AsyncGenerator[tuple[int, Piece | Solution], None]
-"""What `Engine.answer` yields."""
+"""What `AsyncSolver.answer` yields."""
 T = TypeVar("T")
 
 

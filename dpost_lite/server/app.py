@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,10 +10,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from dpost_lite.local.request import Piece
-from dpost_lite.local.solver import Solution
+from dpost_lite.local.request import Piece, Solution
 from dpost_lite.server.answering import Events, send_stream, send_whole
-from dpost_lite.server.engine import Engine
+from dpost_lite.server.async_solver import AsyncSolver
 from dpost_lite.server.errors import ApiError
 from dpost_lite.server.gate import Access, Gate
 from dpost_lite.server.page import page
@@ -28,18 +25,13 @@ CLIENT_GONE = 499  # nginx's number; nobody reads it
 NOTHING = "{}"  # a front end that gets no title or tags from this uses its own
 
 
-def create_app(engine: Engine, *, model: str, tools: str, defaults: Defaults, access: Access) -> FastAPI:
-    """Return the application; it closes the engine when it ends.
+def create_app(solver: AsyncSolver, *, model: str, tools: str, defaults: Defaults, access: Access) -> FastAPI:
+    """Return the application.
 
     `model` is the name that clients see; `tools` is how the page names the switch: "calculator" or "code".
     """
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        engine.close()
-
-    app = FastAPI(lifespan=lifespan, openapi_url=None)  # its /docs would load scripts from the network
+    app = FastAPI(openapi_url=None)  # its /docs would load scripts from the network
     card = {
         "id": model,
         "object": "model",
@@ -77,14 +69,14 @@ def create_app(engine: Engine, *, model: str, tools: str, defaults: Defaults, ac
         asked = parsed(await _body(request), ChatCompletion)
         check_model(asked.model)
         requests = asked.requests(defaults)
-        events = _nothing(len(requests)) if asked.is_side_job else engine.answer(requests)
+        events = _nothing(len(requests)) if asked.is_side_job else solver.answer(requests)
         return await complete(request, asked, events, is_chat=True)
 
     @app.post("/v1/completions")
     async def text(request: Request) -> Response:
         asked = parsed(await _body(request), TextCompletion)
         check_model(asked.model)
-        return await complete(request, asked, engine.answer(asked.requests(defaults)), is_chat=False)
+        return await complete(request, asked, solver.answer(asked.requests(defaults)), is_chat=False)
 
     app.get("/")(page())
     _tell_errors(app)

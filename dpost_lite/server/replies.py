@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpost_lite.local.request import Piece
-from dpost_lite.local.solver import Solution
+from dpost_lite.local.request import Piece, Solution
 
-FINISH = {"stop": "stop", "limit": "length"}
+FINISH = {"stop": "stop", "limit": "length", "cancelled": "length"}
 DONE = "data: [DONE]\n\n"
 
 

@@ -7,7 +7,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from dpost_lite.errors import RecipeError
-from dpost_lite.server.engine import Engine
+from dpost_lite.server.async_solver import AsyncSolver
 
 SECONDS_TO_END = 5
 MAX_CONNECTIONS = 512
@@ -33,21 +33,22 @@ def url_of(listening: socket.socket) -> str:
 class Server(uvicorn.Server):
     """Ends open streams when it is told to stop, instead of waiting for them."""
 
-    def __init__(self, app: FastAPI, engine: Engine) -> None:
+    def __init__(self, app: FastAPI, solver: AsyncSolver) -> None:
         super().__init__(
             uvicorn.Config(
                 app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, ws="none",
                 limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=SECONDS_TO_END,
             )
         )  # fmt: skip
-        self._engine = engine
+        self._solver = solver
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._engine.stop()
+        self._solver.stop()
         await super().shutdown(sockets)
+        self._solver.close()  # uvicorn raises SIGTERM again after this
 
 
-def serve(app: FastAPI, engine: Engine, listening: socket.socket) -> None:
+def serve(app: FastAPI, solver: AsyncSolver, listening: socket.socket) -> None:
     """Serve until Ctrl-C (or SIGTERM)."""
     with contextlib.suppress(KeyboardInterrupt):
-        Server(app, engine).run(sockets=[listening])
+        Server(app, solver).run(sockets=[listening])

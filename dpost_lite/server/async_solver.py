@@ -2,20 +2,21 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
 from dpost_lite.errors import DataError, DpostError
-from dpost_lite.local.request import Piece, Request
-from dpost_lite.local.solver import Solution
+from dpost_lite.local.request import Piece, Request, Solution
 from dpost_lite.server.errors import ApiError
 
 RETRY_SECONDS = 1
 STOPPING = "the server is shutting down"
+_LOGGER = logging.getLogger("uvicorn.error")
 
 
-class Solving(Protocol):
-    """What the engine needs of a `SolverProcess`."""
+class Process(Protocol):
+    """What is needed of a `SolverProcess`."""
 
     def start(self, request: Request, tell: Callable[[Piece | Solution | DpostError], None]) -> int: ...
     def cancel(self, number: int) -> None: ...
@@ -23,22 +24,22 @@ class Solving(Protocol):
     def close(self, *, at_once: bool = False) -> None: ...
 
 
-class Engine:
-    """Runs requests in the solver that `open_solver` returns; all methods belong to one event loop.
+class AsyncSolver:
+    """Has a solver process answer, and opens another if it dies; its methods belong to one event loop.
 
     At most `max_outstanding` are answered or waiting at a time, each for at most `max_seconds`.
-    Raises what `open_solver` raises.
+    Raises what `open_process` raises.
     """
 
-    def __init__(self, open_solver: Callable[[], Solving], *, max_outstanding: int, max_seconds: float) -> None:
-        self._open = open_solver
+    def __init__(self, open_process: Callable[[], Process], *, max_outstanding: int, max_seconds: float) -> None:
+        self._open = open_process
         self._max_outstanding = max_outstanding
         self._max_seconds = max_seconds
         self._num_outstanding = 0
         self._queues: set[asyncio.Queue[tuple[int, Piece | Solution | Exception]]] = set()
         self._is_stopping = False
         self._reopening: asyncio.Task[None] | None = None
-        self._solver = open_solver()
+        self._process = open_process()
 
     async def answer(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Piece | Solution], None]:
         """Yield the pieces of all answers as they are written, with the index of the request; each ends in a Solution.
@@ -54,17 +55,17 @@ class Engine:
         late = ApiError(504, f"no answer within {self._max_seconds:g} s; ask for fewer tokens", code="timeout")
         timer = loop.call_later(self._max_seconds, events.put_nowait, (0, late))
         running: dict[int, int] = {}
-        solver: Solving | None = None
+        process: Process | None = None
         self._num_outstanding += len(requests)
         self._queues.add(events)
         try:
-            solver = await self._living_solver()
+            process = await self._living_process()
             for index, request in enumerate(requests):
-                running[index] = solver.start(request, _putter(loop, events, index))
+                running[index] = process.start(request, _putter(loop, events, index))
             while running:
                 index, event = await events.get()
                 if isinstance(event, DpostError):
-                    raise _api_error(event, died=not solver.is_alive())
+                    raise _api_error(event, died=not process.is_alive())
                 if isinstance(event, Exception):
                     raise event
                 if isinstance(event, Solution):
@@ -75,8 +76,8 @@ class Engine:
             self._queues.discard(events)
             self._num_outstanding -= len(requests)
             for number in running.values():
-                assert solver is not None
-                solver.cancel(number)
+                assert process is not None
+                process.cancel(number)
 
     def stop(self) -> None:
         """End all answers with an error, and take no more."""
@@ -85,27 +86,31 @@ class Engine:
             events.put_nowait((0, ApiError(503, STOPPING)))
 
     def close(self) -> None:
-        """End the solver process."""
-        self._solver.close(at_once=True)
+        """End the solver process, after the event loop or as its last act."""
+        self._process.close(at_once=True)
 
-    async def _living_solver(self) -> Solving:
+    async def _living_process(self) -> Process:
         if self._is_stopping:
             raise ApiError(503, STOPPING)
-        if self._reopening is None and not self._solver.is_alive():
+        if self._reopening is None and not self._process.is_alive():
             self._reopening = asyncio.create_task(self._reopen())
         if self._reopening is not None:
             try:
                 await asyncio.shield(self._reopening)  # a client that goes away must not stop it for the others
             except DpostError as error:
                 raise ApiError(503, f"{error}", code="solver_died") from error
-        return self._solver
+        return self._process
 
     async def _reopen(self) -> None:
         try:
-            await asyncio.to_thread(self._solver.close, at_once=True)
-            self._solver = await asyncio.to_thread(self._open)
+            await asyncio.to_thread(self._replace_process)
         finally:
             self._reopening = None
+
+    def _replace_process(self) -> None:
+        _LOGGER.warning("the solver process died; it is started again")
+        self._process.close(at_once=True)
+        self._process = self._open()
 
 
 def _putter(
