@@ -282,6 +282,7 @@ def test_a_full_queue_is_refused():
         refused = chat(served, n=2)
         assert error_of(refused, 429)["type"] == "rate_limit_error"
         assert int(refused.headers["retry-after"]) >= 1
+        assert "at most 3" in error_of(chat(served, n=4), 400)["message"]  # would never fit
         assert chat(served).status_code == 200
         served.server.should_exit = True
         waiting.join()

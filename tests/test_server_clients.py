@@ -68,8 +68,11 @@ def test_openai_gets_errors_of_its_own_kinds(client):
     with pytest.raises(openai.BadRequestError) as raised:
         client.chat.completions.create(model=MODEL, messages=user(), logprobs=True)
     assert raised.value.param == "logprobs"
+    running = client.chat.completions.create(model=MODEL, messages=user("endless"), n=8, stream=True)
+    next(iter(running))
     with pytest.raises(openai.RateLimitError):
-        client.chat.completions.create(model=MODEL, messages=user(), n=9)
+        client.chat.completions.create(model=MODEL, messages=user())
+    running.close()
     with pytest.raises(openai.APIError, match="SIGSEGV"):
         list(client.chat.completions.create(model=MODEL, messages=user("crash"), stream=True))
 

@@ -45,11 +45,13 @@ class AsyncSolver:
         """Yield the pieces of all answers as they are written, with the index of the request; each ends in a Solution.
 
         Closing the generator cancels what is unfinished. Raises ApiError: 429 if there is no room, 400 if the solver
-        cannot take a request, 503 if it dies or the server stops, 504 after `max_seconds`.
+        cannot take a request at all, 503 if it dies or the server stops, 504 after `max_seconds`.
         """
+        if len(requests) > self._max_outstanding:
+            raise ApiError(400, f"{len(requests)} answers in one request; at most {self._max_outstanding}", param="n")
         if self._num_outstanding + len(requests) > self._max_outstanding:
-            raise ApiError(429, "too many requests at once; try again", code="rate_limit_exceeded",
-                           retry_after=RETRY_SECONDS)  # fmt: skip
+            busy = "too many requests at once; try again"
+            raise ApiError(429, busy, code="rate_limit_exceeded", retry_after=RETRY_SECONDS)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[tuple[int, Piece | Solution | Exception]] = asyncio.Queue()
         late = ApiError(504, f"no answer within {self._max_seconds:g} s; ask for fewer tokens", code="timeout")
