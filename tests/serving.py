@@ -39,6 +39,7 @@ class ScriptedSolver:
     asked: list[Request] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     running: dict[int, Tell] = field(default_factory=dict)
+    begun: set[int] = field(default_factory=set)
     alive: bool = True
     closed: bool = False
 
@@ -54,8 +55,10 @@ class ScriptedSolver:
 
     def cancel(self, number: int) -> None:
         self.cancelled.append(number)
-        self.running.pop(number, None)
+        if tell := self.running.pop(number, None):
+            tell(solution("on and " if number in self.begun else "", end="cancelled"))
 
+    @property
     def is_alive(self) -> bool:
         return self.alive
 
@@ -81,6 +84,7 @@ class ScriptedSolver:
             time.sleep(0.01)
         while "endless" in asked and number in self.running:
             tell(Piece("on and "))
+            self.begun.add(number)
             time.sleep(0.01)
         if number not in self.running:
             return

@@ -15,11 +15,16 @@ STOPPING = "the server is shutting down"
 _LOGGER = logging.getLogger("uvicorn.error")
 
 
+Tell = Callable[[Piece | Solution | DpostError], None]
+Events = asyncio.Queue[tuple[int, Piece | Solution | Exception]]
+
+
 class Process(Protocol):
     """What is needed of a `SolverProcess`."""
 
-    def start(self, request: Request, tell: Callable[[Piece | Solution | DpostError], None]) -> int: ...
+    def start(self, request: Request, tell: Tell) -> int: ...
     def cancel(self, number: int) -> None: ...
+    @property
     def is_alive(self) -> bool: ...
     def close(self, *, at_once: bool = False) -> None: ...
 
@@ -27,7 +32,7 @@ class Process(Protocol):
 class AsyncSolver:
     """Has a solver process answer, and opens another if it dies; its methods belong to one event loop.
 
-    At most `max_outstanding` are answered or waiting at a time, each for at most `max_seconds`.
+    At most `max_outstanding` are answered or waiting at a time; after `max_seconds` an answer is cut off.
     Raises what `open_process` raises.
     """
 
@@ -36,7 +41,7 @@ class AsyncSolver:
         self._max_outstanding = max_outstanding
         self._max_seconds = max_seconds
         self._num_outstanding = 0
-        self._queues: set[asyncio.Queue[tuple[int, Piece | Solution | Exception]]] = set()
+        self._queues: set[Events] = set()
         self._is_stopping = False
         self._reopening: asyncio.Task[None] | None = None
         self._process = open_process()
@@ -44,8 +49,8 @@ class AsyncSolver:
     async def answer(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Piece | Solution], None]:
         """Yield the pieces of all answers as they are written, with the index of the request; each ends in a Solution.
 
-        Closing the generator cancels what is unfinished. Raises ApiError: 429 if there is no room, 400 if the solver
-        cannot take a request at all, 503 if it dies or the server stops, 504 after `max_seconds`.
+        Closing the generator cancels what is unfinished. Raises ApiError: 429 if there is no room, 400 if a request
+        cannot be answered, 503 if the process dies, the server stops, or an answer gets no turn within `max_seconds`.
         """
         if len(requests) > self._max_outstanding:
             raise ApiError(400, f"{len(requests)} answers in one request; at most {self._max_outstanding}", param="n")
@@ -53,9 +58,8 @@ class AsyncSolver:
             busy = "too many requests at once; try again"
             raise ApiError(429, busy, code="rate_limit_exceeded", retry_after=RETRY_SECONDS)
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[tuple[int, Piece | Solution | Exception]] = asyncio.Queue()
-        late = ApiError(504, f"no answer within {self._max_seconds:g} s; ask for fewer tokens", code="timeout")
-        timer = loop.call_later(self._max_seconds, events.put_nowait, (0, late))
+        events: Events = asyncio.Queue()
+        timer = loop.call_later(self._max_seconds, events.put_nowait, (0, TimeoutError()))
         running: dict[int, int] = {}
         process: Process | None = None
         self._num_outstanding += len(requests)
@@ -63,15 +67,21 @@ class AsyncSolver:
         try:
             process = await self._living_process()
             for index, request in enumerate(requests):
-                running[index] = process.start(request, _putter(loop, events, index))
+                running[index] = _started(process, request, _putter(loop, events, index))
             while running:
                 index, event = await events.get()
                 if isinstance(event, DpostError):
-                    raise _api_error(event, died=not process.is_alive())
+                    raise _api_error(event, died=not process.is_alive)
+                if isinstance(event, TimeoutError):
+                    for number in running.values():
+                        process.cancel(number)  # its Solution has what was written so far
+                    continue
                 if isinstance(event, Exception):
                     raise event
                 if isinstance(event, Solution):
                     del running[index]
+                    if event.num_tokens == 0:
+                        raise ApiError(503, "no answer was begun in time; try again", retry_after=RETRY_SECONDS)
                 yield index, event
         finally:
             timer.cancel()
@@ -94,7 +104,7 @@ class AsyncSolver:
     async def _living_process(self) -> Process:
         if self._is_stopping:
             raise ApiError(503, STOPPING)
-        if self._reopening is None and not self._process.is_alive():
+        if self._reopening is None and not self._process.is_alive:
             self._reopening = asyncio.create_task(self._reopen())
         if self._reopening is not None:
             try:
@@ -115,9 +125,14 @@ class AsyncSolver:
         self._process = self._open()
 
 
-def _putter(
-    loop: asyncio.AbstractEventLoop, events: "asyncio.Queue[tuple[int, Piece | Solution | Exception]]", index: int
-) -> Callable[[Piece | Solution | DpostError], None]:
+def _started(process: Process, request: Request, tell: Tell) -> int:
+    try:
+        return process.start(request, tell)
+    except DpostError as error:  # it died just now
+        raise _api_error(error, died=True) from error
+
+
+def _putter(loop: asyncio.AbstractEventLoop, events: Events, index: int) -> Tell:
     """Return the `tell` of one request: called by the solver's thread, it puts events into the loop's queue."""
 
     def tell(event: Piece | Solution | DpostError) -> None:
