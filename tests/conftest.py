@@ -242,23 +242,23 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
 
 
 CRASH = """
-import os, signal
-import llama_cpp
+import os, signal, sys
+import llama_cpp.llama_cpp as bindings
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jobs inherit this
     signal.signal(signal.SIGINT, signal.default_int_handler)
-real = llama_cpp.Llama.eval
-def eval(self, tokens):
+real = bindings.llama_decode
+def llama_decode(context, batch):
     if {condition}:
         os.kill(os.getpid(), signal.{name})
-    return real(self, tokens)
-llama_cpp.Llama.eval = eval
+    return real(context, batch)
+bindings.llama_decode = llama_decode
 """
 
 
 @pytest.fixture
 def dies(tmp_path, monkeypatch) -> Callable[..., None]:
-    """A function: (condition, signal) -> from now on new processes die of the signal where `Llama.eval` is called and
-    the condition holds: a `sitecustomize` that only they import sees to it.
+    """A function: (condition, signal) -> from now on new processes die of the signal where llama.cpp is to decode a
+    `batch` and the condition holds: a `sitecustomize` that only they import sees to it.
     """
 
     def die(condition: str = "True", name: str = "SIGSEGV") -> None:

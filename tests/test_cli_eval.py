@@ -10,6 +10,7 @@ from command_line import a_run, dpost_lite
 from dpost_lite.errors import DataError, RunError
 from dpost_lite.evaluation.evaluate import saved_answers
 from dpost_lite.evaluation.targets import find_target, policies_of, policy_dir, problems_for
+from dpost_lite.local.request import Piece, Request
 from dpost_lite.problems.records import Problem, write_jsonl
 from dpost_lite.recipe import Recipe, SamplingRecipe
 from dpost_lite.runs.folder import Run
@@ -66,16 +67,17 @@ class ScriptedSolver:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def stream(self, question: str, *, temperature: float, seed: int) -> Any:
-        self.seeds.append(seed)
-        yield from (f"{question}\x1b[1m ", f"at {temperature}: {self.answer}")
+    def stream(self, request: Request) -> Any:
+        self.seeds.append(request.seed)
+        (message,) = request.messages
+        yield from (Piece(f"{message.content}\x1b[1m "), Piece(f"at {request.temperature}: {self.answer}"))
 
 
 @pytest.fixture
 def seeds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let a stand-in solve; collect the seeds of its answers."""
     monkeypatch.setattr("dpost_lite.local.solver_process.SolverProcess", ScriptedSolver)
-    monkeypatch.setattr("dpost_lite.evaluation.targets.read_header", lambda path: {})
+    monkeypatch.setattr("dpost_lite.evaluation.exported.read_header", lambda path: {})
     monkeypatch.setattr(ScriptedSolver, "seeds", [])
     return ScriptedSolver.seeds
 

@@ -388,7 +388,8 @@ def mean_surprise(llm, ids: list[int]) -> float:
 @pytest.mark.slow
 def test_smollm_exports_lose_little(smollm, tmp_path):
     """Q4_K_M loses about a tenth of a nat on so small a model (576 is no multiple of 256: much of it is Q5_0)."""
-    from dpost_lite.local.solver import Solver
+    from dpost_lite.local.engine import Engine
+    from dpost_lite.local.request import Request
 
     text = "\n".join(questions(3))
     surprise = {}
@@ -397,7 +398,8 @@ def test_smollm_exports_lose_little(smollm, tmp_path):
         assert out.stat().st_size < max_bytes
         llm = load(out, logits_all=True)
         surprise[quant] = mean_surprise(llm, llm.tokenize(text.encode(), add_bos=False)[:300])
-        solved = Solver(out, tools=Tools(), max_new_tokens=30, num_threads=1).solve("What is 2+3?")
+        engine = Engine(out, tools=Tools(), max_new_tokens=30, num_threads=1)
+        (solved,) = engine.run([Request.of("What is 2+3?")])
         assert solved.text.startswith("2 + 3 = ")  # the sum itself is beyond the smallest
         assert solved.end == "stop"
     assert surprise["f16"] < 3
@@ -409,5 +411,5 @@ def test_the_child_process_needs_no_torch():
     """Quantising loads nothing large beside llama.cpp, so memory is the model's."""
     import subprocess
 
-    code = "import sys, dpost_lite.local.quantize, dpost_lite.local.solver; sys.exit('torch' in sys.modules)"
+    code = "import sys, dpost_lite.local.quantize, dpost_lite.local.solver_process; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,11 +1,14 @@
 """llama.cpp on machines that it crashes on: found out in a child process, avoided, remembered, and told in one line.
 
-The child of these tests is a real one. A `sitecustomize` that only it imports has it die of a signal in `Llama.eval`.
+The child of these tests is a real one. A `sitecustomize` that only it imports has it die of a signal where
+llama.cpp decodes.
 """
 
 import json
 import os
+import queue
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,15 +19,16 @@ from dpost_lite.cli import diagnosis
 from dpost_lite.cli.app import app
 from dpost_lite.errors import DataError, ExportError
 from dpost_lite.local import gguf, llama
+from dpost_lite.local.engine import Engine
 from dpost_lite.local.llama import Trial
-from dpost_lite.local.solver import Solver
+from dpost_lite.local.request import Piece, Request, Solution
 from dpost_lite.local.solver_process import SolverProcess
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.tools import Tools
 
 SYSTEM_INFO = llama.system_info  # replaced in the tests below
 
-WITH_BUFFERS = "self.model_params.use_extra_bufts and len(tokens) > 1"
+WITH_BUFFERS = "sys.argv[-1] == 'on' and batch.n_tokens > 1"  # of `trial FILE on`
 
 
 @pytest.fixture(scope="module")
@@ -170,17 +174,84 @@ def works(tiny: Path) -> None:
     llama.remember("f16", Trial(True, False))
 
 
-def test_a_solver_process_answers_as_the_solver_does(tiny):
+def test_a_solver_process_answers_as_the_engine_does(tiny):
     works(tiny)
-    here = Solver(tiny, tools=Tools(Calculator()), max_new_tokens=12, extra_buffers=False)
+    here = Engine(tiny, tools=Tools(Calculator()), max_new_tokens=12, extra_buffers=False)
     with SolverProcess(tiny, tools=Tools(Calculator()), max_new_tokens=12) as solver:
         for temperature, seed in ((0.0, 0), (1.0, 3), (1.0, 4)):
-            expected = here.solve("How many?", temperature=temperature, seed=seed)
+            request = Request.of("How many?", temperature=temperature, seed=seed)
+            (expected,) = here.run([request])
             assert solver.solve("How many?", temperature=temperature, seed=seed) == expected
-            assert "".join(solver.stream("How many?", temperature=temperature, seed=seed)) == expected.text
+            *pieces, solution = solver.stream(request)
+            assert solution == expected
+            assert "".join(piece.text for piece in pieces) == expected.text
         with pytest.raises(DataError, match="the question has"):
             solver.solve("many " * 400)
         assert solver.solve("How many?").text  # it goes on after a mistake
+        assert solver.num_context == 256
+
+
+def test_threads_share_a_process_and_each_request_hears_of_itself_alone(tiny):
+    works(tiny)
+    requests = [
+        Request.of(
+            f"{n} apples?",
+            temperature=1.0,
+            seed=n,
+        )
+        for n in range(12)
+    ]
+    with SolverProcess(tiny, tools=Tools(), max_new_tokens=12, num_parallel=4) as solver:
+        expected = list(solver.solve_all(requests))
+        told: dict[int, list] = {n: [] for n in range(12)}
+        threads = [threading.Thread(target=lambda n=n: told[n].extend(solver.stream(requests[n]))) for n in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for n, events in told.items():
+        assert isinstance(events[-1], Solution)
+        assert "".join(event.text for event in events[:-1]) == events[-1].text
+        assert len({e.text for e in expected}) > 6
+        assert events[-1].text == expected[n].text
+
+
+def test_a_cancelled_answer_ends_early_and_the_next_one_starts(tiny):
+    works(tiny)
+    with SolverProcess(tiny, tools=Tools(), max_new_tokens=200) as solver:
+        long = Request.of("How many?", temperature=1.0, seed=1)
+        told: queue.Queue = queue.Queue()
+        number = solver.start(long, told.put)
+        assert isinstance(told.get(timeout=30), Piece)
+        solver.cancel(number)
+        while isinstance(event := told.get(timeout=30), Piece):
+            pass
+        assert event.end == "cancelled"
+        assert event.num_tokens < 200
+        solver.cancel(number)  # it has ended: nothing happens
+        stream = solver.stream(long)
+        next(stream)
+        stream.close()
+        assert solver.solve("How many?").text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_crash_is_told_to_all_who_wait(tiny, dies):
+    llama.remember("f16", Trial(True, False))
+    dies("batch.n_tokens == 3")  # one token for each of three rows
+    with SolverProcess(tiny, tools=Tools(), max_new_tokens=50, num_parallel=3) as solver:
+        told: queue.Queue = queue.Queue()
+        for n in range(5):
+            solver.start(Request.of(f"{n} apples?", temperature=1.0, seed=n), lambda event, n=n: told.put((n, event)))
+        ended = {}
+        while len(ended) < 5:
+            n, event = told.get(timeout=60)
+            if not isinstance(event, Piece):
+                ended[n] = event
+        assert all(isinstance(event, ExportError) for event in ended.values()), ended
+        assert "SIGSEGV" in str(ended[4])
+        with pytest.raises(ExportError, match="SIGSEGV"):
+            solver.start(Request.of("?"), told.put)
 
 
 @pytest.mark.parametrize("command", ["solve", "eval"])

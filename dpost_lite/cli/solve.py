@@ -26,7 +26,8 @@ def solve(
     debug: Debug = False,
 ) -> None:
     """Solve word problems with an exported model, locally."""
-    from dpost_lite.evaluation.targets import file_to_solve_with
+    from dpost_lite.evaluation.exported import file_to_solve_with
+    from dpost_lite.local.request import Piece, Request
     from dpost_lite.local.solver_process import SolverProcess
     from dpost_lite.report.terminal import printable
 
@@ -38,8 +39,10 @@ def solve(
     with SolverProcess(file, tools=tools, max_new_tokens=recipe.sampling.max_new_tokens) as solver:
         for index, text in enumerate([question] if question is not None else lines_of_stdin()):
             answer_seed = secrets.randbits(32) if seed is None else seed + index
-            for piece in solver.stream(text, temperature=temperature, seed=answer_seed):
-                typer.echo(printable(piece), nl=False)
+            request = Request.of(text, temperature=temperature, seed=answer_seed)
+            for event in solver.stream(request):
+                if isinstance(event, Piece):
+                    typer.echo(printable(event.text), nl=False)
             typer.echo("\n" if question is None else "")
 
 

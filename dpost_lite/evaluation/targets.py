@@ -3,11 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dpost_lite.errors import DataError, RunError, nearest
-from dpost_lite.local.gguf import FORMAT_KEYS
-from dpost_lite.local.header import read_header
+from dpost_lite.evaluation.exported import recipe_of_file
 from dpost_lite.methods import METHODS
 from dpost_lite.models import adapters
 from dpost_lite.problems import datasets
@@ -53,24 +51,6 @@ def find_target(name: str, policy: str | None = None, *, base: str | None = None
     recipe = _recipe_of_folder(path)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=model)})
     return Target(recipe, {path.name: path} if is_adapter else {name: None})
-
-
-def file_to_solve_with(source: str) -> tuple[Path, Recipe]:
-    """Return the GGUF file `source`, or that of the finished run in folder `source`, and the recipe of its solutions.
-
-    Raises RunError if the run has no exported model, ExportError if the file is damaged.
-    """
-    path = Path(source)
-    if path.suffix == ".gguf":
-        return path, recipe_of_file(path)
-    run = Run.open(path)
-    return path / "export" / finished_export(run)["file"], run.recipe
-
-
-def recipe_of_file(path: Path) -> Recipe:
-    """Return the defaults for a GGUF file, and how its solutions are written. Raises ExportError if it is damaged."""
-    header = read_header(path)
-    return with_format({key: header.get(f"dpost_lite.{key}") for key in FORMAT_KEYS})
 
 
 def _recipe_of_folder(path: Path) -> Recipe:
@@ -124,14 +104,6 @@ def policy_dir(run: Run, name: str) -> Path | None:
         return stage
     near = nearest(name, list(known))
     raise RunError(f"--policy: {run.path} has no policy {name}{near}; known: {', '.join(known)}")
-
-
-def finished_export(run: Run) -> dict[str, Any]:
-    """Return the metrics of a run's export stage: `policy`, and `file` in RUN/export. Raises RunError if not done."""
-    done = run.path / "export" / "done.json"
-    if not done.is_file():
-        raise RunError(f"{run.path} has no exported model yet; run its `dpost-lite run` command again to finish it")
-    return read_json(done)["metrics"]
 
 
 def problems_for(target: Target, data: str | None, *, data_dir: Path | None, limit: int | None) -> list[Problem]:

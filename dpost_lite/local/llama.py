@@ -65,29 +65,37 @@ def system_info() -> str:
     return child.stdout.decode(errors="replace").strip()
 
 
-def open_gguf(path: Path, *, extra_buffers: bool, **options: Any) -> Any:
-    """Return `llama_cpp.Llama(path, **options)`, with or without extra buffers (for which it has no argument).
+def open_gguf(path: Path, *, extra_buffers: bool, num_sequences: int = 1, **options: Any) -> Any:
+    """Return `llama_cpp.Llama(path, **options)` with two things for which it has no argument.
 
-    Raises ExportError if llama.cpp cannot load the file.
+    With or without extra buffers, and with a context of `n_ctx` cells for up to `num_sequences` sequences, any of which
+    may use any cell. Raises ExportError if llama.cpp cannot load the file.
     """
     import llama_cpp
     import llama_cpp.llama_cpp as bindings
 
-    defaults = bindings.llama_model_default_params
+    model_defaults, context_defaults = bindings.llama_model_default_params, bindings.llama_context_default_params
 
-    def params() -> Any:
-        made = defaults()
+    def model_params() -> Any:
+        made = model_defaults()
         made.use_extra_bufts = extra_buffers
         return made
 
+    def context_params() -> Any:
+        made = context_defaults()
+        made.n_seq_max, made.kv_unified = num_sequences, num_sequences > 1
+        return made
+
     with _LOCK:
-        bindings.llama_model_default_params = params
+        bindings.llama_model_default_params = model_params
+        bindings.llama_context_default_params = context_params
         try:
             return llama_cpp.Llama(str(path), verbose=False, **options)
         except ValueError as error:
             raise ExportError(f"{path}: llama.cpp cannot load it ({error}); export it again") from error
         finally:
-            bindings.llama_model_default_params = defaults
+            bindings.llama_model_default_params = model_defaults
+            bindings.llama_context_default_params = context_defaults
 
 
 def uses_extra_buffers(path: Path) -> bool:

@@ -21,7 +21,8 @@ from dpost_lite.cli.app import app
 from dpost_lite.errors import DataError, ExportError, ModelError, OutOfMemory, RecipeError, RunError
 from dpost_lite.evaluation.baselines import adopt, shared_stages
 from dpost_lite.evaluation.targets import policies_of
-from dpost_lite.local.solver import Solver
+from dpost_lite.local.engine import Engine
+from dpost_lite.local.request import Request
 from dpost_lite.models import loading
 from dpost_lite.pipeline.run import Outcome, execute
 from dpost_lite.pipeline.stages import RunStages
@@ -152,13 +153,14 @@ def test_the_exported_file_answers(finished, base_dir):
     path = export.path / export.metrics["file"]
     assert path.stat().st_size == export.metrics["bytes"] > 50_000
     assert sorted(p.name for p in export.path.iterdir()) == ["done.json", path.name]  # no merged weights left behind
-    solver = Solver(path, tools=Tools.from_recipe(finished.recipe), max_new_tokens=24, num_threads=1)
+    engine = Engine(path, tools=Tools.from_recipe(finished.recipe), max_new_tokens=24, num_threads=1)
     tests = finished.records("data/test.jsonl", Problem)
     solved = read_json(finished.outcome.solved.path / "solved.json")
     assert [entry["id"] for entry in solved] == [problem.id for problem in tests[:3]]
     for problem, entry in zip(tests, solved, strict=False):
-        assert solver.solve(problem.question).text == entry["solution"]["text"] != ""
-    assert solver._prompt_ids("Ann in 2?") == list(
+        (solution,) = engine.run([Request.of(problem.question)])
+        assert solution.text == entry["solution"]["text"] != ""
+    assert engine.model.prompt_ids(Request.of("Ann in 2?")) == list(
         Prompter(loading.load_tokenizer(base_dir), "plain").prompt_ids("Ann in 2?")
     )
 

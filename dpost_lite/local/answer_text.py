@@ -1,0 +1,56 @@
+"""The text of one answer as it is written: whole characters, what the tools wrote, and no stop text."""
+
+import codecs
+from collections.abc import Sequence
+from itertools import groupby
+
+from dpost_lite.local.request import Piece
+
+
+class AnswerText:
+    """Turns the bytes of tokens into pieces of text, and ends at the first of the `stop` texts.
+
+    What may be the start of a stop text is held back until it is known. `text` is what the pieces add up to.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self.text = ""
+        self.is_stopped = False
+        self._stop = [text for text in stop if text]
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self._marks: list[bool] = []  # for each character held back, whether a tool wrote it
+
+    def add(self, data: bytes, *, is_inserted: bool) -> list[Piece]:
+        """Take what one token adds; return what is certain to be part of the text."""
+        self._hold(self._decoder.decode(data), is_inserted)
+        found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        if found:
+            self.is_stopped = True
+            pieces = self._release(min(found))
+            self._held, self._marks = "", []
+            return pieces
+        return self._release(len(self._held) - self._num_undecided())
+
+    def finish(self) -> list[Piece]:
+        """Return what was held back, at the end of the answer."""
+        if not self.is_stopped:
+            self._hold(self._decoder.decode(b"", final=True), is_inserted=False)
+        return self._release(len(self._held))
+
+    def _hold(self, text: str, is_inserted: bool) -> None:
+        self._held += text
+        self._marks += [is_inserted] * len(text)
+
+    def _num_undecided(self) -> int:
+        """Return the length of the longest end of the text held back that a stop text begins with."""
+        longest = max((len(stop) - 1 for stop in self._stop), default=0)
+        ends = (self._held[-length:] for length in range(min(longest, len(self._held)), 0, -1))
+        return next((len(end) for end in ends if any(stop.startswith(end) for stop in self._stop)), 0)
+
+    def _release(self, num_chars: int) -> list[Piece]:
+        text, marks = self._held[:num_chars], self._marks[:num_chars]
+        self._held, self._marks = self._held[num_chars:], self._marks[num_chars:]
+        self.text += text
+        groups = groupby(zip(text, marks, strict=True), key=lambda pair: pair[1])
+        return [Piece("".join(char for char, _ in group), mark) for mark, group in groups]
