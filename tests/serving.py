@@ -19,7 +19,10 @@ from dpost_lite.server.schema import Defaults
 
 Tell = Callable[[Piece | Solution | DpostError], None]
 MODEL = "model-q8_0"
-PIECES = (Piece("The total is 4*7=<<4*7="), Piece("28>>28", is_inserted=True), Piece(" miles, “naïve”.\n#### 28"))
+PIECES = (
+    Piece("The total is 4*7=<<4*7="), Piece("28>>", is_inserted=True), Piece("28", is_inserted=True),
+    Piece(" miles, “naïve”.\n#### 28"),
+)  # fmt: skip
 TEXT = "".join(piece.text for piece in PIECES)
 
 

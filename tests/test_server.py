@@ -79,7 +79,7 @@ def test_a_chat_is_streamed(served):
     assert streamed[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert [chunk["choices"][0]["finish_reason"] for chunk in streamed] == [None] * (len(PIECES) + 1) + ["stop"]
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in streamed) == TEXT
-    assert streamed[2]["choices"][0]["delta"] == {"content": "28>>28", "dpost_lite": {"inserted": True}}
+    assert streamed[2]["choices"][0]["delta"] == {"content": "28>>", "dpost_lite": {"inserted": True}}
     assert streamed[-1]["choices"][0]["delta"] == {}
     assert streamed[-1]["choices"][0]["dpost_lite"] == {"answer": "28"}
     assert len({(chunk["id"], chunk["object"], chunk["created"], chunk["model"]) for chunk in streamed}) == 1
@@ -104,7 +104,7 @@ def test_choices_are_drawn_with_seeds_of_their_own(served):
     for index in range(3):
         own = [c["choices"][0] for c in streamed if c["choices"] and c["choices"][0]["index"] == index]
         assert own[0]["delta"]["role"] == "assistant"
-        assert [choice["finish_reason"] for choice in own] == [None] * 4 + ["stop"]
+        assert [choice["finish_reason"] for choice in own] == [None] * 5 + ["stop"]
     assert streamed[-1]["usage"]["completion_tokens"] == 24
 
 
@@ -163,7 +163,7 @@ def test_text_is_continued_without_the_template(served):
     assert [request.prompt for request in served.solver.asked] == ["4*7=", "4*7=", "seed", "seed"]
     streamed = chunks(served, COMPLETIONS, prompt="4*7=", stream_options={"include_usage": True})
     assert "".join(chunk["choices"][0]["text"] for chunk in streamed[:-1]) == TEXT
-    assert [chunk["choices"][0]["finish_reason"] for chunk in streamed[:-1]] == [None] * 3 + ["stop"]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in streamed[:-1]] == [None] * 4 + ["stop"]
     assert streamed[-1]["usage"]["total_tokens"] == 19
 
 

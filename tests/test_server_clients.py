@@ -59,7 +59,7 @@ def test_openai_reads_streams(client, served):
     assert "".join(chunk.choices[0].text for chunk in written) == TEXT
 
 
-def test_openai_gets_errors_of_its_own_kinds(client):
+def test_openai_gets_errors_of_its_own_kinds(client, served):
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.chat.completions.create(model="gpt-4o", messages=user())
     with pytest.raises(openai.BadRequestError) as raised:
@@ -73,6 +73,7 @@ def test_openai_gets_errors_of_its_own_kinds(client):
     with pytest.raises(openai.RateLimitError):
         client.chat.completions.create(model=MODEL, messages=user())
     running.close()
+    wait_until(lambda: not served.solver.running)
     with pytest.raises(openai.APIError, match="SIGSEGV"):
         list(client.chat.completions.create(model=MODEL, messages=user("crash"), stream=True))
 
