@@ -1,8 +1,7 @@
-"""The commands `eval`, `solve` and `export`, and what can be scored on which problems."""
+"""The commands `eval` and `export`, and what can be scored on which problems."""
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 from command_line import a_run, dpost_lite
@@ -10,7 +9,6 @@ from command_line import a_run, dpost_lite
 from dpost_lite.errors import DataError, RunError
 from dpost_lite.evaluation.evaluate import saved_answers
 from dpost_lite.evaluation.targets import find_target, policies_of, policy_dir, problems_for
-from dpost_lite.local.request import Piece, Request
 from dpost_lite.problems.records import Problem, write_jsonl
 from dpost_lite.recipe import Recipe, SamplingRecipe
 from dpost_lite.runs.folder import Run
@@ -18,7 +16,7 @@ from dpost_lite.runs.folder import Run
 pytestmark = pytest.mark.usefixtures("cwd")
 
 
-# eval, solve, export
+# eval, export
 
 
 def test_policies_of_a_run_come_in_order(cwd: Path, bare_model: Path) -> None:
@@ -52,60 +50,6 @@ def test_a_model_is_scored_unquantised() -> None:
     target = find_target("owner/name")
     assert (target.recipe.model.name, target.recipe.model.precision) == ("owner/name", "16bit")
     assert target.policies == {"owner/name": None}
-
-
-class ScriptedSolver:
-    """Stands in for the solver; answers with the question and what it was made with, and keeps the seeds."""
-
-    seeds: ClassVar[list[int]] = []
-
-    def __init__(self, path: Path, *, tools: Any, max_new_tokens: int) -> None:
-        self.answer = f"{path}, {'no ' if tools.calculator is None else ''}calculator"
-
-    def __enter__(self) -> "ScriptedSolver":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def stream(self, request: Request) -> Any:
-        self.seeds.append(request.seed)
-        (message,) = request.messages
-        yield from (Piece(f"{message.content}\x1b[1m "), Piece(f"at {request.temperature}: {self.answer}"))
-
-
-@pytest.fixture
-def seeds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let a stand-in solve; collect the seeds of its answers."""
-    monkeypatch.setattr("dpost_lite.local.solver_process.SolverProcess", ScriptedSolver)
-    monkeypatch.setattr("dpost_lite.evaluation.exported.read_header", lambda path: {})
-    monkeypatch.setattr(ScriptedSolver, "seeds", [])
-    return ScriptedSolver.seeds
-
-
-def test_solve_streams_the_answer(cwd: Path, seeds: list[int]) -> None:
-    a_run(cwd)
-    out = dpost_lite("solve", "run", "How many?", "--temperature", "0.5").stdout
-    assert out == "How many?�[1m at 0.5: run/export/model-q4_k_m.gguf, calculator\n"
-
-
-def test_solve_reads_questions_from_standard_input(seeds: list[int]) -> None:
-    out = dpost_lite("solve", "m.gguf", "--calculator", "off", stdin="One?\n\n  Two?  \n").stdout
-    assert [line.partition("�")[0] for line in out.splitlines()] == ["One?", "", "Two?", ""]
-    assert out.count("m.gguf, no calculator") == 2
-
-
-def test_answers_vary_unless_a_seed_is_given(seeds: list[int]) -> None:
-    for _ in range(2):
-        dpost_lite("solve", "m.gguf", "--temperature", "0.7", stdin="One?\nTwo?\n")
-    assert len(set(seeds)) == 4
-    seeds.clear()
-    for _ in range(2):
-        dpost_lite("solve", "m.gguf", "--temperature", "0.7", "--seed", "5", stdin="One?\nTwo?\n")
-    first, second = seeds[:2]
-    assert first != second
-    assert seeds == [first, second] * 2
-    dpost_lite("solve", "m.gguf", "One?", "--temperature", "0.7", "--seed", "6")
-    assert seeds[-1] != first
 
 
 @pytest.mark.parametrize(

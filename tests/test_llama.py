@@ -188,7 +188,8 @@ def test_a_solver_process_answers_as_the_engine_does(tiny):
         with pytest.raises(DataError, match="the question has"):
             solver.solve("many " * 400)
         assert solver.solve("How many?").text  # it goes on after a mistake
-        assert solver.num_context == 256
+        assert (solver.num_context, solver.is_alive) == (256, True)
+    assert not solver.is_alive
 
 
 def test_threads_share_a_process_and_each_request_hears_of_itself_alone(tiny):
@@ -250,6 +251,7 @@ def test_a_crash_is_told_to_all_who_wait(tiny, dies):
                 ended[n] = event
         assert all(isinstance(event, ExportError) for event in ended.values()), ended
         assert "SIGSEGV" in str(ended[4])
+        assert not solver.is_alive
         with pytest.raises(ExportError, match="SIGSEGV"):
             solver.start(Request.of("?"), told.put)
 

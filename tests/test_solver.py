@@ -1,5 +1,7 @@
 """The solver's engine on tiny random models, a script choosing the tokens; its forced text in SmolLM2's vocabulary."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,14 @@ import numpy as np
 import pytest
 from test_gguf import questions, save_model
 
-from dpost_lite.errors import DataError, ExportError
-from dpost_lite.local import engine, gguf
+from dpost_lite.errors import DataError, ExportError, RecipeError
+from dpost_lite.local import engine, gguf, llama
 from dpost_lite.local.choosing import chooser
 from dpost_lite.local.engine import Engine
 from dpost_lite.local.llama import open_gguf
 from dpost_lite.local.request import Message, Piece, Request, Solution
+from dpost_lite.local.solver import answer_of
+from dpost_lite.problems.answers import stated_answer
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import PENDING
 from dpost_lite.problems.tools import Tools
@@ -398,6 +402,57 @@ def test_a_chat_is_rendered_with_all_its_messages(tiny):
     eot = model.llm.tokenize(b"<|im_end|>", add_bos=False, special=True)[-1]
     assert ids.count(eot) == plain.count(eot)
     assert "<|im_end|> 2+2?" in model.llm.detokenize(ids).decode()
+
+
+# From Python
+
+
+def test_the_python_interface_answers_one_question_or_several(tiny_f32, tmp_path, monkeypatch):
+    monkeypatch.setenv("DPOST_LITE_CACHE", str(tmp_path))
+    llama.remember("f32", llama.Trial(True, False))
+    from dpost_lite import Solver
+
+    expected = make_engine(tiny_f32, max_new_tokens=20).run(
+        [Request.of(question, temperature=1.0, seed=3) for question in QUESTIONS]
+    )
+    with Solver(tiny_f32, max_new_tokens=20) as solver:
+        answers = solver.solve(QUESTIONS, temperature=1.0, seed=3)
+        assert [answer.text for answer in answers] == [solution.text for solution in expected]
+        assert [answer.question for answer in answers] == QUESTIONS
+        single = solver.solve(QUESTIONS[2], temperature=1.0, seed=3)
+        assert (single.text, single.votes) == (answers[2].text, None)
+        assert single.num_tokens == expected[2].num_tokens
+        voted = solver.solve(QUESTIONS[2], samples=3, seed=3)
+        assert voted.votes is not None
+        with pytest.raises(RecipeError, match="samples: 0; give 1 or more"):
+            solver.solve("?", samples=0)
+    with pytest.raises(ExportError, match="closed"):
+        solver.solve("?")
+
+
+def test_an_answer_has_steps_calculations_and_the_elected_answer():
+    def drawn(text: str, end: str = "stop") -> Solution:
+        return Solution(text, stated_answer(text), None, 0, 0, end, 5, 10)
+
+    text = "She has 48/2=<<48/2=24>>24 apples.\n\n  Then <<24+1.5=25.5>>25.5.\n#### 25.5"
+    answer = answer_of("?", [drawn(text)], seconds=2.0)
+    assert answer.steps == ["She has 48/2=<<48/2=24>>24 apples.", "Then <<24+1.5=25.5>>25.5."]
+    assert [(c.expression, c.result) for c in answer.calculations] == [("48/2", "24"), ("24+1.5", "25.5")]
+    assert (answer.answer, answer.is_finished, answer.votes) == ("25.5", True, None)
+    assert answer_of("?", [drawn(text, "limit")], seconds=2.0).answer is None
+    samples = [drawn("a #### 1", "limit"), drawn("b #### 2"), drawn("c #### 3"), drawn("d #### 3.0"), drawn("e")]
+    voted = answer_of("?", samples, seconds=2.0)
+    assert (voted.text, voted.answer, voted.votes, voted.num_tokens) == ("c #### 3", "3", {"3": 2, "2": 1}, 50)
+    tie = answer_of("?", [drawn("b #### 2"), drawn("c #### 3")], seconds=2.0)
+    assert (tie.answer, tie.votes) == ("2", {"2": 1, "3": 1})
+
+
+def test_importing_the_package_and_its_solver_loads_no_torch_and_no_llama_cpp():
+    code = (
+        "import sys, dpost_lite; assert not {'numpy', 'jinja2', 'pydantic'} & set(sys.modules); "
+        "from dpost_lite import Solver; sys.exit(bool({'torch', 'llama_cpp', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_broken_files_are_one_line(tiny, tmp_path):

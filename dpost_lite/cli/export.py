@@ -20,8 +20,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Export a run's best policy, or the one given by --policy, as a GGUF file."""
-    from dpost_lite.evaluation.exported import finished_export
-    from dpost_lite.evaluation.targets import policy_dir
+    from dpost_lite.evaluation.targets import finished_export, policy_dir
     from dpost_lite.models import hub
     from dpost_lite.pipeline.export import export_gguf
     from dpost_lite.recipe_files import validate

@@ -39,7 +39,7 @@ def serve(
         from dpost_lite.server import run
     except ModuleNotFoundError as error:
         raise RecipeError(f"serve needs {error.name}; install it with pip install 'dpost-lite[serve]'") from error
-    from dpost_lite.evaluation.exported import file_to_solve_with
+    from dpost_lite.evaluation.targets import file_to_solve_with
     from dpost_lite.local.solver_process import SolverProcess
     from dpost_lite.server.app import create_app
     from dpost_lite.server.async_solver import AsyncSolver

@@ -134,7 +134,7 @@ def _solve(
                 predicted = predicted_answer(solved.text, problem.answer)
                 yield Rationale(
                     problem_id=problem.id, sample=sample, text=solved.text, token_ids=(), forced=(), logprob=0.0,
-                    end=solved.end, predicted=predicted,
+                    end="stop" if solved.end == "stop" else "limit", predicted=predicted,
                     correct=is_right(predicted, solved.end, problem.answer),
                     num_calculated=solved.num_calculated, num_refused=solved.num_refused,
                 )  # fmt: skip

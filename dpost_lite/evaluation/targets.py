@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dpost_lite.errors import DataError, RunError, nearest
-from dpost_lite.evaluation.exported import recipe_of_file
+from dpost_lite.local.solver import recipe_of_file
 from dpost_lite.methods import METHODS
-from dpost_lite.models import adapters
 from dpost_lite.problems import datasets
 from dpost_lite.problems.corpus import SYNTHETIC, load_corpus
 from dpost_lite.problems.records import Problem, read_jsonl
@@ -35,6 +35,8 @@ def find_target(name: str, policy: str | None = None, *, base: str | None = None
     Raises RunError if the run has no such policy, or `policy` or `base` does not apply; ModelError if an adapter names
     no base. Models are located later, when they are scored.
     """
+    from dpost_lite.models import adapters  # which imports PyTorch
+
     path = Path(name)
     if base is not None and not adapters.is_adapter(path):
         raise RunError(f"--model: {name} is not an adapter (no adapter_config.json); leave out --model")
@@ -51,6 +53,18 @@ def find_target(name: str, policy: str | None = None, *, base: str | None = None
     recipe = _recipe_of_folder(path)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=model)})
     return Target(recipe, {path.name: path} if is_adapter else {name: None})
+
+
+def file_to_solve_with(source: str) -> tuple[Path, Recipe]:
+    """Return the GGUF file `source`, or that of the finished run in folder `source`, and the recipe of its solutions.
+
+    Raises RunError if the run has no exported model, ExportError if the file is damaged.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf":
+        return path, recipe_of_file(path)
+    run = Run.open(path)
+    return path / "export" / finished_export(run)["file"], run.recipe
 
 
 def _recipe_of_folder(path: Path) -> Recipe:
@@ -106,6 +120,14 @@ def policy_dir(run: Run, name: str) -> Path | None:
     raise RunError(f"--policy: {run.path} has no policy {name}{near}; known: {', '.join(known)}")
 
 
+def finished_export(run: Run) -> dict[str, Any]:
+    """Return the metrics of a run's export stage: `policy`, and `file` in RUN/export. Raises RunError if not done."""
+    done = run.path / "export" / "done.json"
+    if not done.is_file():
+        raise RunError(f"{run.path} has no exported model yet; run its `dpost-lite run` command again to finish it")
+    return read_json(done)["metrics"]
+
+
 def problems_for(target: Target, data: str | None, *, data_dir: Path | None, limit: int | None) -> list[Problem]:
     """Return the problems to score on: those named by `data` (`dev`: the run's own), or else the run's test problems.
 
@@ -141,5 +163,7 @@ def _recorded(run: Run, part: str) -> Iterator[Problem]:
 
 
 def _is_policy(folder: Path) -> bool:
+    from dpost_lite.models import adapters
+
     is_saved = adapters.is_adapter(folder) or (folder / "config.json").is_file()
     return is_saved and (folder / "done.json").is_file()

@@ -83,7 +83,7 @@ class SolverProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still takes requests."""
+        """Whether it still answers: it has neither crashed nor been closed."""
         return self._ended is None
 
     def start(self, request: Request, tell: Tell) -> int:

@@ -67,7 +67,13 @@ def is_right(predicted: str | None, end: str, answer: str) -> bool:
 
 
 def majority(predictions: Iterable[str | None]) -> str | None:
-    """Return the most frequent answer, the first one in a tie; samples without an answer do not vote.
+    """Return the most frequent answer, the first one in a tie. Voting and errors: `count_votes`."""
+    votes = count_votes(predictions)
+    return max(votes, key=votes.__getitem__) if votes else None
+
+
+def count_votes(predictions: Iterable[str | None]) -> dict[str, int]:
+    """Return how many samples give each answer, in the order of the first ones; samples without an answer do not vote.
 
     Self-consistency (Wang et al. 2023). Numbers are in canonical form, so equal ones are equal strings; a LaTeX answer
     votes for the first one that it equals. After a comparison without a result (2 seconds), only equal strings count
@@ -79,7 +85,7 @@ def majority(predictions: Iterable[str | None]) -> str | None:
         if prediction is not None:
             choice = prediction if prediction in votes else _first_equal(prediction, votes, given_up)
             votes[choice] = votes.get(choice, 0) + 1
-    return max(votes, key=votes.__getitem__) if votes else None
+    return votes
 
 
 def _first_equal(prediction: str, others: Iterable[str], given_up: int) -> str:

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from dpost_lite.cli.app import app
 from dpost_lite.errors import RunError
-from dpost_lite.evaluation.exported import recipe_of_file
 from dpost_lite.evaluation.targets import find_target
+from dpost_lite.local.solver import recipe_of_file
 from dpost_lite.models.loading import load_prompter
 from dpost_lite.pipeline.run import execute
 from dpost_lite.planner.recorder import planned_stages
