@@ -182,7 +182,11 @@ Q: Bob has 5 bags of 9 nuts. How many nuts?
 A: He has 5*9=<<5*9=45>>45 nuts.
 #### 45
 
-Q: Tom has 4321 crates of 765 eggs. How many eggs?
+Q: Eve has 20 rows of 6 trees. How many trees?
+A: She has 20*6=<<20*6=120>>120 trees.
+#### 120
+
+Q: Tom has 43 crates of 76 eggs. How many eggs?
 A:"""
 
 
@@ -199,9 +203,9 @@ def test_smollm_calculates_for_the_openai_package(tmp_path):
         asked = {"model": "smollm", "prompt": SHOTS, "stop": "\n\n", "temperature": 0, "max_tokens": 60}
         chunks = list(client.completions.create(**asked, stream=True))
         text = "".join(chunk.choices[0].text for chunk in chunks)
-        assert "4321*765=<<4321*765=3305565>>3305565" in text
+        assert "43*76=<<43*76=3268>>3268" in text
         without = client.completions.create(**asked, extra_body={"calculator": False})
-        assert "=3305565>>" not in without.choices[0].text
+        assert "=3268>>" not in without.choices[0].text
         sums = client.chat.completions.create(
             model="smollm", messages=[{"role": "user", "content": "What is 2+3?"}], temperature=0
         )

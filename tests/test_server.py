@@ -71,7 +71,8 @@ def test_a_chat_is_answered(served):
     assert reply["usage"] == {"prompt_tokens": 11, "completion_tokens": 8, "total_tokens": 19}
     assert (reply["object"], reply["model"]) == ("chat.completion", MODEL)
     assert reply["id"].startswith("chatcmpl-")
-    assert chat(served, "cut").json()["choices"][0]["finish_reason"] == "length"
+    (cut,) = chat(served, "cut").json()["choices"]
+    assert (cut["finish_reason"], cut["dpost_lite"]) == ("length", {"answer": None})
 
 
 def test_a_chat_is_streamed(served):
@@ -239,7 +240,7 @@ def test_what_cannot_change_the_answer_is_ignored(served):
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
-     b'{"messages": ' + b"[" * 100_000, b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}'],
+     b'{"messages": ' + b"[" * 60_000, b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}'],
     ids=["empty", "cut", "list", "null", "not UTF-8", "half a character", "deep", "NaN"],
 )  # fmt: skip
 def test_broken_bodies_are_one_error(served, body):

@@ -107,6 +107,14 @@ def test_text_of_the_model_is_shown_as_text(page):
     assert page.js("document.querySelectorAll('#history img').length") == 0
 
 
+def test_an_answer_that_is_cut_off_does_not_count(page):
+    page.write("cut")
+    page.press("Enter")
+    page.wait("document.querySelector('.note:not(#keys)')?.textContent.startsWith('cut off')")
+    page.wait("document.querySelector('#status').textContent === 'No answer.'")
+    assert texts(page, ".answer") == ["no answer stated"]
+
+
 def test_an_answer_is_stopped(page, served):
     page.write("endless")
     page.press("Enter")

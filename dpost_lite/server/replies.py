@@ -1,7 +1,7 @@
 """What clients get: OpenAI's objects for chat and text completions, whole or in chunks.
 
-Two additions of ours, which other clients ignore: `dpost_lite.answer` beside `finish_reason` is the answer that the
-solution states, and `delta.dpost_lite.inserted` marks text that the calculator or the sandbox wrote.
+Two additions of ours, which other clients ignore: `dpost_lite.answer` beside `finish_reason` is the answer that a
+finished solution states, if any, and `delta.dpost_lite.inserted` marks text that the calculator or the sandbox wrote.
 """
 
 import json
@@ -86,4 +86,5 @@ def event(value: dict[str, Any]) -> str:
 def _ending(solution: Solution | None) -> dict[str, Any]:
     if solution is None:
         return {"finish_reason": None}
-    return {"finish_reason": FINISH[solution.end], "dpost_lite": {"answer": solution.strict}}
+    answer = solution.strict if solution.end == "stop" else None
+    return {"finish_reason": FINISH[solution.end], "dpost_lite": {"answer": answer}}
