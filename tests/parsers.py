@@ -20,6 +20,8 @@ from dpost_lite.problems.forcing import Forcer
 from dpost_lite.problems.records import Rationale, resume_jsonl
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.report.terminal import printable
+from dpost_lite.server.errors import ApiError
+from dpost_lite.server.schema import ChatCompletion, Defaults, TextCompletion, parsed
 
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?")
 FOLDER = Path(tempfile.mkdtemp(prefix="dpost-lite-fuzz-"))
@@ -100,8 +102,20 @@ def terminal(data: bytes) -> None:
     assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"]
 
 
+def request(data: bytes) -> None:
+    """What a client of `serve` sends; the solver gets numbers within bounds."""
+    for kind in (ChatCompletion, TextCompletion):
+        with contextlib.suppress(ApiError):
+            for made in parsed(data, kind).requests(Defaults(300, 0.7)):
+                assert 0 <= made.temperature <= 2
+                assert 0 < made.top_p <= 1
+                assert 1 <= made.max_new_tokens <= 300
+                assert 0 <= made.seed < 2**32
+
+
 PARSERS: tuple[Callable[[bytes], None], ...] = (
     calculator, answers, annotations, recipe_key, recipe_file, jsonl, json, csv, parquet, gguf, shard, terminal, latex,
+    request,
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from dpost_lite.recipe import DataRecipe, Recipe
 from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.folder import Artifact, Run, write_json
 
-COMMANDS = ("run", "plan", "eval", "report", "runs", "solve", "export", "data", "verify", "doctor")
+COMMANDS = ("run", "plan", "eval", "report", "runs", "solve", "serve", "export", "data", "verify", "doctor")
 TYPER = {  # with what it stands on
     "typer", "click", "shellingham", "colorama", "typing_extensions", "annotated_doc", "annotated_types", "pydantic",
     "pydantic_core", "typing_inspection",
@@ -97,6 +97,10 @@ def test_version_and_a_bare_call() -> None:
         ("solve no.gguf why", "no.gguf cannot be read"),
         ("solve empty why", "empty is not a run folder (no run.json)"),
         ("solve half why", "half has no exported model yet"),
+        ("serve no.gguf", "no.gguf cannot be read"),
+        ("serve half", "half has no exported model yet"),
+        ("serve run --api-key=", "--api-key: the key is empty"),
+        ("serve run --host 203.0.113.9", "--host, --port: cannot listen on 203.0.113.9:8000"),
         ("eval run --calculator of", "--calculator: of (did you mean 'off'?); give on, off, both"),
         ("eval model", "--data: a model has no test problems of its own"),
         ("eval nowhere/ --data synthetic", "model.name: nowhere/ is neither a folder nor a hub id"),

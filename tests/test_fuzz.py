@@ -34,6 +34,7 @@ TEXTS = st.lists(SNIPPETS | st.text(max_size=4), max_size=30).map("".join)
 @pytest.mark.parametrize("parse", PARSERS, ids=lambda parse: parse.__name__)
 @given(data=TEXTS.map(lambda text: text.encode(errors="surrogatepass")) | st.binary(max_size=200))
 @example(data=b"")
+@example(data=b'{"messages": [{"role": "user", "content": "1+1?"}], "seed": -1%d, "n": 16, "top_p": 0}' % 10**300)
 @settings(deadline=2000)  # milliseconds; the first call imports a library
 def test_no_parser_does_more_than_refuse(parse, data):
     parse(data)

@@ -18,6 +18,7 @@ from dpost_lite.cli.plan import plan
 from dpost_lite.cli.report import report
 from dpost_lite.cli.run import run
 from dpost_lite.cli.runs import runs
+from dpost_lite.cli.serve import serve
 from dpost_lite.cli.solve import solve
 from dpost_lite.cli.verify import verify
 from dpost_lite.system.machine import let_threads_sleep
@@ -60,6 +61,7 @@ for command, summary in (  # in the order of --help
     (report, "Write a run's HTML report and its figures."),
     (runs, "List and compare the runs in a folder."),
     (solve, "Solve word problems with an exported model."),
+    (serve, "Serve an exported model: OpenAI's interface and a page."),
     (export, "Export a policy of a run as a GGUF file."),
     (data, "Show how problems are read from a set or file."),
     (plan, "Estimate the memory and time of a run."),

@@ -31,6 +31,7 @@ FEATURES = {
     "demo": f"the embedded model {demo.DEMO_MODEL}, which `dpost-lite run` starts from",
     "code": "solutions with code, in an interpreter of its own",
     "sympy": "solutions with code in the real Python, shut in by the Linux kernel",
+    "serve": "`dpost-lite serve`",
     "math": "answers in LaTeX, such as those of MATH",
     "unsloth": "unsloth's faster kernels on a GPU",
     "test": "the tests",
