@@ -1,6 +1,7 @@
 """How fast does `dpost-lite serve` answer 1, 8 and 32 clients, beside llama-cpp-python's own server on the same file?
 
-    python bench/server.py FILE.gguf [--clients 1 8 32] [--requests 64] [--tokens 96] [--long 1000] [--save FILE.json]
+    python bench/server.py FILE.gguf [--clients 1 8 32] [--servers ours llama.cpp] [--requests 64]
+                           [--tokens 96] [--long 1000] [--save FILE.json]
 
 Every client asks built-in problems one after the other, streaming, at temperature 0.7 with the request's number as its
 seed. Per server and number of clients it prints tokens per second (the answers as the file's tokenizer splits them),
@@ -34,6 +35,7 @@ from dpost_lite.local.llama import open_gguf, uses_extra_buffers
 from dpost_lite.problems import synthetic
 from dpost_lite.system.quiet import stderr_to
 
+SERVERS = ("ours", "ours-off", "llama.cpp")
 LONG_CLIENTS = 32
 LONG_TOKENS = 16
 SECONDS_TO_START = 120
@@ -62,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="a GGUF file")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--servers", nargs="+", default=SERVERS, choices=SERVERS)
     parser.add_argument("--requests", type=int, default=64, help="for each number of clients")
     parser.add_argument("--tokens", type=int, default=96, help="max_tokens of a request")
     parser.add_argument("--parallel", type=int, default=8, help="of our server")
@@ -72,7 +75,7 @@ def main() -> None:
     with stderr_to():
         vocabulary = open_gguf(arguments.file, extra_buffers=False, vocab_only=True)
     rows, memory = [], {}
-    for entrant in ("ours", "ours-off", "llama.cpp"):
+    for entrant in arguments.servers:
         if entrant == "llama.cpp" and not importlib.util.find_spec("sse_starlette"):
             print('llama-cpp-python\'s server is left out; pip install "llama-cpp-python[server]"')
             continue
