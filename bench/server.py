@@ -1,6 +1,7 @@
 """How fast does `dpost-lite serve` answer 1, 8 and 32 clients, beside llama-cpp-python's own server on the same file?
 
-    python bench/server.py FILE.gguf [--clients 1 8 32] [--requests 64] [--tokens 96] [--long 1000] [--save FILE.json]
+    python bench/server.py FILE.gguf [--clients 1 8 32] [--servers ours llama.cpp] [--requests 64]
+                           [--tokens 96] [--long 1000] [--save FILE.json]
 
 Every client asks built-in problems one after the other, streaming, at temperature 0.7 with the request's number as its
 seed. Per server and number of clients it prints tokens per second (the answers as the file's tokenizer splits them),
@@ -14,8 +15,8 @@ import argparse
 import asyncio
 import importlib.util
 import json
+import math
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -26,15 +27,26 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 from publish import publish, result_of
 
 from dpost_lite.local.llama import open_gguf, uses_extra_buffers
 from dpost_lite.problems import synthetic
+from dpost_lite.system.quiet import stderr_to
 
+SERVERS = ("ours", "ours-off", "llama.cpp")
 LONG_CLIENTS = 32
 LONG_TOKENS = 16
 SECONDS_TO_START = 120
+WITHOUT_EXTRA_BUFFERS = """import runpy, llama_cpp.llama_cpp as bindings
+defaults = bindings.llama_model_default_params
+def params():
+    made = defaults()
+    made.use_extra_bufts = False
+    return made
+bindings.llama_model_default_params = params
+runpy.run_module("llama_cpp.server", run_name="__main__")"""  # which crash on some processors: local/llama.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="a GGUF file")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--servers", nargs="+", default=SERVERS, choices=SERVERS)
     parser.add_argument("--requests", type=int, default=64, help="for each number of clients")
     parser.add_argument("--tokens", type=int, default=96, help="max_tokens of a request")
     parser.add_argument("--parallel", type=int, default=8, help="of our server")
@@ -59,9 +72,10 @@ def main() -> None:
     parser.add_argument("--note", default="", help="goes into the result, e.g. what else the machine was doing")
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     arguments = parser.parse_args()
-    vocabulary = open_gguf(arguments.file, extra_buffers=uses_extra_buffers(arguments.file), vocab_only=True)
+    with stderr_to():
+        vocabulary = open_gguf(arguments.file, extra_buffers=False, vocab_only=True)
     rows, memory = [], {}
-    for entrant in ("ours", "ours-off", "llama.cpp"):
+    for entrant in arguments.servers:
         if entrant == "llama.cpp" and not importlib.util.find_spec("sse_starlette"):
             print('llama-cpp-python\'s server is left out; pip install "llama-cpp-python[server]"')
             continue
@@ -91,7 +105,8 @@ def server(entrant: str, file: Path, parallel: int) -> Iterator[tuple[psutil.Pro
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
     if entrant == "llama.cpp":  # by default it breaks off an answer when the next request comes
-        command = ["-m", "llama_cpp.server", "--model", str(file), "--interrupt_requests", "False", "--n_ctx", "4096"]
+        start = ["-m", "llama_cpp.server"] if uses_extra_buffers(file) else ["-c", WITHOUT_EXTRA_BUFFERS]
+        command = [*start, "--model", str(file), "--interrupt_requests", "False", "--n_ctx", "4096"]
     else:
         command = ["-m", "dpost_lite", "serve", str(file), "--parallel", str(parallel), "--timeout", "600"]
 
@@ -165,14 +180,14 @@ def figures(answers: list[Answer], seconds: float, vocabulary: Any) -> dict[str,
     num_tokens = sum(len(vocabulary.tokenize(answer.text.encode(), add_bos=False)) for answer in good)
 
     def percentiles(values: list[float]) -> dict[str, float]:
-        cuts = statistics.quantiles(values, n=20, method="inclusive") if len(values) > 1 else values * 19
-        return {"p50": statistics.median(values), "p95": cuts[18]}
+        p50, p95 = np.percentile(values, [50, 95]) if values else (math.nan, math.nan)
+        return {"p50": float(p50), "p95": float(p95)}
 
     errors = [answer.error for answer in answers if answer.error is not None]
     return {
         "answers": len(good),
         "tokens_per_s": num_tokens / seconds,
-        "tokens_per_answer": num_tokens / len(good),
+        "tokens_per_answer": num_tokens / max(len(good), 1),
         "first_s": percentiles([answer.first for answer in good]),
         "total_s": percentiles([answer.total for answer in good]),
         "errors": len(errors),

@@ -66,7 +66,8 @@ def command(file: Path, *options: str) -> Iterator[Command]:
         assert found, line + process.communicate()[1]
         yield Command(process, found[1])
     finally:
-        process.send_signal(signal.SIGINT)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
@@ -127,6 +128,23 @@ def test_a_worker_that_is_killed_is_replaced(running):
     statuses = [running.chat(max_tokens=5).status_code for _ in range(3)]
     assert statuses[1:] == [200, 200]
     assert running.worker.pid != worker.pid
+
+
+def test_a_crash_of_llama_cpp_ends_the_worker_and_not_the_server(tiny, dies, monkeypatch, tmp_path):
+    monkeypatch.setenv("DPOST_LITE_CACHE", str(tmp_path / "cache"))
+    dies("batch.n_tokens > 100")
+    with command(tiny, "--max-tokens", "20") as running:
+        for _ in range(2):
+            crashed = running.chat("9" * 150)
+            assert crashed.status_code == 503
+            assert "SIGSEGV" in crashed.json()["error"]["message"]
+            assert crashed.headers["x-should-retry"] == "false"  # it would crash again
+            assert running.chat().status_code == 200
+        running.process.send_signal(signal.SIGINT)
+        code, err = ended(running.process)
+        assert code == 0
+        assert err.count("the solver process died; it is started again") == 2
+        assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -123,7 +123,11 @@ def _answering(target: Target, policy: Path | None) -> Iterator[Answer]:
 def _solve(
     file: Path, recipe: Recipe, tools: Tools, problems: Sequence[Problem], num_samples: int, temperature: float
 ) -> Iterator[Rationale]:
-    """Answer with a GGUF file, one problem at a time; the rationales have no token ids or log-probabilities."""
+    """Answer with a GGUF file; the rationales have no token ids or log-probabilities.
+
+    One problem at a time: beside others, a greedy answer may differ (local/engine.py), and a score would depend on how
+    many are computed side by side.
+    """
     from dpost_lite.local.solver_process import SolverProcess
 
     with SolverProcess(file, tools=tools, max_new_tokens=recipe.sampling.max_new_tokens) as solver:

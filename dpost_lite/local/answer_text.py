@@ -22,7 +22,9 @@ class AnswerText:
         self._marks: list[bool] = []  # for each character held back, whether a tool wrote it
 
     def add(self, data: bytes, *, is_inserted: bool) -> list[Piece]:
-        """Take what one token adds; return what is certain to be part of the text."""
+        """Take what tokens add; return what is certain to be part of the text, nothing after a stop text."""
+        if self.is_stopped:
+            return []
         self._hold(self._decoder.decode(data), is_inserted)
         found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
         if found:

@@ -8,15 +8,17 @@ the token that was chosen last, or the several that a writer made of it. A row w
 while the others go on. A row that has ended makes room for the next request at once.
 
 Weights are read from memory once a step, whatever the number of rows: that is what makes rows side by side faster. The
-rows share one cache, and prompts that begin alike share its cells. A row's draws depend on its own seed alone, but the
-kernels of llama.cpp round differently for batches of different sizes, so a near tie may fall the other way beside
-other rows. With `num_parallel` 1 an answer is always the same.
+rows share one cache, and prompts that begin alike share its cells. A row's draws depend on its own seed alone, but
+llama.cpp's kernels round differently for one token and for several at a time: with a q8_0 file, its logits after the
+same 60 tokens differ by up to 0.5. So beside others an answer may take another turn where two tokens are about equally
+likely. A request that runs alone always gets the same answer, whatever `num_parallel` is.
 """
 
 import time
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,11 +191,9 @@ class Engine:
         """Take the tokens that follow; None if the writer has not replied yet."""
         row.unread = new or []
         marks = row.answer.forced[len(row.answer.forced) - len(row.unread) :]
-        for token_id, is_inserted in zip(row.unread, marks, strict=True):
-            pieces = row.text.add(self.model.bytes_of(token_id), is_inserted=is_inserted)
-            events += [(row.number, piece) for piece in pieces]
-            if row.text.is_stopped:
-                return
+        for is_inserted, group in groupby(zip(row.unread, marks, strict=True), key=lambda pair: pair[1]):
+            data = b"".join(self.model.bytes_of(token_id) for token_id, _ in group)
+            events += [(row.number, piece) for piece in row.text.add(data, is_inserted=is_inserted)]
 
     def _admit(self) -> None:
         """Start queued requests while there are sequences and cells; what is the same in running rows is not computed.

@@ -3,6 +3,7 @@
 import ctypes
 import re
 from functools import lru_cache
+from multiprocessing import cpu_count
 from pathlib import Path
 
 from dpost_lite.errors import ExportError
@@ -40,7 +41,7 @@ class GgufModel:
             num_sequences=num_sequences,
             n_ctx=max(self.num_context, min(self.num_context, CELLS_PER_SEQUENCE) * num_sequences),
             n_threads=num_threads,  # None: llama-cpp-python uses half the logical cores, the physical ones
-            n_threads_batch=num_threads,
+            n_threads_batch=num_threads or max(cpu_count() // 2, 1),  # all of them: 20 times slower beside other work
         )
         self.num_cells: int = self.llm.n_ctx()
         self._vocab = llama_cpp.llama_model_get_vocab(self.llm.model)

@@ -30,7 +30,6 @@ def create_app(solver: AsyncSolver, *, model: str, tools: str, defaults: Default
 
     `model` is the name that clients see; `tools` is how the page names the switch: "calculator" or "code".
     """
-
     app = FastAPI(openapi_url=None)  # its /docs would load scripts from the network
     card = {
         "id": model,
