@@ -209,7 +209,7 @@ def as_figures(metrics: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{key.removeprefix('num_').replace('_', ' ')} {_figure(key, value)}"
         for key, value in metrics.items()
-        if value is not None
+        if value is not None and key != "proof"  # told at the end
     )
 
 
