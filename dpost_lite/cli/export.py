@@ -40,6 +40,8 @@ def export(
 
     The file is compared with the policy: token ids, probabilities, and greedy answers to the run's problems.
     """
+    from rich.console import Console
+
     from dpost_lite.cli.proof import show_proof
     from dpost_lite.evaluation.targets import finished_export, policy_dir
     from dpost_lite.models import hub
@@ -48,12 +50,11 @@ def export(
     from dpost_lite.runs.folder import Run
 
     opened = Run.open(source)
-    given = {"quant": quant.lower(), "max_loss": max_loss, "merge": merge}
-    settings = {
-        **opened.recipe.export.model_dump(),
-        **{key: value for key, value in given.items() if value is not None},
-    }
-    recipe = validate({**opened.recipe.model_dump(), "export": settings}, where="export")
+    recipe = opened.recipe
+    for key, value in (("quant", quant.lower()), ("max_loss", max_loss), ("merge", merge)):
+        if value is not None:
+            settings = {**recipe.export.model_dump(), key: value}
+            recipe = validate({**recipe.model_dump(), "export": settings}, where=f"--{key.replace('_', '-')}")
     finished = {} if policy and out else finished_export(opened)
     stage = policy or finished["policy"]
     adapter_dir = policy_dir(opened, stage)
@@ -67,15 +68,17 @@ def export(
     except OSError as error:
         raise ExportError(f"--out: {file.parent} cannot be created ({error.strerror}); give another folder") from error
     typer.echo(f"writing {file} …")
-    exported = export_gguf(
-        recipe,
-        hub.find(recipe.model.name),
-        adapter_dir,
-        file,
-        run=source,
-        stage=None if adapter_dir is None else stage,
-        solves=recipe.solutions != "code",
-    )
+    with Console(stderr=True).status("merging and comparing") as status:
+        exported = export_gguf(
+            recipe,
+            hub.find(recipe.model.name),
+            adapter_dir,
+            file,
+            run=source,
+            stage=None if adapter_dir is None else stage,
+            solves=recipe.solutions != "code",
+            progress=lambda done, total, unit: status.update(f"{done} of {total} {unit}"),
+        )
     if out is None:
         exported = exported.named()
     show_proof(exported.metrics)

@@ -7,7 +7,8 @@ from pathlib import Path
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import GradedAnswer, LabelledRationale, Problem, Rationale, read_jsonl
 from dpost_lite.problems.synthetic import generate
-from dpost_lite.runs.stage_names import StageName, policy_of, rounds_in
+from dpost_lite.runs.folder import read_json
+from dpost_lite.runs.stage_names import BASE, StageName, policy_of, rounds_in
 
 NUM_PROMPTS = 200
 NUM_RATIONALES = 16
@@ -29,14 +30,14 @@ class Evidence:
 
 
 def of_run(run: Path, stage: str | None, prompter: Prompter) -> Evidence:
-    """Return the evidence in a run's folder for the policy that `stage` trained (None: the base).
+    """Return the evidence in a run's folder for a policy, given its name or the `stage` that trained it (None: the
+    base).
 
     Without samples that are right, the gold rationales are used. An unscored policy has no greedy answers.
     """
     parts = {part: tuple(read_jsonl(run / "data" / f"{part}.jsonl", Problem)) for part in ("dev", "test", "train")}
     part = "dev" if parts["dev"] else "test"
-    answers = run / str(StageName.score(policy_of(stage) if stage else "base")) / f"{part}.jsonl"
-    sampled = {a.problem_id: a for a in read_jsonl(answers, GradedAnswer)} if answers.is_file() else {}
+    sampled = {answer.problem_id: answer for answer in _sampled(run, stage or BASE, part)}
     return Evidence(
         problems=(*parts["dev"], *parts["test"], *parts["train"])[:NUM_PROMPTS],
         rationales=_rationales(run, {problem.id: problem for problem in parts["train"]}),
@@ -45,6 +46,14 @@ def of_run(run: Path, stage: str | None, prompter: Prompter) -> Evidence:
         answered=tuple(problem for problem in parts[part] if problem.id in sampled)[:NUM_DEV],
         sampled=sampled,
     )
+
+
+def _sampled(run: Path, stage: str, part: str) -> Iterator[GradedAnswer]:
+    """Yield the sampler's greedy answers for a policy, if it was scored: of a round, one of two policies is."""
+    policy = policy_of(stage)
+    folder = run / str(StageName.score(policy))
+    if (folder / "done.json").is_file() and stage in (policy, *read_json(folder / "done.json")["inputs"]):
+        yield from read_jsonl(folder / f"{part}.jsonl", GradedAnswer)
 
 
 def built_in(prompter: Prompter) -> Evidence:

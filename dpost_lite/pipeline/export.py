@@ -13,10 +13,11 @@ from dpost_lite.models import adapters
 from dpost_lite.models.adapters import Base
 from dpost_lite.models.loading import load_prompter
 from dpost_lite.models.onednn_layout import use_blocked_layout
+from dpost_lite.models.training import Progress
 from dpost_lite.pipeline.evidence import Evidence, built_in, of_run
 from dpost_lite.pipeline.proof import Answers, Divergence, Prover, Solved, answer_all, check_answers, compare_answers
 from dpost_lite.problems.prompts import Prompter
-from dpost_lite.problems.records import GradedAnswer
+from dpost_lite.problems.records import GradedAnswer, Problem
 from dpost_lite.recipe import Recipe, solution_format
 from dpost_lite.sampling.sampler import sample_by_recipe
 
@@ -96,12 +97,13 @@ def export_gguf(
     run: Path | None = None,
     stage: str | None = None,
     solves: bool = True,
+    progress: Progress = lambda *_, **__: None,
 ) -> Exported:
     """Merge a policy in 16 bit, write `out` as GGUF, quantised as `recipe.export` says, and prove it.
 
     `run` is the folder of the run whose `stage` trained the policy: the proof is on its problems and rationales,
-    without it on built-in ones. `solves` is False where the file must not answer any. Raises ExportError if the file
-    cannot be made, or fails its proof; nothing is left then.
+    without it on built-in ones. `solves` is False where the file must not answer any. `progress` hears of answers.
+    Raises ExportError if the file cannot be made, or fails its proof; nothing is left then.
     """
     prompter = load_prompter(model_dir, recipe.model)  # its tokenizer carries the prompt as the chat template
     evidence = built_in(prompter) if run is None else of_run(run, stage, prompter)
@@ -115,7 +117,7 @@ def export_gguf(
         merged = Path(folder) / "model"
         adapters.save_merged(model, prompter.tokenizer, merged)
         prover = Prover(prompter, evidence, Path(folder), merged)
-        writer = _Writer(recipe, prompter, evidence, prover, merged, model, solves)
+        writer = _Writer(recipe, prompter, evidence, prover, merged, model, solves, progress)
         quant, proof = writer.smallest(out) if recipe.export.quant == "auto" else writer.one(recipe.export.quant, out)
     return Exported(out, quant, merge, replace(proof, merges=merges))
 
@@ -131,13 +133,14 @@ class _Writer:
     merged: Path
     model: Any
     solves: bool
+    progress: Progress
 
     def one(self, quant: Quant, out: Path) -> tuple[Quant, Proof]:
         """Write one type; `out` is there only once it is proved."""
         proofs = []
 
         def check(source: Path, file: Path) -> None:
-            exact = self.prover.check_16_bit(source, self.model)
+            exact = self._check_16_bit(source)
             quantized = None if file == source else self.prover.check_quantized(file, quant)
             proofs.append(self._proof(exact, quantized, self._beside_sampler(file)))
 
@@ -149,12 +152,13 @@ class _Writer:
         files: dict[Quant, Path] = {quant: out.with_name(f"{out.name}.{quant}") for quant in QUANTS}
         try:
             with gguf.source_file(self.merged, out, QUANTS) as source:
-                exact = self.prover.check_16_bit(source, self.model)
-                answers = {"f16": answer_all(source, self.recipe, self.evidence.dev)}
+                exact = self._check_16_bit(source)
+                dev = self.evidence.dev
+                answers: dict[Quant, Solved] = {"f16": self._answers(source, dev, 0, len(QUANTS))}
                 sizes = [self._size("f16", source, None, answers)]
-                for quant in reversed(QUANTS[:-1]):
+                for place, quant in enumerate(reversed(QUANTS[:-1]), start=1):
                     gguf.quantize(self.merged, source, files[quant], quant)
-                    answers[quant] = answer_all(files[quant], self.recipe, self.evidence.dev)
+                    answers[quant] = self._answers(files[quant], dev, place, len(QUANTS))
                     divergence = self.prover.compare_quantized(files[quant])
                     sizes.append(self._size(quant, files[quant], divergence, answers))
                 best = smallest_within(sizes, self.recipe.export.max_loss)
@@ -165,14 +169,26 @@ class _Writer:
                 file.unlink(missing_ok=True)
         return best.quant, replace(self._proof(exact, best.divergence, compared), sizes=tuple(sizes))
 
-    def _size(self, quant: Quant, file: Path, divergence: Divergence | None, answers: Mapping[str, Solved]) -> Size:
+    def _check_16_bit(self, source: Path) -> Divergence:
+        exact = self.prover.check_16_bit(source, self.model)
+        self.model.to("meta")  # frees its memory for llama.cpp
+        return exact
+
+    def _size(self, quant: Quant, file: Path, divergence: Divergence | None, answers: Mapping[Quant, Solved]) -> Size:
         compared = compare_answers("dev", *answers[quant], answers["f16"][0], self.prompter)
         return Size(quant, file.stat().st_size, divergence, compared)
 
     def _beside_sampler(self, file: Path) -> Answers | None:
         """Let a file answer, if it may and the sampler's answers are there."""
         problems = self.evidence.answered[:NUM_ANSWERS] if self.solves else ()
-        return self._compared(*answer_all(file, self.recipe, problems)) if problems else None
+        return self._compared(*self._answers(file, problems, 0, 1)) if problems else None
+
+    def _answers(self, file: Path, problems: Sequence[Problem], place: int, num_files: int) -> Solved:
+        """Answer with the file in this `place` of several."""
+        before, total = place * len(problems), num_files * len(problems)
+        return answer_all(
+            file, self.recipe, problems, lambda done: self.progress(before + done, total, "answers of the file")
+        )
 
     def _compared(self, found: Mapping[str, GradedAnswer], seconds: float) -> Answers | None:
         """Compare answers with the sampler's, if it has given some."""

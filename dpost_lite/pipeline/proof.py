@@ -11,7 +11,7 @@ Every failure is an ExportError that names the token, problem or tensor.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,8 +219,13 @@ def check_tokens(
             )
 
 
-def answer_all(file: Path, recipe: Recipe, problems: Sequence[Problem]) -> Solved:
-    """Return the solver's greedy answers by problem, and the seconds they took. Raises ExportError as the solver."""
+def answer_all(
+    file: Path, recipe: Recipe, problems: Sequence[Problem], answered: Callable[[int], None] = lambda _: None
+) -> Solved:
+    """Return the solver's greedy answers by problem, and the seconds they took.
+
+    `answered` is called with the number of answers so far. Raises ExportError as the solver.
+    """
     from dpost_lite.local.solver_process import SolverProcess
 
     answers = {}
@@ -232,6 +237,7 @@ def answer_all(file: Path, recipe: Recipe, problems: Sequence[Problem]) -> Solve
             predicted = predicted_answer(solved.text, problem.answer)
             right = is_right(predicted, solved.end, problem.answer)
             answers[problem.id] = GradedAnswer(problem.id, 0, solved.text, solved.end, predicted, right)
+            answered(len(answers))
         return answers, time.monotonic() - started
 
 

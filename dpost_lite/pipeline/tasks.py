@@ -273,5 +273,6 @@ class Export(ModelTask):
             out / f"model-{self.recipe.export.quant}.gguf",
             run=self.run_dir,
             stage=self.policy,
+            progress=progress,
         )
         return {"policy": self.policy, **exported.named().metrics}

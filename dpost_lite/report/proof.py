@@ -56,3 +56,15 @@ def _row(size: Mapping[str, Any]) -> list[str]:
         f"{divergence['same_top']:.1%}" if divergence else "",
         f"{answers['tokens_per_second']:.0f}",
     ]
+
+
+def for_page(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the proof for the report's page, from the metrics of the stage; empty without one."""
+    if "proof" not in metrics:
+        return {}
+    return {
+        "sentences": list(sentences(metrics)),
+        "columns": COLUMNS,
+        "sizes": sizes(metrics["proof"]),
+        "chosen": metrics["quant"],
+    }
