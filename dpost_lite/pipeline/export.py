@@ -84,7 +84,7 @@ class Exported:
             "kl_to_16_bit": proof.quantized.kl if proof.quantized else None,
             "same_top_token": proof.quantized.same_top if proof.quantized else None,
             "flipped": proof.answers.num_lost + proof.answers.num_won if proof.answers else None,
-            "proof": asdict(proof),
+            "proof": {**asdict(proof), "sizes": [asdict(size) for size in proof.sizes]},  # a list, as in JSON
         }
 
 
@@ -186,9 +186,7 @@ class _Writer:
     def _answers(self, file: Path, problems: Sequence[Problem], place: int, num_files: int) -> Solved:
         """Answer with the file in this `place` of several."""
         before, total = place * len(problems), num_files * len(problems)
-        return answer_all(
-            file, self.recipe, problems, lambda done: self.progress(before + done, total, "answers of the file")
-        )
+        return answer_all(file, self.recipe, problems, lambda done: self.progress(before + done, total, "answers"))
 
     def _compared(self, found: Mapping[str, GradedAnswer], seconds: float) -> Answers | None:
         """Compare answers with the sampler's, if it has given some."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 BASES = {"dequantized": "the dequantised 4-bit base", "original": "the original 16-bit base"}
-COLUMNS = ("MB", "dev accuracy", "95 % interval", "lost", "won", "KL to 16 bit", "same top token", "tokens/s")
+COLUMNS = ("MB", "dev", "95 %\ninterval", "lost", "won", "KL to\n16 bit", "same\ntop token", "tokens\nper s")
 
 
 def sentences(metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -49,7 +49,7 @@ def _row(size: Mapping[str, Any]) -> list[str]:
     return [
         f"{size['num_bytes'] / 1e6:,.0f}",
         f"{answers['num_right'] / answers['num_problems']:.1%}",
-        f"{answers['low']:.1%} to {answers['high']:.1%}",
+        f"{100 * answers['low']:.1f}–{answers['high']:.1%}",
         str(answers["num_lost"]),
         str(answers["num_won"]),
         f"{divergence['kl']:.4f}" if divergence else "",
