@@ -181,6 +181,13 @@ def test_a_crash_while_comparing_is_one_line(prover, folder, model, tmp_path, di
     assert "\n" not in str(error.value)
 
 
+def test_a_disk_that_fills_while_comparing_is_no_fault_of_llama_cpp(prover, folder, model, tmp_path, small_disk):
+    source = gguf.write_gguf(folder, tmp_path / "16.gguf")
+    gguf.llama.try_file(source)
+    with pytest.raises(ExportError, match="is full: the log-probabilities do not fit; free some space"):
+        proof.measure(source, rows=prover._rows, written=small_disk(2**15) / "x.npy")
+
+
 def test_float32_logits_of_16_bit_weights(model):
     ids = tuple(range(5, 45))
     expected = copy.deepcopy(model).float()

@@ -6,6 +6,7 @@ What the figures mean for an export is decided in pipeline/proof.py.
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from typing import Any
 
 from dpost_lite.errors import DpostError, ExportError
 from dpost_lite.local import llama
+
+FULL_BYTES = 2**22  # a disk with less free space than this counts as full
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,10 @@ def measure(
     }
     child = llama.run_module("dpost_lite.local.proof", text=json.dumps(request))
     if child.returncode:
+        if written and shutil.disk_usage(written.parent).free < FULL_BYTES:
+            raise ExportError(
+                f"the disk of {written.parent} is full: the log-probabilities do not fit; free some space"
+            )
         reason = llama.last_lines(child.stderr)
         how = "" if child.returncode == llama.PYTHON_ERROR else f"{llama.ended_by(child.returncode)}: "
         raise ExportError(
