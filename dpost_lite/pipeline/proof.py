@@ -164,7 +164,7 @@ class Prover:
         where = (
             f"tensor {name} is farthest from the trained one (relative error {error:.2g})"
             if error > 0
-            else "all tensors are equal, so a setting such as the rotary embedding differs"
+            else "all tensors are equal, so a setting or the order of their rows differs"
         )
         return ExportError(
             f"{what} does not answer like the trained model: its KL divergence from {reference} is {found.kl:.2g} nats "
