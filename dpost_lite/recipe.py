@@ -298,7 +298,14 @@ class CodeRecipe(_Section):
 class ExportRecipe(_Section):
     """The exported GGUF file."""
 
-    quant: Literal["q4_k_m", "q5_k_m", "q8_0", "f16"] = "q4_k_m"
+    quant: Literal["auto", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16"] = "q4_k_m"
+    """auto: the smallest file whose dev accuracy is within `export.max_loss` of 16 bit; takes a while."""
+    max_loss: float = Field(1.0, ge=0, le=100)
+    """Points of dev accuracy that export.quant=auto may lose against 16 bit."""
+    merge: Literal["auto", "dequantized", "original"] = "auto"
+    """The base that an adapter trained on a 4-bit one is merged onto: that base dequantised, or the original 16-bit
+    weights; auto takes the one with more right dev answers, without dev problems the former.
+    """
 
 
 class Recipe(_Section):
@@ -357,6 +364,14 @@ class Recipe(_Section):
         if self.data.train == "synthetic" and self.synthetic.max_steps == 1 and method.samples_rests(share):
             key = f"pairs.stepwise={share:g}" if method.has_rounds else f"method={method.name}"
             raise ValueError(f"{key} needs problems of two steps or more; set synthetic.max_steps=2")
+        return self
+
+    @model_validator(mode="after")
+    def _dev_for_auto(self) -> "Recipe":
+        size = self.synthetic.num_dev if self.data.train == "synthetic" else self.data.dev_size
+        if self.export.quant == "auto" and size == 0:
+            key = "synthetic.num_dev" if self.data.train == "synthetic" else "data.dev_size"
+            raise ValueError(f"export.quant=auto needs dev problems; set {key}=100, or name a type such as q4_k_m")
         return self
 
     @model_validator(mode="after")

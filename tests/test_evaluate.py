@@ -82,7 +82,7 @@ def test_an_adapter_that_names_no_base_asks_for_one(policy_dir, tmp_path):
 
 def test_a_gguf_file_answers_like_the_weights_it_was_made_from(scored, base_dir, tmp_path):
     recipe = load_recipe(None, ["model.precision=16bit", "export.quant=f16"])
-    file = export_gguf(recipe, base_dir, None, tmp_path / "tiny.gguf")
+    file = export_gguf(recipe, base_dir, None, tmp_path / "tiny.gguf").file
     scored(find_target(str(file)))
     target = find_target(str(base_dir))
     in_float32 = {"model": target.recipe.model.model_copy(update={"compute_dtype": "float32"})}

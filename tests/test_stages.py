@@ -84,9 +84,8 @@ def test_keys_that_came_later_leave_older_stages_as_they_are():
     for (part, key), value in ADDED_KEYS.items():
         settings = StageSettings(load_recipe(None, []), Path("model")).of(part)
         assert key not in settings[part]
-        other = {"True": "false", "False": "true", "None": "3", "1.0": "2", "0.0": "0.5", "jaccard": "equations"}[
-            str(value)
-        ]
+        others = {"True": "false", "False": "true", "None": "3", "1.0": "2", "0.0": "0.5", "jaccard": "equations"}
+        other = {**others, "auto": "original"}[str(value)]
         changed = StageSettings(load_recipe(None, [f"{part}.{key}={other}"]), Path("model")).of(part)
         assert key in changed[part]
 

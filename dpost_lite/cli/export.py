@@ -11,15 +11,38 @@ from dpost_lite.errors import ExportError
 
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
-    quant: Annotated[str, typer.Option(metavar="q4_k_m|q5_k_m|q8_0|f16", help="Quantisation of the weights.")],
+    quant: Annotated[
+        str,
+        typer.Option(
+            metavar="q4_k_m|q5_k_m|q6_k|q8_0|f16|auto",
+            help="Quantisation of the weights; auto takes the smallest that answers the dev problems as well.",
+        ),
+    ],
     policy: Policy = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The file to write. [default: RUN/export/model-QUANT.gguf]")
     ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="Dev accuracy that --quant auto may lose against 16 bit. [default: 1.0]"),
+    ] = None,
+    merge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="dequantized|original|auto",
+            help="The base to merge an adapter onto, if it was trained in 4 bit. [default: as in the run's recipe]",
+        ),
+    ] = None,
     offline: Offline = False,
     debug: Debug = False,
 ) -> None:
-    """Export a run's best policy, or the one given by --policy, as a GGUF file."""
+    """Export a run's best policy, or the one given by --policy, as a GGUF file.
+
+    The file is compared with the policy: token ids, probabilities, and greedy answers to the run's problems.
+    """
+    from rich.console import Console
+
+    from dpost_lite.cli.proof import show_proof
     from dpost_lite.evaluation.targets import finished_export, policy_dir
     from dpost_lite.models import hub
     from dpost_lite.pipeline.export import export_gguf
@@ -27,9 +50,14 @@ def export(
     from dpost_lite.runs.folder import Run
 
     opened = Run.open(source)
-    recipe = validate({**opened.recipe.model_dump(), "export": {"quant": quant.lower()}}, where="--quant")
+    recipe = opened.recipe
+    for key, value in (("quant", quant.lower()), ("max_loss", max_loss), ("merge", merge)):
+        if value is not None:
+            settings = {**recipe.export.model_dump(), key: value}
+            recipe = validate({**recipe.model_dump(), "export": settings}, where=f"--{key.replace('_', '-')}")
     finished = {} if policy and out else finished_export(opened)
-    adapter_dir = policy_dir(opened, policy or finished["policy"])
+    stage = policy or finished["policy"]
+    adapter_dir = policy_dir(opened, stage)
     name = "-".join(["model", *(policy.split("/") if policy else []), recipe.export.quant])
     file = out or source / "export" / f"{name}.gguf"
     if file.exists():
@@ -40,5 +68,16 @@ def export(
     except OSError as error:
         raise ExportError(f"--out: {file.parent} cannot be created ({error.strerror}); give another folder") from error
     typer.echo(f"writing {file} …")
-    export_gguf(recipe, hub.find(recipe.model.name), adapter_dir, file)
-    typer.echo(f'{file_size(file)} written; next: dpost-lite solve {file} "…"')
+    with Console(stderr=True).status("merging and comparing") as status:
+        exported = export_gguf(
+            recipe,
+            hub.find(recipe.model.name),
+            adapter_dir,
+            file,
+            run=source,
+            stage=None if adapter_dir is None else stage,
+            solves=recipe.solutions != "code",
+            progress=lambda done, total, unit: status.update(f"{done} of {total} {unit}"),
+        )
+    show_proof(exported.metrics)
+    typer.echo(f'{file_size(exported.file)} written; next: dpost-lite solve {exported.file} "…"')

@@ -135,6 +135,7 @@ def _print_outcome(folder: Path, outcome: "Outcome") -> None:
     """Print the scores of a run, its solved problems, and what to do next."""
     from rich.console import Console
 
+    from dpost_lite.cli.proof import show_proof
     from dpost_lite.report import results, summary
     from dpost_lite.report.terminal import plain
     from dpost_lite.runs.folder import read_json
@@ -154,6 +155,8 @@ def _print_outcome(folder: Path, outcome: "Outcome") -> None:
             console.print(plain(summary.verdict(*also_gained, method, part=part)), soft_wrap=True)
     for solved in read_json(outcome.solved.path / "solved.json") if outcome.solved else ():
         console.print(summary.solved_problem(solved), soft_wrap=True)
+    if outcome.export:
+        show_proof(outcome.export.metrics)
     file = outcome.export.path / outcome.export.metrics["file"] if outcome.export else None
     console.print(summary.next_steps(folder, best=outcome.best, file=file), soft_wrap=True)
 

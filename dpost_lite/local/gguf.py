@@ -9,10 +9,11 @@ llama.cpp's converter is not available from PyPI, so the four families that dpos
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dpost_lite.errors import ExportError
 from dpost_lite.local import llama
@@ -20,13 +21,15 @@ from dpost_lite.local.config import FAMILIES, read_config, rope_factors, write_c
 from dpost_lite.local.vocabulary import Vocabulary, read_vocabulary
 
 Dtype = Literal["f16", "bf16", "f32"]
-Quant = Literal["q4_k_m", "q5_k_m", "q8_0", "f16"]
+Quant = Literal["q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16"]
+QUANTS: tuple[Quant, ...] = get_args(Quant)
+Check = Callable[[Path, Path], None]
 
 FORMAT_KEYS = ("solutions", "sandbox")  # in the file's metadata, after "dpost_lite.", if its solutions hold code
 _PERMUTED = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
 _MAX_F16 = 65504.0
 # bytes per weight, rounded up; llama.cpp stores tensors whose rows are not a multiple of 256 in a wider type
-_WEIGHT_BYTES = {"q4_k_m": 0.75, "q5_k_m": 0.9, "q8_0": 1.1, "f16": 2.0, "bf16": 2.0, "f32": 4.0}
+_WEIGHT_BYTES = {"q4_k_m": 0.75, "q5_k_m": 0.9, "q6_k": 1.1, "q8_0": 1.1, "f16": 2.0, "bf16": 2.0, "f32": 4.0}
 _HEAD_BYTES = 2**24  # vocabulary and metadata
 
 
@@ -45,31 +48,74 @@ class _Tensor:
         return math.prod(self.shape)
 
 
-def export(model_dir: Path, out: Path, *, quant: Quant) -> Path:
+def export(model_dir: Path, out: Path, *, quant: Quant, check: Check | None = None) -> Path:
     """Write the model in `model_dir` as the quantised GGUF file `out`, tested with llama.cpp; return `out`.
 
-    Weights stored in bfloat16 are quantised from bfloat16, others from float16, so nothing is lost before quantisation.
-    Nothing is left behind on failure. Raises ExportError if the model is unsupported or damaged, the disk is full, or
-    the file fails its test.
+    `check` gets the 16-bit file and the quantised one before `out` is there. Nothing is left behind on failure. Raises
+    ExportError if the model is unsupported or damaged, the disk is full, or the file fails its test; and as `check`.
     """
-    config = read_config(model_dir)
-    tensors = _read_tensors(model_dir, config)
-    source_dtype: Dtype = "bf16" if quant != "f16" and any(t.stored == "BF16" for t in tensors) else "f16"
+    with source_file(model_dir, out, (quant,)) as source:
+        return quantize(model_dir, source, out, quant, check)
+
+
+@contextmanager
+def source_file(model_dir: Path, out: Path, quants: Sequence[Quant]) -> Iterator[Path]:
+    """Write the model in 16 bit as a GGUF file beside `out`, to be quantised to `quants`; delete it afterwards.
+
+    Weights stored in bfloat16 stay bfloat16 unless they are wanted as f16, others are float16, so nothing is lost
+    before quantisation. Raises ExportError as `export`.
+    """
+    tensors = _read_tensors(model_dir, config := read_config(model_dir))
+    source_dtype: Dtype = "bf16" if "f16" not in quants and any(t.stored == "BF16" for t in tensors) else "f16"
     num_weights = sum(tensor.num_weights for tensor in tensors)
-    widths = {source_dtype, quant}  # source and result exist side by side for a while
+    widths = {source_dtype, *quants}  # source and results exist side by side for a while
     check_disk(out, int(num_weights * sum(_WEIGHT_BYTES[w] for w in widths)) + len(widths) * _HEAD_BYTES)
-    vocabulary = read_vocabulary(model_dir, config)
-    source, partial = _temporary(out, ".source"), _temporary(out, ".partial")
+    read_vocabulary(model_dir, config)  # refuse a tokenizer before the weights are written
+    source = _temporary(out, ".source")
     try:
-        write_gguf(model_dir, source, dtype=source_dtype)
-        if quant == "f16":
-            source.replace(partial)
-        _quantize_and_check(partial if quant == "f16" else source, partial, quant, vocabulary)
-        partial.replace(out)
+        yield write_gguf(model_dir, source, dtype=source_dtype)
     finally:
         source.unlink(missing_ok=True)
+
+
+def quantize(model_dir: Path, source: Path, out: Path, quant: Quant, check: Check | None = None) -> Path:
+    """Quantise a `source_file` into `out` and test it with llama.cpp; return `out`. f16 takes `source` as it is.
+
+    `check` as in `export`. Nothing is left behind on failure. Raises ExportError as `export`.
+    """
+    partial = _temporary(out, ".partial")
+    try:
+        if quant == "f16":
+            source.replace(partial)
+            source = partial
+        vocabulary = read_vocabulary(model_dir, read_config(model_dir))
+        _quantize_and_check(source, partial, quant, vocabulary)
+        if check is not None:
+            check(source, partial)
+        partial.replace(out)
+    finally:
         partial.unlink(missing_ok=True)
     return out
+
+
+def farthest_tensor(file: Path, model_dir: Path) -> tuple[str, float]:
+    """Return the model's tensor that a GGUF file, quantised or not, holds least exactly, and its relative error.
+
+    The error is the norm of the difference over the norm of the model's tensor; a tensor that the file lacks has 1.
+    """
+    import numpy as np
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    config = read_config(model_dir)
+    tensors = _read_tensors(model_dir, config)
+    stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    errors = {}
+    for tensor, expected in zip(tensors, _arrays(config, tensors, "f32"), strict=True):
+        found = stored.get(tensor.name)
+        values = 0.0 if found is None else dequantize(found.data, found.tensor_type).reshape(expected.shape)
+        errors[tensor.source] = float(np.linalg.norm(values - expected) / (np.linalg.norm(expected) or 1.0))
+    return max(errors.items(), key=lambda item: item[1])
 
 
 def write_gguf(model_dir: Path, out: Path, *, dtype: Dtype = "f16") -> Path:

@@ -1,6 +1,10 @@
 """Child process that quantises a GGUF file: `python -m dpost_lite.local.quantize SOURCE TARGET TYPE`.
 
 It is a separate process because ggml aborts on many errors and prints a lot.
+
+There is no importance matrix: one computed from 25 of a run's rationales made SmolLM2-135M worse on 14 others. Its mean
+KL divergence from 16 bit rose from 0.0114 to 0.0149 nats at q4_k_m (95 % interval of the rise 0.0007 to 0.0067), and
+from 0.0163 to 0.0236 at q5_k_m.
 """
 
 import ctypes

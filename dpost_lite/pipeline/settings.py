@@ -32,6 +32,8 @@ ADDED_KEYS: dict[tuple[str, str], Any] = {
     ("pairs", "equal_steps"): False,
     ("pairs", "stepwise"): 0.0,
     ("labels", "duplicates"): "jaccard",
+    ("export", "max_loss"): 1.0,
+    ("export", "merge"): "auto",  # older files keep the merge that they have
 }
 """Keys added later, with the value that does what was done before: at it, older stages keep their fingerprint."""
 

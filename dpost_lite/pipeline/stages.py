@@ -264,8 +264,8 @@ class RunStages:
         return self.best
 
     def export(self, policy: Artifact) -> Artifact:
-        """Merge the adapter in 16 bit and write the GGUF file."""
-        task = Export(self._recipe, self._model_dir, policy.path, policy.name)
+        """Merge the adapter in 16 bit, write the GGUF file, and prove that it answers like the policy."""
+        task = Export(self._recipe, self._model_dir, policy.path, policy.name, self._run.path)
         settings = self._settings("model", "export")
         self.exported = self._runner.in_child(StageName("export"), task, policy, settings=settings, renew=True)
         return self.exported

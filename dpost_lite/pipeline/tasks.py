@@ -270,12 +270,20 @@ class GradeAnswers(SamplingTask):
 
 @dataclass(frozen=True, slots=True)
 class Export(ModelTask):
-    """Write the policy in `policy_dir`, whose name is `policy`, as a GGUF file."""
+    """Write the policy in `policy_dir`, whose name is `policy`, as a GGUF file, proved on the run in `run_dir`."""
 
     policy_dir: Path
     policy: str
+    run_dir: Path
 
     def run(self, out: Path, progress: Progress) -> dict[str, Any]:
-        quant = self.recipe.export.quant
-        file = export_gguf(self.recipe, self.model_dir, self.policy_dir, out / f"model-{quant}.gguf")
-        return {"policy": self.policy, "file": file.name, "bytes": file.stat().st_size}
+        exported = export_gguf(
+            self.recipe,
+            self.model_dir,
+            self.policy_dir,
+            out / f"model-{self.recipe.export.quant}.gguf",
+            run=self.run_dir,
+            stage=self.policy,
+            progress=progress,
+        )
+        return {"policy": self.policy, **exported.named().metrics}

@@ -30,6 +30,11 @@ SAMPLING_EFFICIENCY = {"cpu": 0.43, "cuda": 0.40}
 READING_EFFICIENCY = {"cpu": 0.6, "cuda": 0.6}  # of the peak rate of reading
 STEP_SECONDS = {"cpu": 0.1, "cuda": 0.004}  # of a decode step, whatever it computes
 LOADING_SECONDS = {"cpu": 8, "cuda": 30}  # libraries and weights
+LLAMA_FLOPS = {"cpu": 5e10, "cuda": 3e11}  # of llama.cpp, on the processor alone: two cores, and a desktop's eight
+LLAMA_BANDWIDTH = {"cpu": 8e9, "cuda": 3e10}
+PROVED_ON = 16  # rationales on which the exported file is compared with the 16-bit one
+SOLVED = {"one": 50, "auto": 200}  # problems that it answers: at most, of each type for export.quant=auto
+NUM_TYPES = 5
 LIMIT_SHARE = 0.95  # of the token limit: the base has not learned to stop
 
 
@@ -84,8 +89,23 @@ class Pace:
             length = sampling.max_new_tokens * LIMIT_SHARE if stage.policy == BASE else work.rationale
             return self._sampling(number, 1, length)
         if kind == "export":
-            return Estimate(0, LOADING_SECONDS[self.device.kind] + 20 * self.shape.num_parameters / 1e9)
+            return self._export()
         return Estimate(0, 0)
+
+    def _export(self) -> Estimate:
+        """Write the file, and prove it: llama.cpp reads rationales and answers problems, one after the other."""
+        kind, work = self.device.kind, self.work
+        is_auto = self.recipe.export.quant == "auto"
+        answers = min(work.num_dev or work.num_test, SOLVED["auto" if is_auto else "one"])
+        read = PROVED_ON * (work.prompt + work.rationale) + answers * work.prompt
+        flops = 2 * self.shape.num_parameters * (read + PROVED_ON * (work.prompt + work.rationale))
+        decoding = answers * work.rationale * self.shape.num_parameters * (1.0 if is_auto else 0.75)  # bytes a token
+        proving = flops / LLAMA_FLOPS[kind] + decoding / LLAMA_BANDWIDTH[kind]
+        seconds = LOADING_SECONDS[kind] + 20 * self.shape.num_parameters / 1e9 + proving * (NUM_TYPES if is_auto else 1)
+        if self.recipe.export.merge != "auto" or self.recipe.model.precision != "4bit" or not work.num_dev:
+            return Estimate(0, seconds)
+        other_merge = self._sampling(min(work.num_dev, SOLVED["auto"]), 1, work.rationale)
+        return Estimate(other_merge.tokens, seconds + other_merge.seconds)
 
     def _num_cuts(self) -> float:
         """Where right rationales are cut in a round, for step-controlled pairs."""

@@ -34,6 +34,7 @@ MIN_ROWS = ROWS[-1]
 MIN_MERGED_ROWS = 32  # below, 4-bit weights with many rows are the faster choice
 RATIONALE_BYTES = 2_000  # text, token ids and figures in JSON
 PARENT_BYTES = 2 * GIB  # the command and one stage's process, in RAM beside a GPU
+AUTO_SHARE = 1.6  # export.quant=auto has all types side by side
 EXPORT_SHARE = 2.3  # of the 16-bit weights on disk: they themselves, the f16 file, and the quantised one (0.3)
 
 
@@ -293,7 +294,8 @@ def _merge(recipe: Recipe, shape: ModelShape, device: Device, *, on_device: bool
     in_16_bit = 2.0 * shape.num_parameters
     ram = sum(parts.values()) if device.is_cpu else PARENT_BYTES + in_16_bit * (1 if on_device else 2)
     choices: dict[str, int | str] = {"device": device.kind.upper() if on_device else "CPU"}
-    return StagePlan("merge, export", parts, choices, (), ram, in_16_bit * EXPORT_SHARE)
+    share = EXPORT_SHARE + (AUTO_SHARE if recipe.export.quant == "auto" else 0)
+    return StagePlan("merge, export", parts, choices, (), ram, in_16_bit * share)
 
 
 def _too_large(plans: Sequence[Plan], cases: Sequence[Case]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dpost_lite.errors import RunError
 from dpost_lite.methods import METHODS
 from dpost_lite.problems.comparing import compare
-from dpost_lite.report import alarms, examples, figures, health, results, summary, tables
+from dpost_lite.report import alarms, examples, figures, health, proof, results, summary, tables
 from dpost_lite.report.terminal import as_time, printable
 from dpost_lite.runs import journal
 from dpost_lite.runs.folder import stages_begun, stages_done
@@ -136,6 +136,7 @@ def _content(data: ReportData) -> dict[str, Any]:
             for part, found in results.also_scores(run).items()
             if found
         ],
+        "proof": proof.for_page(data.done.get("export", {}).get("metrics", {})),
         "rounds": [one.number for one in data.rounds],
         "health": tables.health_table(data.rounds),
         "on_dev": [(one, rows) for one in data.rounds if (rows := tables.dev_table(one))],

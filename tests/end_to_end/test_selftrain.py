@@ -124,8 +124,9 @@ def test_every_stage_of_the_algorithm_runs_in_its_order(finished):
     assert not [event for event in finished.events if event["kind"] == "notice"]
     assert not list(finished.path.rglob("*.partial"))
     journal = [json.loads(line) for line in (finished.path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert journal == [event for event in finished.events if event.get("unit") != "rationales"]
-    assert {event["unit"] for event in finished.events if event["kind"] == "progress"} == {"steps", "rationales"}
+    assert journal == [event for event in finished.events if event.get("unit", "steps") == "steps"]
+    units = {event["unit"] for event in finished.events if event["kind"] == "progress"}
+    assert units == {"steps", "rationales", "answers"}  # the last: of the exported file
 
 
 def test_the_outcome_has_a_score_for_the_base_and_every_policy(finished):
