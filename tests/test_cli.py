@@ -102,7 +102,7 @@ def test_version_and_a_bare_call() -> None:
         ("eval nowhere/ --data synthetic", "model.name: nowhere/ is neither a folder nor a hub id"),
         ("eval model --policy sft-0 --data synthetic", "--policy: model is not a run folder"),
         ("eval run --policy round-3", "--policy: run has no policy round-3 (did you mean 'round-2'?)"),
-        ("export empty --quant q8_0", "empty is not a run folder"),
+        ("export empty --quant q8_0", "export: empty is not a run, an adapter or a model"),
         ("export run --quant q9", "--quant: export.quant: "),
         ("export half --quant q8_0", "half has no exported model yet"),
         ("export run --quant q8_0 --out words.jsonl/model.gguf", "--out: words.jsonl cannot be created"),
@@ -186,6 +186,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
     monkeypatch.setattr(preflight, "preflight", lambda recipe, folder: folder)
     monkeypatch.setattr("dpost_lite.planner.plan.estimate", lambda recipe: None)
     monkeypatch.setattr("dpost_lite.runs.manifest.write_manifest", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.evaluation.publish.find_export", lambda *_, **__: None)
+    monkeypatch.setattr("dpost_lite.evaluation.publish.write_beside", lambda *_: [])
     return calls
 
 

@@ -1,4 +1,4 @@
-"""The command `export`: write a policy of a run as a GGUF file."""
+"""The command `export`: write a policy of a run, or any adapter or model, as a GGUF file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,35 +10,41 @@ from dpost_lite.errors import ExportError
 
 
 def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A run's folder, an adapter's folder, or a model.")],
     quant: Annotated[str, typer.Option(metavar="q4_k_m|q5_k_m|q8_0|f16", help="Quantisation of the weights.")],
     policy: Policy = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The base of an adapter. [default: the one it names]")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The file to write. [default: RUN/export/model-QUANT.gguf]")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The file to write. [default: RUN/export/model-QUANT.gguf, or exports/NAME/model-QUANT.gguf]",
+        ),
     ] = None,
     offline: Offline = False,
     debug: Debug = False,
 ) -> None:
-    """Export a run's best policy, or the one given by --policy, as a GGUF file."""
-    from dpost_lite.evaluation.targets import finished_export, policy_dir
-    from dpost_lite.models import hub
-    from dpost_lite.pipeline.export import export_gguf
-    from dpost_lite.recipe_files import validate
-    from dpost_lite.runs.folder import Run
+    """Export a run's best policy, or the one given by --policy, as a GGUF file; or an adapter on its base, or a model.
 
-    opened = Run.open(source)
-    recipe = validate({**opened.recipe.model_dump(), "export": {"quant": quant.lower()}}, where="--quant")
-    finished = {} if policy and out else finished_export(opened)
-    adapter_dir = policy_dir(opened, policy or finished["policy"])
-    name = "-".join(["model", *(policy.split("/") if policy else []), recipe.export.quant])
-    file = out or source / "export" / f"{name}.gguf"
+    A model card (README.md) and a Modelfile for Ollama are written beside the file.
+    """
+    from dpost_lite.evaluation import publish
+    from dpost_lite.pipeline.export import export_gguf
+
+    exported = publish.find_export(source, quant=quant.lower(), policy=policy, base=model, out=out)
+    file = exported.file
     if file.exists():
         typer.echo(f"{file} already exists ({file_size(file)}); delete it to write it again")
-        return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(f"--out: {file.parent} cannot be created ({error.strerror}); give another folder") from error
-    typer.echo(f"writing {file} …")
-    export_gguf(recipe, hub.find(recipe.model.name), adapter_dir, file)
-    typer.echo(f'{file_size(file)} written; next: dpost-lite solve {file} "…"')
+    else:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExportError(
+                f"--out: {file.parent} cannot be created ({error.strerror}); give another folder"
+            ) from error
+        typer.echo(f"writing {file} …")
+        export_gguf(exported.recipe, exported.model_dir, exported.policy_dir, file)
+        typer.echo(f'{file_size(file)} written; next: dpost-lite solve {file} "…"')
+    typer.echo(f"beside it: {', '.join(path.name for path in publish.write_beside(exported))}")
