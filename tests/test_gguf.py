@@ -12,7 +12,6 @@ import pytest
 
 from dpost_lite.errors import ExportError
 from dpost_lite.local import gguf as writer
-from dpost_lite.local.config import read_config
 from dpost_lite.local.header import read_header
 from dpost_lite.local.llama import open_gguf
 from dpost_lite.local.vocabulary import _LLAMA3, _QWEN2, _TEKKEN, read_vocabulary
@@ -222,6 +221,70 @@ def test_export_quantises_checks_and_cleans_up(tmp_path, quant):
     assert [p.name for p in out.parent.iterdir()] == ["model.gguf"]
 
 
+@pytest.mark.parametrize("case", ["llama", "mistral", "qwen2 tied"])
+def test_q8_0_is_llama_cpp_s_own_byte_for_byte(tmp_path, case):
+    """Of matrices whose rows are no multiple of 32 both make float16."""
+    from gguf import GGUFReader
+
+    family, kind, settings = MODELS[case]
+    sizes = {"intermediate_size": 100} if case == "llama" else {}
+    folder = save_model(tmp_path / "model", family, kind, dtype="bfloat16", **settings, **sizes)
+    ours = GGUFReader(writer.write_gguf(folder, tmp_path / "ours.gguf", dtype="q8_0"))
+    source = writer.write_gguf(folder, tmp_path / "source.gguf", dtype="bf16")
+    writer._quantize(source, tmp_path / "theirs.gguf", "q8_0")
+    theirs = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "theirs.gguf").tensors}
+    types = {tensor.name: tensor.tensor_type.name for tensor in ours.tensors}
+    assert types == {name: tensor.tensor_type.name for name, tensor in theirs.items()}
+    assert types["blk.0.ffn_down.weight"] == ("F16" if case == "llama" else "Q8_0")
+    assert set(types.values()) == ({"F16"} if case == "llama" else set()) | {"F32", "Q8_0"}
+    for tensor in ours.tensors:
+        assert np.array_equal(tensor.data, theirs[tensor.name].data), tensor.name
+    header = read_header(tmp_path / "ours.gguf")
+    expected = read_header(tmp_path / "theirs.gguf")
+    for key in ("general.file_type", "general.quantization_version"):
+        assert header[key] == expected[key]
+
+
+@pytest.fixture
+def no_llama_cpp(tmp_path, monkeypatch) -> None:
+    """New processes cannot import llama_cpp."""
+    from dpost_lite.local import llama
+
+    package = tmp_path / "site" / "llama_cpp"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('not built')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[1])]))
+    monkeypatch.setattr(llama, "system_info", llama.system_info.__wrapped__)  # not the cached answer
+
+
+@pytest.mark.parametrize("quant", ["f16", "q8_0"])
+def test_without_llama_cpp_a_file_is_written_and_said_to_be_untested(tiny, tmp_path, capsys, no_llama_cpp, quant):
+    out = writer.export(tiny, tmp_path / "out.gguf", quant=quant)
+    note = f"note: llama-cpp-python cannot be imported here: the {quant} file is not tested\n"
+    assert capsys.readouterr().err == note
+    ids = list(range(5, 60))
+    assert relative_error(llama_logits(out, ids), torch_logits(tiny, ids)) < 0.2  # this process can import it
+
+
+def test_without_llama_cpp_other_types_cannot_be_made(tiny, tmp_path, no_llama_cpp):
+    with pytest.raises(
+        ExportError, match=r"could not quantise to q4_k_m .*not built; choose another type, such as f16"
+    ):
+        writer.export(tiny, tmp_path / "out.gguf", quant="q4_k_m")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_tied_head_that_is_stored_all_the_same_is_left_out(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = save_model(tmp_path / "model", "qwen3", "qwen2", tie_word_embeddings=True)
+    before = writer.write_gguf(folder, tmp_path / "before.gguf").stat().st_size
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert writer.write_gguf(folder, tmp_path / "after.gguf").stat().st_size == before
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     return save_model(tmp_path_factory.mktemp("tiny") / "model", "llama", "smollm")
@@ -306,7 +369,7 @@ def test_a_disk_that_fills_while_quantising_is_no_fault_of_llama_cpp(folder, sma
     monkeypatch.setattr(writer, "check_disk", lambda *_: None)
     source = writer.write_gguf(folder, folder / "source.gguf")
     with pytest.raises(ExportError, match="the disk is full: the q8_0 file does not fit"):
-        writer._quantize_and_check(source, disk / "out.gguf", "q8_0", read_vocabulary(folder, read_config(folder)))
+        writer._quantize(source, disk / "out.gguf", "q8_0")
 
 
 def test_weights_beyond_float16_are_refused(folder, tmp_path):

@@ -6,18 +6,29 @@ from pathlib import Path
 from dpost_lite.local import gguf
 from dpost_lite.models import adapters
 from dpost_lite.models.loading import load_prompter
+from dpost_lite.models.merging import TensorMerge, is_plain_lora
 from dpost_lite.recipe import Recipe, solution_format
 
 
 def export_gguf(recipe: Recipe, model_dir: Path, policy_dir: Path | None, out: Path) -> Path:
-    """Merge a policy in 16 bit and write `out` as GGUF, quantised as `recipe.export.quant` says."""
+    """Write a policy as the GGUF file `out`, quantised as `recipe.export.quant` says, its adapter merged in float32.
+
+    Tensors are merged and written one at a time (peak memory: local/gguf.py). Only adapters that are more than LoRA,
+    which are not ours, are merged by peft, with all weights in memory.
+    """
+    quant, noted = recipe.export.quant, solution_format(recipe)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="merged-") as folder:
-        # on the CPU if the GPU had no room for merged weights to sample from
-        where = None if recipe.sampling.weights == "merged" else "cpu"
-        model = adapters.load_merged(model_dir, policy_dir, recipe.model, on=where)
         tokenizer = load_prompter(model_dir, recipe.model).tokenizer  # carries the prompt as its chat template
-        for key, value in solution_format(recipe).items():
-            setattr(model.config, f"dpost_lite_{key}", value)  # for the GGUF file's metadata
-        adapters.save_merged(model, tokenizer, Path(folder))
-        del model
-        return gguf.export(Path(folder), out, quant=recipe.export.quant)
+        tokenizer.save_pretrained(folder)
+        if policy_dir is not None and not adapters.is_adapter(policy_dir):
+            return gguf.export(policy_dir, out, quant=quant, tokenizer_dir=Path(folder), noted=noted)
+        if policy_dir is not None and not is_plain_lora(policy_dir):
+            model = adapters.load_merged(model_dir, policy_dir, recipe.model, on="cpu")
+            adapters.save_merged(model, tokenizer, Path(folder))
+            del model
+            return gguf.export(Path(folder), out, quant=quant, noted=noted)
+        merge = None
+        if policy_dir is not None or recipe.model.precision == "4bit":
+            merge = TensorMerge(recipe.model, policy_dir)
+            merge.check(gguf.tensor_names(model_dir))
+        return gguf.export(model_dir, out, quant=quant, tokenizer_dir=Path(folder), change=merge, noted=noted)
