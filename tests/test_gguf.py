@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections import namedtuple
@@ -44,9 +45,10 @@ def train_tokenizer(kind: str):
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     splits = {"qwen2": _QWEN2, "llama-bpe": _LLAMA3, "dbrx": _LLAMA3, "tekken": _TEKKEN}
-    if kind == "spm":
+    if kind.startswith("spm"):
         tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        prepend = [] if kind == "spm gemma" else [normalizers.Prepend("▁")]
+        tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", "▁")])
         bytes_ = [f"<0x{i:02X}>" for i in range(256)]
         tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
         plain = [text.replace("\n", " ").encode("ascii", "ignore").decode() for text in CORPUS]
@@ -144,6 +146,10 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+GEMMA = {  # a window much shorter than the test's text, and layers of both kinds
+    "sliding_window": 16, "head_dim": 32, "query_pre_attn_scalar": 32, "num_hidden_layers": 7,
+    "num_key_value_heads": 1,
+}  # fmt: skip
 MODELS = {
     "llama": ("llama", "smollm", {"tie_word_embeddings": True}),
     "llama untied, biases": ("llama", "gpt-2", {"attention_bias": True, "mlp_bias": True}),
@@ -165,6 +171,19 @@ MODELS = {
     "mistral tied": ("mistral", "tekken", {"sliding_window": None, "tie_word_embeddings": True}),
     "qwen2 tied": ("qwen2", "qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", "qwen2", {"head_dim": 32}),
+    "gemma 3": ("gemma3_text", "spm gemma", GEMMA),
+    "gemma 3, capped logits": ("gemma3_text", "spm gemma", {**GEMMA, "final_logit_softcapping": 20.0}),
+    "gemma 3, scaled rope": (
+        "gemma3_text",
+        "spm gemma",
+        {
+            **GEMMA,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
     "qwen3 tied": ("qwen3", "qwen2", {"head_dim": 16, "tie_word_embeddings": True}),
 }
 
@@ -185,13 +204,42 @@ def test_tokens_and_logits_are_those_of_transformers(tmp_path, case):
     ids = tokenizer.encode(" ".join(CORPUS), add_special_tokens=False)[:100]
     assert len(ids) == 100
     expected = torch_logits(folder, ids)
-    assert relative_error(llama_logits(path, ids), expected) < 1e-4
+    limit = 5e-3 if family == "gemma3_text" else 1e-4  # llama.cpp looks GELU up in a table of float16
+    assert relative_error(llama_logits(path, ids), expected) < limit
     assert relative_error(llama_logits(path, ids[::-1]), expected) > 0.1  # the measure tells texts apart
 
     half = writer.write_gguf(folder, tmp_path / "half.gguf", dtype="f16")
     assert half.stat().st_size < path.stat().st_size
-    assert relative_error(llama_logits(half, ids), expected) < 1e-2
+    assert relative_error(llama_logits(half, ids), expected) < (3e-2 if family == "gemma3_text" else 1e-2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["half.gguf", "model", "model.gguf"]
+
+
+def test_a_gemma_3_config_from_before_transformers_5_gives_the_same_file(tmp_path):
+    folder = save_model(tmp_path / "model", "gemma3_text", "spm gemma", **GEMMA)
+    new = writer.write_gguf(folder, tmp_path / "new" / "model.gguf")
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("rope_parameters", "layer_types", "_sliding_window_pattern", "tie_word_embeddings"):
+        config.pop(key, None)
+    older = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": None, "sliding_window_pattern": 6}
+    (folder / "config.json").write_text(json.dumps({**config, **older}))
+    assert writer.write_gguf(folder, tmp_path / "old" / "model.gguf").read_bytes() == new.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"query_pre_attn_scalar": 24}, "query_pre_attn_scalar 24 (it takes 32 for a model of 7 layers)"),
+        ({"layer_types": ["full_attention"] * 7}, "layer_types in which not every sixth layer alone"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+        ({"attention_bias": True}, "attention_bias True"),
+        ({"hidden_activation": "gelu"}, "hidden_activation gelu"),
+    ],
+)
+def test_a_gemma_3_that_llama_cpp_would_compute_otherwise_is_refused(tmp_path, values, message):
+    folder = save_model(tmp_path / "model", "gemma3_text", "spm gemma", **GEMMA)
+    edit_json(folder / "config.json", **values)
+    with pytest.raises(ExportError, match=re.escape(f"llama.cpp's gemma3 has no {message}")):
+        writer.write_gguf(folder, tmp_path / "out.gguf")
 
 
 def test_special_tokens_stop_and_context(tmp_path):
@@ -305,8 +353,8 @@ def edit_json(path: Path, **values) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "gpt2"}, "supported: llama, mistral, qwen2, qwen3"),
-        ({"model_type": None}, "supported: llama, mistral, qwen2, qwen3"),
+        ({"model_type": "gpt2"}, "supported: llama, mistral, qwen2, qwen3, gemma3_text"),
+        ({"model_type": None}, "supported: llama, mistral, qwen2, qwen3, gemma3_text"),
         ({"quantization_config": {}}, "merge them into 16-bit"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "longrope"),

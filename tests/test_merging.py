@@ -24,7 +24,7 @@ def merged_tensors(base_dir: Path, adapter_dir: Path | None, recipe) -> dict[str
     from safetensors.torch import load_file
 
     merge = TensorMerge(recipe, adapter_dir)
-    merge.check(gguf.tensor_names(base_dir))
+    merge.check(gguf.names_in_gguf(base_dir))
     return {name: merge(name, values) for name, values in load_file(base_dir / "model.safetensors").items()}
 
 

@@ -23,6 +23,7 @@ def export(
             help="The file to write. [default: RUN/export/model-QUANT.gguf, or exports/NAME/model-QUANT.gguf]",
         ),
     ] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Also write the adapter alone, as adapter.gguf.")] = False,
     offline: Offline = False,
     debug: Debug = False,
 ) -> None:
@@ -31,7 +32,7 @@ def export(
     A model card (README.md) and a Modelfile for Ollama are written beside the file.
     """
     from dpost_lite.evaluation import publish
-    from dpost_lite.pipeline.export import export_gguf
+    from dpost_lite.pipeline.export import export_gguf, export_lora
 
     exported = publish.find_export(source, quant=quant.lower(), policy=policy, base=model, out=out)
     file = exported.file
@@ -47,4 +48,7 @@ def export(
         typer.echo(f"writing {file} …")
         export_gguf(exported.recipe, exported.model_dir, exported.policy_dir, file)
         typer.echo(f'{file_size(file)} written; next: dpost-lite solve {file} "…"')
-    typer.echo(f"beside it: {', '.join(path.name for path in publish.write_beside(exported))}")
+    beside = publish.write_beside(exported)
+    if lora:
+        beside.append(export_lora(exported.model_dir, exported.policy_dir, file.with_name("adapter.gguf")))
+    typer.echo(f"beside it: {', '.join(path.name for path in beside)}")

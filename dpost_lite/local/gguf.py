@@ -1,6 +1,6 @@
-"""Export a model folder as a GGUF file: a writer for the Llama, Mistral, Qwen2 and Qwen3 families, and quantisation.
+"""Export a model folder as a GGUF file: a writer for the families of `config.FAMILIES`, and quantisation.
 
-llama.cpp's converter is not available from PyPI, so the four families that dpost-lite trains are written here with the
+llama.cpp's converter is not available from PyPI, so the families that dpost-lite trains are written here with the
 `gguf` package. Tensors are read, merged, cast and written one at a time: beyond what the libraries take, memory use is
 about three times the largest tensor in float32, whatever the size of the model (quantising a linear layer of the base
 to 4 bits and back, before an adapter is added that was trained on it, takes about eight times that layer).
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpost_lite.errors import ExportError
-from dpost_lite.local import llama
+from dpost_lite.local import gemma3, llama
 from dpost_lite.local.config import FAMILIES, read_config, rope_factors, write_config
 from dpost_lite.local.vocabulary import Vocabulary, read_vocabulary
 
@@ -128,9 +128,9 @@ def _source_dtype(tensors: list[_Tensor], change: Change | None) -> Dtype:
     return "bf16" if change is None and any(tensor.stored == "BF16" for tensor in tensors) else "f16"
 
 
-def tensor_names(model_dir: Path) -> set[str]:
-    """Return the names of a model's tensors as transformers has them. Raises ExportError as `export` does."""
-    return {tensor.source for tensor in _read_tensors(model_dir, read_config(model_dir))}
+def names_in_gguf(model_dir: Path, config: dict[str, Any] | None = None) -> dict[str, str]:
+    """Return the names of a model's tensors: transformers' -> GGUF's. Raises ExportError as `export` does."""
+    return {tensor.source: tensor.name for tensor in _read_tensors(model_dir, config or read_config(model_dir))}
 
 
 def check_disk(path: Path, needed_bytes: int) -> None:
@@ -251,10 +251,9 @@ def _array(config: dict[str, Any], tensor: _Tensor, kind: Dtype, change: Change 
         values = weights.get_tensor(tensor.source)
     if change is not None:
         values = change(tensor.source, values)
-    if FAMILIES[config["model_type"]] == "llama" and tensor.source.endswith(_PERMUTED):
-        num_heads = config["num_attention_heads"]
-        heads = {"q": num_heads, "k": config.get("num_key_value_heads") or num_heads}
-        values = _permute(values, heads[tensor.source.rpartition("_proj")[0][-1]])
+    values = permuted(config, tensor.source, values)
+    if config["model_type"] == gemma3.MODEL_TYPE and gemma3.is_stored_less_one(tensor.source):
+        values = values.float() + 1
     if kind == "f32":
         return values.float().numpy()
     if kind == "bf16":
@@ -276,8 +275,16 @@ def _as_q8_0(values: Any) -> Any:
     return np.concatenate([quantize(part.float().numpy(), GGMLQuantizationType.Q8_0) for part in values.split(rows)])
 
 
-def _permute(values: Any, num_heads: int) -> Any:
-    """Reorder q or k (heads * head_dim, …): transformers rotates the halves of a head, llama.cpp adjacent pairs."""
+def permuted(config: dict[str, Any], source: str, values: Any) -> Any:
+    """Return a tensor's rows in llama.cpp's order, given its name in transformers.
+
+    In q and k (heads * head_dim, …) of its Llama, adjacent pairs are rotated; in transformers the halves of a head.
+    """
+    if FAMILIES[config["model_type"]] != "llama" or not source.endswith(_PERMUTED):
+        return values
+    num_heads = config["num_attention_heads"]
+    if source.rpartition("_proj")[0].endswith("k"):
+        num_heads = config.get("num_key_value_heads") or num_heads
     return values.reshape(num_heads, 2, -1, *values.shape[1:]).transpose(1, 2).reshape(values.shape).contiguous()
 
 

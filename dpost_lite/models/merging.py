@@ -5,6 +5,7 @@ one), but the sum is kept in float32 for whoever rounds it next.
 """
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ class Adapter:
         from safetensors import SafetensorError, safe_open
 
         config = read_json(folder / "adapter_config.json")
-        self.folder, self.alpha, self.rank = folder, float(config["lora_alpha"]), int(config["r"])
-        self.scale = self.alpha / (math.sqrt(self.rank) if config.get("use_rslora") else self.rank)
+        rank = int(config["r"])
+        self.folder = folder
+        self.scale = float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
         file = folder / "adapter_model.safetensors"
         if not file.is_file():  # a pickle, perhaps
             raise ModelError(f"the adapter {folder} has no adapter_model.safetensors; pickles are never read")
@@ -79,9 +81,9 @@ class TensorMerge:
         self._compute = hardware.compute_dtype(recipe.compute_dtype, on="cpu") if recipe.precision == "4bit" else None
         self._adapter = Adapter(adapter_dir) if adapter_dir is not None else None
 
-    def check(self, names: set[str]) -> None:
+    def check(self, names: Collection[str]) -> None:
         """Raise ModelError unless the base, whose tensors are `names`, has all those that the adapter changes."""
-        if self._adapter is not None and (missing := sorted(set(self._adapter.names) - names)):
+        if self._adapter is not None and (missing := sorted(set(self._adapter.names) - set(names))):
             raise ModelError(
                 f"the adapter {self._adapter.folder} is of another base: this one has no {missing[0]}; name the base "
                 "with --model"
