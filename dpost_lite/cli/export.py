@@ -24,6 +24,12 @@ def export(
         ),
     ] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Also write the adapter alone, as adapter.gguf.")] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME", help="Upload file, card and Modelfile to the hub; a new repository is private."
+        ),
+    ] = None,
     offline: Offline = False,
     debug: Debug = False,
 ) -> None:
@@ -31,6 +37,9 @@ def export(
 
     A model card (README.md) and a Modelfile for Ollama are written beside the file.
     """
+    from dpost_lite.evaluation.upload import HubUpload
+
+    hub = HubUpload(push_to_hub) if push_to_hub else None  # before the slow imports
     from dpost_lite.evaluation import publish
     from dpost_lite.pipeline.export import export_gguf, export_lora
 
@@ -52,3 +61,6 @@ def export(
     if lora:
         beside.append(export_lora(exported.model_dir, exported.policy_dir, file.with_name("adapter.gguf")))
     typer.echo(f"beside it: {', '.join(path.name for path in beside)}")
+    if hub is not None:
+        names = [file.name, publish.CARD, publish.MODELFILE, *(path.name for path in beside[2:])]
+        typer.echo(f"uploaded: {hub.upload(list(zip([file, *beside], names, strict=True)))}")
