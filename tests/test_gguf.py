@@ -13,6 +13,7 @@ import pytest
 
 from dpost_lite.errors import ExportError
 from dpost_lite.local import gguf as writer
+from dpost_lite.local.config import read_config
 from dpost_lite.local.header import read_header
 from dpost_lite.local.llama import open_gguf
 from dpost_lite.local.vocabulary import _LLAMA3, _QWEN2, _TEKKEN, read_vocabulary
@@ -279,7 +280,7 @@ def test_q8_0_is_llama_cpp_s_own_byte_for_byte(tmp_path, case):
     folder = save_model(tmp_path / "model", family, kind, dtype="bfloat16", **settings, **sizes)
     ours = GGUFReader(writer.write_gguf(folder, tmp_path / "ours.gguf", dtype="q8_0"))
     source = writer.write_gguf(folder, tmp_path / "source.gguf", dtype="bf16")
-    writer._quantize(source, tmp_path / "theirs.gguf", "q8_0")
+    writer._quantize_and_check(source, tmp_path / "theirs.gguf", "q8_0", read_vocabulary(folder, read_config(folder)))
     theirs = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "theirs.gguf").tensors}
     types = {tensor.name: tensor.tensor_type.name for tensor in ours.tensors}
     assert types == {name: tensor.tensor_type.name for name, tensor in theirs.items()}
@@ -417,7 +418,7 @@ def test_a_disk_that_fills_while_quantising_is_no_fault_of_llama_cpp(folder, sma
     monkeypatch.setattr(writer, "check_disk", lambda *_: None)
     source = writer.write_gguf(folder, folder / "source.gguf")
     with pytest.raises(ExportError, match="the disk is full: the q8_0 file does not fit"):
-        writer._quantize(source, disk / "out.gguf", "q8_0")
+        writer._quantize_and_check(source, disk / "out.gguf", "q8_0", read_vocabulary(folder, read_config(folder)))
 
 
 def test_weights_beyond_float16_are_refused(folder, tmp_path):

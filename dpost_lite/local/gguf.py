@@ -1,9 +1,9 @@
 """Export a model folder as a GGUF file: a writer for the families of `config.FAMILIES`, and quantisation.
 
 llama.cpp's converter is not available from PyPI, so the families that dpost-lite trains are written here with the
-`gguf` package. Tensors are read, merged, cast and written one at a time: beyond what the libraries take, memory use is
-about three times the largest tensor in float32, whatever the size of the model (quantising a linear layer of the base
-to 4 bits and back, before an adapter is added that was trained on it, takes about eight times that layer).
+`gguf` package. Tensors are read, merged, cast and written one at a time: beyond what the libraries take, at most three
+times the largest tensor in float32 is in use, whatever the size of the model; five times if an adapter was trained on a
+4-bit base, whose layers are quantised to 4 bits and back first (tests/test_merging.py).
 
 f16 and q8_0 are written here; other types are quantised by llama.cpp, which also tests every file on a probe text, each
 in a child process (`quantize.py`, `trial.py`). A file whose token ids differ from the trained tokenizer's is refused:
@@ -13,7 +13,7 @@ it would run, but answer worse. Where llama-cpp-python cannot be imported, f16 a
 import math
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,15 +77,14 @@ def export(
     check_disk(out, int(num_weights * sum(_WEIGHT_BYTES[w] for w in widths)) + len(widths) * _HEAD_BYTES)
     source, partial = _temporary(out, ".source"), _temporary(out, ".partial")
     try:
-        if first == quant:
-            _write(partial, config, tensors, vocabulary, first, change)
-        else:
-            try:
-                _write(source, config, tensors, vocabulary, first, change)
-            except _TooLarge:
-                _write(source, config, tensors, vocabulary, "bf16", change)
-            _quantize(source, partial, quant)
-        _check(partial, quant, vocabulary)
+        written = partial if first == quant else source
+        try:
+            _write(written, config, tensors, vocabulary, first, change)
+        except _TooLarge:
+            if first == quant:
+                raise
+            _write(written, config, tensors, vocabulary, "bf16", change)
+        _quantize_and_check(written, partial, quant, vocabulary)
         partial.replace(out)
     except OSError as error:
         raise _cannot_write(out, error) from error
@@ -218,8 +217,8 @@ def _write(
         writer.write_ti_data_to_file()
         if factors is not None:
             writer.write_tensor_data(factors)
-        for tensor in tensors:
-            writer.write_tensor_data(_array(config, tensor, _kind(tensor, dtype), change))
+        for array in _arrays(config, tensors, dtype, change):
+            writer.write_tensor_data(array)
     finally:
         writer.close()
 
@@ -240,6 +239,14 @@ def _announce(writer: Any, tensor: _Tensor, kind: Dtype) -> None:
     in_bytes = quant_shape_to_byte_shape(tensor.shape, raw)
     shape, holds = (in_bytes, np.uint8) if kind == "q8_0" else (tensor.shape, np.float32)
     writer.add_tensor_info(tensor.name, shape, np.dtype(holds), math.prod(in_bytes), raw_dtype=raw)
+
+
+def _arrays(
+    config: dict[str, Any], tensors: list[_Tensor], dtype: Dtype, change: Change | None = None
+) -> Iterator[Any]:
+    """Yield each tensor in GGUF's layout and type, one at a time."""
+    for tensor in tensors:
+        yield _array(config, tensor, _kind(tensor, dtype), change)
 
 
 def _array(config: dict[str, Any], tensor: _Tensor, kind: Dtype, change: Change | None) -> Any:
@@ -288,24 +295,21 @@ def permuted(config: dict[str, Any], source: str, values: Any) -> Any:
     return values.reshape(num_heads, 2, -1, *values.shape[1:]).transpose(1, 2).reshape(values.shape).contiguous()
 
 
-def _quantize(source: Path, partial: Path, quant: Quant) -> None:
-    """Have llama.cpp quantise `source` into `partial`."""
-    child = llama.run_module("dpost_lite.local.quantize", str(source), str(partial), quant)
-    if child.returncode != 0:
-        if shutil.disk_usage(partial.parent).free < _HEAD_BYTES:
-            raise ExportError(f"the disk is full: the {quant} file does not fit; free some space")
-        raise ExportError(
-            f"llama.cpp could not quantise to {quant} ({llama.ended_by(child.returncode)}): "
-            f"{llama.last_lines(child.stderr)}; choose another type, such as f16, which is not quantised"
-        )
+def _quantize_and_check(source: Path, partial: Path, quant: Quant, vocabulary: Vocabulary) -> None:
+    """Quantise `source` into `partial` unless they are one, test it, and compare its token ids with the tokenizer's.
 
-
-def _check(partial: Path, quant: Quant, vocabulary: Vocabulary) -> None:
-    """Test a file with llama.cpp, and compare its token ids with the tokenizer's.
-
-    Where llama-cpp-python cannot be imported, what it did not write itself is only said to be untested.
+    Where llama-cpp-python cannot be imported, a file that it need not quantise is only said to be untested.
     """
-    if quant in ("f16", "q8_0") and not llama.can_be_imported():
+    if source != partial:
+        child = llama.run_module("dpost_lite.local.quantize", str(source), str(partial), quant)
+        if child.returncode != 0:
+            if shutil.disk_usage(partial.parent).free < _HEAD_BYTES:
+                raise ExportError(f"the disk is full: the {quant} file does not fit; free some space")
+            raise ExportError(
+                f"llama.cpp could not quantise to {quant} ({llama.ended_by(child.returncode)}): "
+                f"{llama.last_lines(child.stderr)}; choose another type, such as f16, which is not quantised"
+            )
+    elif not llama.can_be_imported():
         print(f"note: {llama.PACKAGE} cannot be imported here: the {quant} file is not tested", file=sys.stderr)
         return
     text = vocabulary.prompt(llama.PROBE)
