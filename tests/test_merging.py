@@ -101,6 +101,10 @@ def test_adapters_of_another_base_are_refused(base_dir, policy_dir, tmp_path, mo
     model_of("llama", vocab_size=352, intermediate_size=128, num_hidden_layers=1).save_pretrained(deeper)
     with pytest.raises(ModelError, match=r"is of another base: this one has no model.layers.1"):
         merged_tensors(deeper, policy_dir, recipe)
+    empty = Path(shutil.copytree(policy_dir, tmp_path / "empty"))
+    (empty / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"empty: adapter_config\.json has no usable r and lora_alpha"):
+        TensorMerge(recipe, empty)
     damaged = Path(shutil.copytree(policy_dir, tmp_path / "damaged"))
     (damaged / "adapter_model.safetensors").write_bytes(b"junk")
     with pytest.raises(ModelError, match="damaged is damaged"):

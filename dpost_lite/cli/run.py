@@ -125,9 +125,10 @@ def _train(request: RunRequest, restart_from: list[str] | None = None) -> "Outco
     if outcome.failure is None and not (folder / NAME).is_file():
         try:
             write_manifest(opened, recipe, model_dir, sys.argv)
-            publish.write_beside(publish.find_export(str(folder), quant=recipe.export.quant))
-        except OSError as error:  # print the outcome first
-            if (failure := of_disk(error)) is None:
+            publish.describe_run(folder, quant=recipe.export.quant)
+        except (OSError, DpostError) as error:  # print the outcome first
+            (folder / NAME).unlink(missing_ok=True)  # so that the same command comes here again
+            if (failure := error if isinstance(error, DpostError) else of_disk(error)) is None:
                 raise
             return replace(outcome, failure=failure)
     return outcome

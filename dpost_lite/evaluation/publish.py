@@ -52,6 +52,11 @@ def _policy_of(run: Run, policy: str | None, *, is_named: bool) -> tuple[str, Pa
     return named.get(folder, policy or ""), folder
 
 
+def describe_run(run: Path, *, quant: str) -> list[Path]:
+    """Write both beside the file that a finished run exported. Raises as `find_export` and `write_beside`."""
+    return write_beside(find_export(str(run), quant=quant))
+
+
 def write_beside(exported: Exported) -> list[Path]:
     """Write the model card and the Modelfile beside the GGUF file, over those of an earlier export; return their paths.
 

@@ -38,9 +38,14 @@ class Adapter:
         from safetensors import SafetensorError, safe_open
 
         config = read_json(folder / "adapter_config.json")
-        rank = int(config["r"])
+        try:
+            rank, alpha = int(config["r"]), float(config["lora_alpha"])
+            self.scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise ModelError(
+                f"the adapter {folder}: adapter_config.json has no usable r and lora_alpha; copy or train it again"
+            ) from error
         self.folder = folder
-        self.scale = float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
         file = folder / "adapter_model.safetensors"
         if not file.is_file():  # a pickle, perhaps
             raise ModelError(f"the adapter {folder} has no adapter_model.safetensors; pickles are never read")
