@@ -308,7 +308,7 @@ def no_llama_cpp(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("quant", ["f16", "q8_0"])
 def test_without_llama_cpp_a_file_is_written_and_said_to_be_untested(tiny, tmp_path, capsys, no_llama_cpp, quant):
-    out = writer.export(tiny, tmp_path / "out.gguf", quant=quant)
+    out = writer.export_streamed(tiny, tmp_path / "out.gguf", quant=quant)
     note = f"note: llama-cpp-python cannot be imported here: the {quant} file is not tested\n"
     assert capsys.readouterr().err == note
     ids = list(range(5, 60))
@@ -319,7 +319,7 @@ def test_without_llama_cpp_other_types_cannot_be_made(tiny, tmp_path, no_llama_c
     with pytest.raises(
         ExportError, match=r"could not quantise to q4_k_m .*not built; choose another type, such as f16"
     ):
-        writer.export(tiny, tmp_path / "out.gguf", quant="q4_k_m")
+        writer.export_streamed(tiny, tmp_path / "out.gguf", quant="q4_k_m")
     assert not (tmp_path / "out.gguf").exists()
 
 

@@ -236,7 +236,7 @@ def test_an_export_does_not_forget_a_crash_that_its_probe_does_not_show(tiny, tm
     llama.remember("q8_0", Trial(True, False, "SIGSEGV"))
     tried = children(monkeypatch)
     gguf.export(tiny.parent / "model", tmp_path / "out.gguf", quant="q8_0")
-    assert tried == ["off"]
+    assert tried == ["q8_0", "off"]
     assert llama.trials() == {"q8_0": Trial(True, False, "SIGSEGV")}
 
 

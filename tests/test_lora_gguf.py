@@ -11,7 +11,7 @@ from test_gguf import GEMMA, llama_logits, load, relative_error, save_model, tor
 
 from dpost_lite.errors import ExportError
 from dpost_lite.local import gguf
-from dpost_lite.pipeline.export import export_lora
+from dpost_lite.pipeline.streaming import export_lora
 
 IDS = list(range(5, 60))
 

@@ -128,7 +128,7 @@ def status(name):
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 def export(base, adapter):
     merge = TensorMerge(ModelRecipe(precision=precision, compute_dtype="float32"), Path(adapter))
-    writer.export(Path(base), Path(out), quant=quant, change=merge)
+    writer.export_streamed(Path(base), Path(out), quant=quant, change=merge)
 precision, quant, out, small, small_adapter, *large = sys.argv[1:]
 export(small, small_adapter)  # loads the libraries
 Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM

@@ -41,7 +41,8 @@ def export(
 
     hub = HubUpload(push_to_hub) if push_to_hub else None  # before the slow imports
     from dpost_lite.evaluation import publish
-    from dpost_lite.pipeline.export import export_gguf, export_lora
+    from dpost_lite.pipeline.export import export_gguf
+    from dpost_lite.pipeline.streaming import export_lora
 
     exported = publish.find_export(source, quant=quant.lower(), policy=policy, base=model, out=out)
     file = exported.file

@@ -53,41 +53,27 @@ class _Tensor:
         return math.prod(self.shape)
 
 
-def export(
-    model_dir: Path,
-    out: Path,
-    *,
-    quant: Quant,
-    tokenizer_dir: Path | None = None,
-    change: Change | None = None,
-    noted: Mapping[str, str] | None = None,
-) -> Path:
+def export(model_dir: Path, out: Path, *, quant: Quant) -> Path:
     """Write the model in `model_dir` as the quantised GGUF file `out`, tested with llama.cpp; return `out`.
 
-    The tokenizer is that of `tokenizer_dir`, or the model's own. `change` merges an adapter (models/merging.py).
-    `noted` are values of FORMAT_KEYS. Nothing is left behind on failure. Raises ExportError if the model is unsupported
-    or damaged, the disk is full, or the file fails its test.
+    Weights stored in bfloat16 are quantised from bfloat16, others from float16, so nothing is lost before quantisation.
+    Nothing is left behind on failure. Raises ExportError if the model is unsupported or damaged, the disk is full, or
+    the file fails its test.
     """
-    config = {**read_config(model_dir), **{f"dpost_lite_{key}": value for key, value in (noted or {}).items()}}
+    config = read_config(model_dir)
     tensors = _read_tensors(model_dir, config)
-    vocabulary = read_vocabulary(tokenizer_dir or model_dir, config)
-    first = quant if quant in ("f16", "q8_0") else _source_dtype(tensors, change)
+    source_dtype: Dtype = "bf16" if quant != "f16" and any(t.stored == "BF16" for t in tensors) else "f16"
     num_weights = sum(tensor.num_weights for tensor in tensors)
-    widths = {first, quant}  # source and result exist side by side for a while
+    widths = {source_dtype, quant}  # source and result exist side by side for a while
     check_disk(out, int(num_weights * sum(_WEIGHT_BYTES[w] for w in widths)) + len(widths) * _HEAD_BYTES)
+    vocabulary = read_vocabulary(model_dir, config)
     source, partial = _temporary(out, ".source"), _temporary(out, ".partial")
     try:
-        written = partial if first == quant else source
-        try:
-            _write(written, config, tensors, vocabulary, first, change)
-        except _TooLarge:
-            if first == quant:
-                raise
-            _write(written, config, tensors, vocabulary, "bf16", change)
-        _quantize_and_check(written, partial, quant, vocabulary)
+        write_gguf(model_dir, source, dtype=source_dtype)
+        if quant == "f16":
+            source.replace(partial)
+        _quantize_and_check(partial if quant == "f16" else source, partial, quant, vocabulary)
         partial.replace(out)
-    except OSError as error:
-        raise _cannot_write(out, error) from error
     finally:
         source.unlink(missing_ok=True)
         partial.unlink(missing_ok=True)
@@ -130,6 +116,46 @@ def _source_dtype(tensors: list[_Tensor], change: Change | None) -> Dtype:
 def names_in_gguf(model_dir: Path, config: dict[str, Any] | None = None) -> dict[str, str]:
     """Return the names of a model's tensors: transformers' -> GGUF's. Raises ExportError as `export` does."""
     return {tensor.source: tensor.name for tensor in _read_tensors(model_dir, config or read_config(model_dir))}
+
+
+def export_streamed(
+    model_dir: Path,
+    out: Path,
+    *,
+    quant: Quant,
+    tokenizer_dir: Path | None = None,
+    change: Change | None = None,
+    noted: Mapping[str, str] | None = None,
+) -> Path:
+    """Do what `export` does, with an adapter merged on the way, and without llama.cpp for f16 and q8_0; return `out`.
+
+    The tokenizer is that of `tokenizer_dir`, or the model's own. `change` merges an adapter (models/merging.py).
+    `noted` are values of FORMAT_KEYS. Raises ExportError as `export` does.
+    """
+    config = {**read_config(model_dir), **{f"dpost_lite_{key}": value for key, value in (noted or {}).items()}}
+    tensors = _read_tensors(model_dir, config)
+    vocabulary = read_vocabulary(tokenizer_dir or model_dir, config)
+    first = quant if quant in ("f16", "q8_0") else _source_dtype(tensors, change)
+    num_weights = sum(tensor.num_weights for tensor in tensors)
+    widths = {first, quant}  # source and result exist side by side for a while
+    check_disk(out, int(num_weights * sum(_WEIGHT_BYTES[w] for w in widths)) + len(widths) * _HEAD_BYTES)
+    source, partial = _temporary(out, ".source"), _temporary(out, ".partial")
+    try:
+        written = partial if first == quant else source
+        try:
+            _write(written, config, tensors, vocabulary, first, change)
+        except _TooLarge:
+            if first == quant:
+                raise
+            _write(written, config, tensors, vocabulary, "bf16", change)
+        _quantize_and_check(written, partial, quant, vocabulary)
+        partial.replace(out)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    finally:
+        source.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+    return out
 
 
 def check_disk(path: Path, needed_bytes: int) -> None:
