@@ -32,7 +32,8 @@ def find_export(
     if path.is_dir() and not any((path / name).is_file() for name in _KINDS):
         raise RunError(f"export: {source} is not a run, an adapter or a model (no {', '.join(_KINDS)})")
     target = find_target(source, policy, base=base)
-    recipe = validate({**target.recipe.model_dump(), "export": {"quant": quant}}, where="--quant")
+    settings = {**target.recipe.export.model_dump(), "quant": quant}
+    recipe = validate({**target.recipe.model_dump(), "export": settings}, where="--quant")
     target = replace(target, recipe=recipe)
     name = "-".join(["model", *(policy.split("/") if policy else []), recipe.export.quant])
     if target.run is None:
