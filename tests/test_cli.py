@@ -13,7 +13,7 @@ from command_line import a_run, dpost_lite
 
 from dpost_lite import __version__
 from dpost_lite.cli.app import app
-from dpost_lite.errors import RecipeError
+from dpost_lite.errors import ExportError, RecipeError
 from dpost_lite.pipeline import preflight
 from dpost_lite.pipeline import run as pipeline_run
 from dpost_lite.pipeline.run import Outcome
@@ -106,7 +106,7 @@ def test_version_and_a_bare_call() -> None:
         ("eval nowhere/ --data synthetic", "model.name: nowhere/ is neither a folder nor a hub id"),
         ("eval model --policy sft-0 --data synthetic", "--policy: model is not a run folder"),
         ("eval run --policy round-3", "--policy: run has no policy round-3 (did you mean 'round-2'?)"),
-        ("export empty --quant q8_0", "empty is not a run folder"),
+        ("export empty --quant q8_0", "export: empty is not a run, an adapter or a model"),
         ("export run --quant q9", "--quant: export.quant: "),
         ("export run --quant q8_0 --merge both", "--merge: export.merge: "),
         ("export run --quant auto --max-loss -1", "--max-loss: export.max_loss: "),
@@ -193,6 +193,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
     monkeypatch.setattr(preflight, "preflight", lambda recipe, folder: folder)
     monkeypatch.setattr("dpost_lite.planner.plan.estimate", lambda recipe: None)
     monkeypatch.setattr("dpost_lite.runs.manifest.write_manifest", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.evaluation.publish.describe_run", lambda *_, **__: [])
     return calls
 
 
@@ -270,6 +271,19 @@ def test_a_disk_that_fills_at_the_very_end_hides_nothing(trained, monkeypatch: p
     assert "round-1 is at 25.0%" in result.stdout
     (line,) = result.stderr.splitlines()
     assert "the disk is full" in line
+
+
+def test_a_card_that_cannot_be_written_hides_nothing_and_is_tried_again(trained, monkeypatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ExportError("export cannot be written")
+
+    monkeypatch.setattr("dpost_lite.runs.manifest.write_manifest", lambda run, *_: (run.path / "manifest.json").touch())
+    monkeypatch.setattr("dpost_lite.evaluation.publish.describe_run", fail)
+    result = dpost_lite("run")
+    assert result.exit_code == 3
+    assert "round-1 is at 25.0%" in result.stdout
+    assert "export cannot be written; everything else is done; run the same command to retry it" in result.stderr
+    assert not Path("runs/rehearsal/manifest.json").exists()
 
 
 def test_run_on_the_cpu_takes_the_plans_settings_and_hides_the_gpu(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from command_line import a_run, dpost_lite
+from test_modelfile import gguf_file
 
 from dpost_lite.errors import DataError, RunError
 from dpost_lite.evaluation.evaluate import saved_answers
@@ -68,7 +69,7 @@ def test_export_writes_the_best_policy_or_the_one_named(
 
     def export_gguf(recipe: Recipe, model_dir: Path, adapter_dir: Path | None, out: Path) -> Path:
         calls.append((recipe.export.quant, model_dir, str(adapter_dir), str(out)))
-        out.write_bytes(b"GGUF")
+        gguf_file(out, eos_token_id=2)
         return out
 
     monkeypatch.setattr("dpost_lite.pipeline.export.export_gguf", export_gguf)

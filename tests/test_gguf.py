@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections import namedtuple
@@ -45,9 +46,10 @@ def train_tokenizer(kind: str):
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     splits = {"qwen2": _QWEN2, "llama-bpe": _LLAMA3, "dbrx": _LLAMA3, "tekken": _TEKKEN}
-    if kind == "spm":
+    if kind.startswith("spm"):
         tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        prepend = [] if kind == "spm gemma" else [normalizers.Prepend("▁")]
+        tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", "▁")])
         bytes_ = [f"<0x{i:02X}>" for i in range(256)]
         tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
         plain = [text.replace("\n", " ").encode("ascii", "ignore").decode() for text in CORPUS]
@@ -145,6 +147,10 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+GEMMA = {  # a window much shorter than the test's text, and layers of both kinds
+    "sliding_window": 16, "head_dim": 32, "query_pre_attn_scalar": 32, "num_hidden_layers": 7,
+    "num_key_value_heads": 1,
+}  # fmt: skip
 MODELS = {
     "llama": ("llama", "smollm", {"tie_word_embeddings": True}),
     "llama untied, biases": ("llama", "gpt-2", {"attention_bias": True, "mlp_bias": True}),
@@ -166,6 +172,19 @@ MODELS = {
     "mistral tied": ("mistral", "tekken", {"sliding_window": None, "tie_word_embeddings": True}),
     "qwen2 tied": ("qwen2", "qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", "qwen2", {"head_dim": 32}),
+    "gemma 3": ("gemma3_text", "spm gemma", GEMMA),
+    "gemma 3, capped logits": ("gemma3_text", "spm gemma", {**GEMMA, "final_logit_softcapping": 20.0}),
+    "gemma 3, scaled rope": (
+        "gemma3_text",
+        "spm gemma",
+        {
+            **GEMMA,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
     "qwen3 tied": ("qwen3", "qwen2", {"head_dim": 16, "tie_word_embeddings": True}),
 }
 
@@ -186,13 +205,42 @@ def test_tokens_and_logits_are_those_of_transformers(tmp_path, case):
     ids = tokenizer.encode(" ".join(CORPUS), add_special_tokens=False)[:100]
     assert len(ids) == 100
     expected = torch_logits(folder, ids)
-    assert relative_error(llama_logits(path, ids), expected) < 1e-4
+    limit = 5e-3 if family == "gemma3_text" else 1e-4  # llama.cpp looks GELU up in a table of float16
+    assert relative_error(llama_logits(path, ids), expected) < limit
     assert relative_error(llama_logits(path, ids[::-1]), expected) > 0.1  # the measure tells texts apart
 
     half = writer.write_gguf(folder, tmp_path / "half.gguf", dtype="f16")
     assert half.stat().st_size < path.stat().st_size
-    assert relative_error(llama_logits(half, ids), expected) < 1e-2
+    assert relative_error(llama_logits(half, ids), expected) < (3e-2 if family == "gemma3_text" else 1e-2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["half.gguf", "model", "model.gguf"]
+
+
+def test_a_gemma_3_config_from_before_transformers_5_gives_the_same_file(tmp_path):
+    folder = save_model(tmp_path / "model", "gemma3_text", "spm gemma", **GEMMA)
+    new = writer.write_gguf(folder, tmp_path / "new" / "model.gguf")
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("rope_parameters", "layer_types", "_sliding_window_pattern", "tie_word_embeddings"):
+        config.pop(key, None)
+    older = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": None, "sliding_window_pattern": 6}
+    (folder / "config.json").write_text(json.dumps({**config, **older}))
+    assert writer.write_gguf(folder, tmp_path / "old" / "model.gguf").read_bytes() == new.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"query_pre_attn_scalar": 24}, "query_pre_attn_scalar 24 (it takes 32 for a model of 7 layers)"),
+        ({"layer_types": ["full_attention"] * 7}, "layer_types in which not every sixth layer alone"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+        ({"attention_bias": True}, "attention_bias True"),
+        ({"hidden_activation": "gelu"}, "hidden_activation gelu"),
+    ],
+)
+def test_a_gemma_3_that_llama_cpp_would_compute_otherwise_is_refused(tmp_path, values, message):
+    folder = save_model(tmp_path / "model", "gemma3_text", "spm gemma", **GEMMA)
+    edit_json(folder / "config.json", **values)
+    with pytest.raises(ExportError, match=re.escape(f"llama.cpp's gemma3 has no {message}")):
+        writer.write_gguf(folder, tmp_path / "out.gguf")
 
 
 def test_special_tokens_stop_and_context(tmp_path):
@@ -222,6 +270,70 @@ def test_export_quantises_checks_and_cleans_up(tmp_path, quant):
     assert [p.name for p in out.parent.iterdir()] == ["model.gguf"]
 
 
+@pytest.mark.parametrize("case", ["llama", "mistral", "qwen2 tied"])
+def test_q8_0_is_llama_cpp_s_own_byte_for_byte(tmp_path, case):
+    """Of matrices whose rows are no multiple of 32 both make float16."""
+    from gguf import GGUFReader
+
+    family, kind, settings = MODELS[case]
+    sizes = {"intermediate_size": 100} if case == "llama" else {}
+    folder = save_model(tmp_path / "model", family, kind, dtype="bfloat16", **settings, **sizes)
+    ours = GGUFReader(writer.write_gguf(folder, tmp_path / "ours.gguf", dtype="q8_0"))
+    source = writer.write_gguf(folder, tmp_path / "source.gguf", dtype="bf16")
+    writer._quantize_and_check(source, tmp_path / "theirs.gguf", "q8_0", read_vocabulary(folder, read_config(folder)))
+    theirs = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "theirs.gguf").tensors}
+    types = {tensor.name: tensor.tensor_type.name for tensor in ours.tensors}
+    assert types == {name: tensor.tensor_type.name for name, tensor in theirs.items()}
+    assert types["blk.0.ffn_down.weight"] == ("F16" if case == "llama" else "Q8_0")
+    assert set(types.values()) == ({"F16"} if case == "llama" else set()) | {"F32", "Q8_0"}
+    for tensor in ours.tensors:
+        assert np.array_equal(tensor.data, theirs[tensor.name].data), tensor.name
+    header = read_header(tmp_path / "ours.gguf")
+    expected = read_header(tmp_path / "theirs.gguf")
+    for key in ("general.file_type", "general.quantization_version"):
+        assert header[key] == expected[key]
+
+
+@pytest.fixture
+def no_llama_cpp(tmp_path, monkeypatch) -> None:
+    """New processes cannot import llama_cpp."""
+    from dpost_lite.local import llama
+
+    package = tmp_path / "site" / "llama_cpp"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('not built')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[1])]))
+    monkeypatch.setattr(llama, "system_info", llama.system_info.__wrapped__)  # not the cached answer
+
+
+@pytest.mark.parametrize("quant", ["f16", "q8_0"])
+def test_without_llama_cpp_a_file_is_written_and_said_to_be_untested(tiny, tmp_path, capsys, no_llama_cpp, quant):
+    out = writer.export_streamed(tiny, tmp_path / "out.gguf", quant=quant)
+    note = f"note: llama-cpp-python cannot be imported here: the {quant} file is not tested\n"
+    assert capsys.readouterr().err == note
+    ids = list(range(5, 60))
+    assert relative_error(llama_logits(out, ids), torch_logits(tiny, ids)) < 0.2  # this process can import it
+
+
+def test_without_llama_cpp_other_types_cannot_be_made(tiny, tmp_path, no_llama_cpp):
+    with pytest.raises(
+        ExportError, match=r"could not quantise to q4_k_m .*not built; choose another type, such as f16"
+    ):
+        writer.export_streamed(tiny, tmp_path / "out.gguf", quant="q4_k_m")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_tied_head_that_is_stored_all_the_same_is_left_out(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = save_model(tmp_path / "model", "qwen3", "qwen2", tie_word_embeddings=True)
+    before = writer.write_gguf(folder, tmp_path / "before.gguf").stat().st_size
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert writer.write_gguf(folder, tmp_path / "after.gguf").stat().st_size == before
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     return save_model(tmp_path_factory.mktemp("tiny") / "model", "llama", "smollm")
@@ -242,8 +354,8 @@ def edit_json(path: Path, **values) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "gpt2"}, "supported: llama, mistral, qwen2, qwen3"),
-        ({"model_type": None}, "supported: llama, mistral, qwen2, qwen3"),
+        ({"model_type": "gpt2"}, "supported: llama, mistral, qwen2, qwen3, gemma3_text"),
+        ({"model_type": None}, "supported: llama, mistral, qwen2, qwen3, gemma3_text"),
         ({"quantization_config": {}}, "merge them into 16-bit"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "longrope"),

@@ -71,6 +71,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Plan]]:
     monkeypatch.setattr("dpost_lite.pipeline.run.execute", execute)
     monkeypatch.setattr("dpost_lite.pipeline.preflight.preflight", lambda *_: None)
     monkeypatch.setattr("dpost_lite.runs.manifest.write_manifest", lambda *_: None)
+    monkeypatch.setattr("dpost_lite.evaluation.publish.describe_run", lambda *_, **__: [])
     monkeypatch.setattr("dpost_lite.cli.run._print_outcome", lambda *_: None)
     monkeypatch.setattr("dpost_lite.evaluation.baselines.differences", lambda *_: [])
     return runs

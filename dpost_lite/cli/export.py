@@ -1,16 +1,19 @@
-"""The command `export`: write a policy of a run as a GGUF file."""
+"""The command `export`: write a policy of a run, or any adapter or model, as a GGUF file."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dpost_lite.cli.options import Debug, Offline, Policy, file_size
 from dpost_lite.errors import ExportError
 
+if TYPE_CHECKING:
+    from dpost_lite.evaluation.model_card import Release
+
 
 def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A run's folder, an adapter's folder, or a model.")],
     quant: Annotated[
         str,
         typer.Option(
@@ -19,8 +22,22 @@ def export(
         ),
     ],
     policy: Policy = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The base of an adapter. [default: the one it names]")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The file to write. [default: RUN/export/model-QUANT.gguf]")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The file to write. [default: RUN/export/model-QUANT.gguf, or exports/NAME/model-QUANT.gguf]",
+        ),
+    ] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Also write the adapter alone, as adapter.gguf.")] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME", help="Upload file, card and Modelfile to the hub; a new repository is private."
+        ),
     ] = None,
     max_loss: Annotated[
         float | None,
@@ -36,33 +53,41 @@ def export(
     offline: Offline = False,
     debug: Debug = False,
 ) -> None:
-    """Export a run's best policy, or the one given by --policy, as a GGUF file.
+    """Export a run's best policy, or the one given by --policy, as a GGUF file; or an adapter on its base, or a model.
 
-    The file is compared with the policy: token ids, probabilities, and greedy answers to the run's problems.
+    The file is compared with the policy: token ids, probabilities, and greedy answers to the run's problems. A model
+    card (README.md) and a Modelfile for Ollama are written beside it.
     """
+    from dpost_lite.evaluation.upload import HubUpload
+
+    hub = HubUpload(push_to_hub) if push_to_hub else None  # before the slow imports
+    from dpost_lite.evaluation import publish
+    from dpost_lite.pipeline.streaming import export_lora
+
+    settings = {"quant": quant.lower(), "max_loss": max_loss, "merge": merge}
+    release = publish.find_release(source, settings, policy=policy, base=model, out=out)
+    file = release.file
+    if file.exists():
+        typer.echo(f"{file} already exists ({file_size(file)}); delete it to write it again")
+    else:
+        _write(release)
+    beside = publish.write_beside(release)
+    if lora:
+        beside.append(export_lora(release.model_dir, release.policy_dir, file.with_name("adapter.gguf")))
+    typer.echo(f"beside it: {', '.join(path.name for path in beside)}")
+    if hub is not None:
+        names = [file.name, publish.CARD, publish.MODELFILE, *(path.name for path in beside[2:])]
+        typer.echo(f"uploaded: {hub.upload(list(zip([file, *beside], names, strict=True)))}")
+
+
+def _write(release: "Release") -> None:
+    """Write and prove the file, and show the proof."""
     from rich.console import Console
 
     from dpost_lite.cli.proof import show_proof
-    from dpost_lite.evaluation.targets import finished_export, policy_dir
-    from dpost_lite.models import hub
     from dpost_lite.pipeline.export import export_gguf
-    from dpost_lite.recipe_files import validate
-    from dpost_lite.runs.folder import Run
 
-    opened = Run.open(source)
-    recipe = opened.recipe
-    for key, value in (("quant", quant.lower()), ("max_loss", max_loss), ("merge", merge)):
-        if value is not None:
-            settings = {**recipe.export.model_dump(), key: value}
-            recipe = validate({**recipe.model_dump(), "export": settings}, where=f"--{key.replace('_', '-')}")
-    finished = {} if policy and out else finished_export(opened)
-    stage = policy or finished["policy"]
-    adapter_dir = policy_dir(opened, stage)
-    name = "-".join(["model", *(policy.split("/") if policy else []), recipe.export.quant])
-    file = out or source / "export" / f"{name}.gguf"
-    if file.exists():
-        typer.echo(f"{file} already exists ({file_size(file)}); delete it to write it again")
-        return
+    file, recipe, run = release.file, release.recipe, release.target.run
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -71,13 +96,13 @@ def export(
     with Console(stderr=True).status("merging and comparing") as status:
         exported = export_gguf(
             recipe,
-            hub.find(recipe.model.name),
-            adapter_dir,
+            release.model_dir,
+            release.policy_dir,
             file,
-            run=source,
-            stage=None if adapter_dir is None else stage,
+            run=run.path if run else None,
+            stage=release.policy if run and release.policy_dir else None,
             solves=recipe.solutions != "code",
             progress=lambda done, total, unit: status.update(f"{done} of {total} {unit}"),
         )
     show_proof(exported.metrics)
-    typer.echo(f'{file_size(exported.file)} written; next: dpost-lite solve {exported.file} "…"')
+    typer.echo(f'{file_size(file)} written; next: dpost-lite solve {file} "…"')

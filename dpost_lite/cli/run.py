@@ -100,6 +100,7 @@ def _train(request: RunRequest, restart_from: list[str] | None = None) -> "Outco
     """Run a recipe in its folder, show its progress, and write the manifest."""
     from rich.console import Console
 
+    from dpost_lite.evaluation import publish
     from dpost_lite.pipeline.preflight import preflight
     from dpost_lite.pipeline.run import execute
     from dpost_lite.planner.plan import estimate
@@ -124,8 +125,10 @@ def _train(request: RunRequest, restart_from: list[str] | None = None) -> "Outco
     if outcome.failure is None and not (folder / NAME).is_file():
         try:
             write_manifest(opened, recipe, model_dir, sys.argv)
-        except OSError as error:  # print the outcome first
-            if (failure := of_disk(error)) is None:
+            publish.describe_run(folder)
+        except (OSError, DpostError) as error:  # print the outcome first
+            (folder / NAME).unlink(missing_ok=True)  # so that the same command comes here again
+            if (failure := error if isinstance(error, DpostError) else of_disk(error)) is None:
                 raise
             return replace(outcome, failure=failure)
     return outcome

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ExportError
+from dpost_lite.local import gemma3
 from dpost_lite.local.vocabulary import read_model_json
 
 # transformers' model_type -> GGUF's architecture (Mistral's dense models are Llamas there)
-FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", gemma3.MODEL_TYPE: "gemma3"}
 _NEEDED = (
     "hidden_size",
     "intermediate_size",
@@ -37,6 +38,10 @@ def read_config(model_dir: Path) -> dict[str, Any]:
             f"{model_dir}: llama.cpp's {family} supports the activation 'silu' only, not {config['hidden_act']!r}; "
             "train from another base model"
         )
+    if family == gemma3.MODEL_TYPE:
+        config = gemma3.normalise(config)
+        if (setting := gemma3.unsupported(config)) is not None:
+            raise ExportError(f"{model_dir}: llama.cpp's gemma3 has no {setting}; train from another base model")
     return config
 
 
@@ -55,6 +60,8 @@ def write_config(writer: Any, config: dict[str, Any]) -> None:
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
+    if config["model_type"] == gemma3.MODEL_TYPE:
+        gemma3.write(writer, config)
     rope = _rope(config)
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] in ("linear", "yarn"):

@@ -1,33 +1,41 @@
-"""Export a model folder as a GGUF file: a writer for the Llama, Mistral, Qwen2 and Qwen3 families, and quantisation.
+"""Export a model folder as a GGUF file: a writer for the families of `config.FAMILIES`, and quantisation.
 
-llama.cpp's converter is not available from PyPI, so the four families that dpost-lite trains are written here with the
-`gguf` package. Tensors are read, cast and written one at a time, so memory use is one tensor.
+llama.cpp's converter is not available from PyPI, so the families that dpost-lite trains are written here with the
+`gguf` package. Tensors are read, merged, cast and written one at a time: beyond what the libraries take, at most three
+times the largest tensor in float32 is in use, whatever the size of the model; five times if an adapter was trained on a
+4-bit base, whose layers are quantised to 4 bits and back first (tests/test_merging.py).
 
-`export` has llama.cpp quantise the file, then test it on a probe text, each in a child process (`quantize.py`,
-`trial.py`). A file whose token ids differ from the trained tokenizer's is refused: it would run, but answer worse.
+f16 and q8_0 are written here; other types are quantised by llama.cpp, which also tests every file on a probe text, each
+in a child process (`quantize.py`, `trial.py`). A file whose token ids differ from the trained tokenizer's is refused:
+it would run, but answer worse. Where llama-cpp-python cannot be imported, f16 and q8_0 are written all the same.
 """
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dpost_lite.errors import ExportError
-from dpost_lite.local import llama
+from dpost_lite.local import gemma3, llama
 from dpost_lite.local.config import FAMILIES, read_config, rope_factors, write_config
 from dpost_lite.local.vocabulary import Vocabulary, read_vocabulary
 
-Dtype = Literal["f16", "bf16", "f32"]
+Dtype = Literal["f16", "bf16", "f32", "q8_0"]
+Change = Callable[[str, Any], Any]  # a tensor's name and stored values -> those to write
 Quant = Literal["q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16"]
 QUANTS: tuple[Quant, ...] = get_args(Quant)
-Check = Callable[[Path, Path], None]
+Check = Callable[[Path, Path], None]  # of the 16-bit file and the quantised one; raises ExportError
 
 FORMAT_KEYS = ("solutions", "sandbox")  # in the file's metadata, after "dpost_lite.", if its solutions hold code
 _PERMUTED = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
 _MAX_F16 = 65504.0
+_LARGEST = {"f16": _MAX_F16, "q8_0": 127 * _MAX_F16}  # of q8_0, each block of 32 weights has a scale in float16
+_BLOCK = 32
+_CHUNK = 2**22  # weights that are quantised at a time
 # bytes per weight, rounded up; llama.cpp stores tensors whose rows are not a multiple of 256 in a wider type
 _WEIGHT_BYTES = {"q4_k_m": 0.75, "q5_k_m": 0.9, "q6_k": 1.1, "q8_0": 1.1, "f16": 2.0, "bf16": 2.0, "f32": 4.0}
 _HEAD_BYTES = 2**24  # vocabulary and metadata
@@ -122,7 +130,7 @@ def write_gguf(model_dir: Path, out: Path, *, dtype: Dtype = "f16") -> Path:
     """Write the safetensors model in `model_dir` as the GGUF file `out`; return `out`.
 
     Matrices are written as `dtype`, vectors as float32. The file is written atomically. Raises ExportError if the
-    architecture, tokenizer, rotary scaling or a tensor is unsupported, weights overflow float16, or the disk is full.
+    architecture, tokenizer, rotary scaling or a tensor is unsupported, weights overflow `dtype`, or the disk is full.
     """
     config = read_config(model_dir)
     tensors = _read_tensors(model_dir, config)
@@ -133,8 +141,65 @@ def write_gguf(model_dir: Path, out: Path, *, dtype: Dtype = "f16") -> Path:
         _write(partial, config, tensors, vocabulary, dtype)
         partial.replace(out)
     except OSError as error:
-        raise ExportError(f"{out} cannot be written ({error.strerror or error}); choose another folder") from error
+        raise _cannot_write(out, error) from error
     finally:
+        partial.unlink(missing_ok=True)
+    return out
+
+
+def _cannot_write(out: Path, error: OSError) -> ExportError:
+    return ExportError(f"{out} cannot be written ({error.strerror or error}); choose another folder")
+
+
+def _source_dtype(tensors: list[_Tensor], change: Change | None) -> Dtype:
+    """Return the type to quantise from: bfloat16 for weights stored in it, which then lose nothing, else float16.
+
+    Of a merged weight float16 keeps three more bits than bfloat16, if it is in its range.
+    """
+    return "bf16" if change is None and any(tensor.stored == "BF16" for tensor in tensors) else "f16"
+
+
+def names_in_gguf(model_dir: Path, config: dict[str, Any] | None = None) -> dict[str, str]:
+    """Return the names of a model's tensors: transformers' -> GGUF's. Raises ExportError as `export` does."""
+    return {tensor.source: tensor.name for tensor in _read_tensors(model_dir, config or read_config(model_dir))}
+
+
+def export_streamed(
+    model_dir: Path,
+    out: Path,
+    *,
+    quant: Quant,
+    tokenizer_dir: Path | None = None,
+    change: Change | None = None,
+    noted: Mapping[str, str] | None = None,
+) -> Path:
+    """Do what `export` does, with an adapter merged on the way, and without llama.cpp for f16 and q8_0; return `out`.
+
+    The tokenizer is that of `tokenizer_dir`, or the model's own. `change` merges an adapter (models/merging.py).
+    `noted` are values of FORMAT_KEYS. Raises ExportError as `export` does.
+    """
+    config = {**read_config(model_dir), **{f"dpost_lite_{key}": value for key, value in (noted or {}).items()}}
+    tensors = _read_tensors(model_dir, config)
+    vocabulary = read_vocabulary(tokenizer_dir or model_dir, config)
+    first = quant if quant in ("f16", "q8_0") else _source_dtype(tensors, change)
+    num_weights = sum(tensor.num_weights for tensor in tensors)
+    widths = {first, quant}  # source and result exist side by side for a while
+    check_disk(out, int(num_weights * sum(_WEIGHT_BYTES[w] for w in widths)) + len(widths) * _HEAD_BYTES)
+    source, partial = _temporary(out, ".source"), _temporary(out, ".partial")
+    try:
+        written = partial if first == quant else source
+        try:
+            _write(written, config, tensors, vocabulary, first, change)
+        except _TooLarge:
+            if first == quant:
+                raise
+            _write(written, config, tensors, vocabulary, "bf16", change)
+        _quantize_and_check(written, partial, quant, vocabulary)
+        partial.replace(out)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    finally:
+        source.unlink(missing_ok=True)
         partial.unlink(missing_ok=True)
     return out
 
@@ -173,7 +238,8 @@ def _read_tensors(model_dir: Path, config: dict[str, Any]) -> list[_Tensor]:
         try:
             with safe_open(file, framework="pt") as weights:
                 for source in weights.keys():  # noqa: SIM118 - not a dict
-                    if source.endswith("rotary_emb.inv_freq"):
+                    is_copy = source == "lm_head.weight" and config.get("tie_word_embeddings")
+                    if source.endswith("rotary_emb.inv_freq") or is_copy:
                         continue
                     name = names.get_name(source, try_suffixes=(".weight", ".bias"))
                     part = weights.get_slice(source)
@@ -192,15 +258,22 @@ def _read_tensors(model_dir: Path, config: dict[str, Any]) -> list[_Tensor]:
     return tensors
 
 
-def _write(partial: Path, config: dict[str, Any], tensors: list[_Tensor], vocabulary: Vocabulary, dtype: Dtype) -> None:
-    import numpy as np
-    from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+def _write(
+    partial: Path,
+    config: dict[str, Any],
+    tensors: list[_Tensor],
+    vocabulary: Vocabulary,
+    dtype: Dtype,
+    change: Change | None = None,
+) -> None:
+    from gguf import GGML_QUANT_VERSION, GGUFWriter, LlamaFileType
 
-    file_type = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16"}[dtype]
+    file_type = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}[dtype]
     writer = GGUFWriter(partial, FAMILIES[config["model_type"]])
     try:
         writer.add_name(partial.name.split(".")[0])
         writer.add_file_type(LlamaFileType[file_type])
+        writer.add_quantization_version(GGML_QUANT_VERSION)
         write_config(writer, config)
         for key in FORMAT_KEYS:
             if value := config.get(f"dpost_lite_{key}"):
@@ -210,52 +283,96 @@ def _write(partial: Path, config: dict[str, Any], tensors: list[_Tensor], vocabu
         if factors is not None:
             writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
         for tensor in tensors:
-            kind = GGMLQuantizationType[dtype.upper() if len(tensor.shape) > 1 else "F32"]
-            num_bytes = tensor.num_weights * (4 if kind == GGMLQuantizationType.F32 else 2)
-            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), num_bytes, raw_dtype=kind)
+            _announce(writer, tensor, _kind(tensor, dtype))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         if factors is not None:
             writer.write_tensor_data(factors)
-        for array in _arrays(config, tensors, dtype):
+        for array in _arrays(config, tensors, dtype, change):
             writer.write_tensor_data(array)
     finally:
         writer.close()
 
 
-def _arrays(config: dict[str, Any], tensors: list[_Tensor], dtype: Dtype) -> Iterator[Any]:
+def _kind(tensor: _Tensor, dtype: Dtype) -> Dtype:
+    """Return the type a tensor is written in: like llama.cpp, vectors in float32, and float16 where q8_0 cannot be."""
+    if len(tensor.shape) == 1:
+        return "f32"
+    return "f16" if dtype == "q8_0" and tensor.shape[-1] % _BLOCK else dtype
+
+
+def _announce(writer: Any, tensor: _Tensor, kind: Dtype) -> None:
+    """Add a tensor's name, shape and type to the header; the writer takes the shape of quantised ones in bytes."""
+    import numpy as np
+    from gguf import GGMLQuantizationType, quant_shape_to_byte_shape
+
+    raw = GGMLQuantizationType[kind.upper()]
+    in_bytes = quant_shape_to_byte_shape(tensor.shape, raw)
+    shape, holds = (in_bytes, np.uint8) if kind == "q8_0" else (tensor.shape, np.float32)
+    writer.add_tensor_info(tensor.name, shape, np.dtype(holds), math.prod(in_bytes), raw_dtype=raw)
+
+
+def _arrays(
+    config: dict[str, Any], tensors: list[_Tensor], dtype: Dtype, change: Change | None = None
+) -> Iterator[Any]:
     """Yield each tensor in GGUF's layout and type, one at a time."""
+    for tensor in tensors:
+        yield _array(config, tensor, _kind(tensor, dtype), change)
+
+
+def _array(config: dict[str, Any], tensor: _Tensor, kind: Dtype, change: Change | None) -> Any:
+    """Return a tensor in GGUF's layout and type. Raises ExportError if it is outside the type's range."""
     import torch
     from safetensors import safe_open
 
+    with safe_open(tensor.file, framework="pt") as weights:
+        values = weights.get_tensor(tensor.source)
+    if change is not None:
+        values = change(tensor.source, values)
+    values = permuted(config, tensor.source, values)
+    if config["model_type"] == gemma3.MODEL_TYPE and gemma3.is_stored_less_one(tensor.source):
+        values = values.float() + 1
+    if kind == "f32":
+        return values.float().numpy()
+    if kind == "bf16":
+        return values.bfloat16().contiguous().view(torch.int16).numpy()
+    if max(-float(values.min()), float(values.max())) > _LARGEST[kind]:
+        raise _TooLarge(
+            f"{tensor.source} has values outside float16's range; save it in bfloat16 and export q8_0 or smaller"
+        )
+    return values.half().numpy() if kind == "f16" else _as_q8_0(values)
+
+
+def _as_q8_0(values: Any) -> Any:
+    """Quantise a matrix as llama.cpp does, bit by bit, a few rows at a time."""
+    import numpy as np
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    rows = max(1, _CHUNK // values.shape[1])
+    return np.concatenate([quantize(part.float().numpy(), GGMLQuantizationType.Q8_0) for part in values.split(rows)])
+
+
+def permuted(config: dict[str, Any], source: str, values: Any) -> Any:
+    """Return a tensor's rows in llama.cpp's order, given its name in transformers.
+
+    In q and k (heads * head_dim, …) of its Llama, adjacent pairs are rotated; in transformers the halves of a head.
+    """
+    if FAMILIES[config["model_type"]] != "llama" or not source.endswith(_PERMUTED):
+        return values
     num_heads = config["num_attention_heads"]
-    heads = {"q": num_heads, "k": config.get("num_key_value_heads") or num_heads}
-    for tensor in tensors:
-        with safe_open(tensor.file, framework="pt") as weights:
-            values = weights.get_tensor(tensor.source)
-        if FAMILIES[config["model_type"]] == "llama" and tensor.source.endswith(_PERMUTED):
-            values = _permute(values, heads[tensor.source.rpartition("_proj")[0][-1]])
-        if values.dim() == 1 or dtype == "f32":
-            yield values.float().numpy()
-        elif dtype == "bf16":
-            yield values.bfloat16().contiguous().view(torch.int16).numpy()
-        elif values.abs().max() > _MAX_F16:
-            raise ExportError(
-                f"{tensor.source} has values outside float16's range; save it in bfloat16 and export q8_0 or smaller"
-            )
-        else:
-            yield values.half().numpy()
-
-
-def _permute(values: Any, num_heads: int) -> Any:
-    """Reorder q or k (heads * head_dim, …): transformers rotates the halves of a head, llama.cpp adjacent pairs."""
+    if source.rpartition("_proj")[0].endswith("k"):
+        num_heads = config.get("num_key_value_heads") or num_heads
     return values.reshape(num_heads, 2, -1, *values.shape[1:]).transpose(1, 2).reshape(values.shape).contiguous()
 
 
 def _quantize_and_check(source: Path, partial: Path, quant: Quant, vocabulary: Vocabulary) -> None:
-    """Quantise `source` into `partial`, test it, and compare its token ids with the tokenizer's."""
-    if quant != "f16":
+    """Quantise `source` into `partial` unless they are one, test it, and compare its token ids with the tokenizer's.
+
+    Where llama-cpp-python cannot be imported, a file that it need not quantise is only said to be untested.
+    """
+    if source != partial:
         child = llama.run_module("dpost_lite.local.quantize", str(source), str(partial), quant)
         if child.returncode != 0:
             if shutil.disk_usage(partial.parent).free < _HEAD_BYTES:
@@ -264,6 +381,9 @@ def _quantize_and_check(source: Path, partial: Path, quant: Quant, vocabulary: V
                 f"llama.cpp could not quantise to {quant} ({llama.ended_by(child.returncode)}): "
                 f"{llama.last_lines(child.stderr)}; choose another type, such as f16, which is not quantised"
             )
+    elif not llama.can_be_imported():
+        print(f"note: {llama.PACKAGE} cannot be imported here: the {quant} file is not tested", file=sys.stderr)
+        return
     text = vocabulary.prompt(llama.PROBE)
     _, ids = llama.try_file(partial, text)
     expected = vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
@@ -273,3 +393,7 @@ def _quantize_and_check(source: Path, partial: Path, quant: Quant, vocabulary: V
             f"{vocabulary.path}: llama.cpp tokenises the probe text differently from token {at} on, so it would answer "
             "worse; train from a base model with a supported tokenizer"
         )
+
+
+class _TooLarge(ExportError):
+    """A weight is outside float16's range."""

@@ -6,6 +6,7 @@ seconds to unpack the vocabulary; this reader skips arrays.
 
 import mmap
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """Return the metadata of a GGUF file, except arrays.
+def read_header(path: Path, *, arrays: Collection[str] = ()) -> dict[str, Any]:
+    """Return the metadata of a GGUF file, of arrays only those of strings that are named in `arrays`.
 
     Raises ExportError if the file is missing, is not GGUF version 2 or 3, or is cut off before the start of the last
     tensor (llama.cpp itself rejects files cut off later).
@@ -26,7 +27,7 @@ def read_header(path: Path) -> dict[str, Any]:
             if file.read(4) != b"GGUF":
                 raise ExportError(f"{path} is not a GGUF file; give a .gguf file from `dpost-lite export`")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Cursor(data).settings()
+                return _Cursor(data).settings(arrays)
     except OSError as error:
         raise ExportError(f"{path} cannot be read ({error.strerror}); give a file from `dpost-lite export`") from error
     except (struct.error, ValueError, LookupError) as error:
@@ -40,14 +41,14 @@ class _Cursor:
         self._data = data
         self._position = 4
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, arrays: Collection[str]) -> dict[str, Any]:
         version, num_tensors, num_settings = self._scalar("I"), self._scalar("Q"), self._scalar("Q")
         if version not in (2, 3):
             raise ValueError(f"version {version}")
         settings = {}
         for _ in range(num_settings):
             name = self._string()
-            value = self._value(self._scalar("I"))
+            value = self._value(self._scalar("I"), keep=name in arrays)
             if value is not None:
                 settings[name] = value
         last_offset = max((self._tensor_offset() for _ in range(num_tensors)), default=0)
@@ -72,12 +73,14 @@ class _Cursor:
             raise ValueError("the header is truncated")
         return start
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, kind: int, *, keep: bool) -> Any:
         if kind == _STRING:
             return self._string()
         if kind != _ARRAY:
             return self._scalar(_SCALARS[kind])
         kind, length = self._scalar("I"), self._scalar("Q")
+        if kind == _STRING and keep:
+            return [self._string() for _ in range(length)]
         if kind == _STRING:
             for _ in range(length):
                 self._skip(self._scalar("Q"))

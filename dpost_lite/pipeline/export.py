@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ExportError
-from dpost_lite.local import gguf
+from dpost_lite.local import gguf, llama
 from dpost_lite.local.gguf import QUANTS, Quant
 from dpost_lite.models import adapters
 from dpost_lite.models.adapters import Base
@@ -16,6 +16,7 @@ from dpost_lite.models.onednn_layout import use_blocked_layout
 from dpost_lite.models.training import Progress
 from dpost_lite.pipeline.evidence import Evidence, built_in, of_run
 from dpost_lite.pipeline.proof import Answers, Divergence, Prover, Solved, answer_all, check_answers, compare_answers
+from dpost_lite.pipeline.streaming import can_be_streamed, export_streamed
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import GradedAnswer, Problem
 from dpost_lite.recipe import Recipe, solution_format
@@ -61,12 +62,14 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The file, its quantisation, the base that was merged onto (None if there was one way only), and its proof."""
+    """The file, its quantisation, the base that was merged onto (None if there was one way only), and its proof (None
+    where llama.cpp is missing).
+    """
 
     file: Path
     quant: Quant
     merge: Base | None
-    proof: Proof
+    proof: Proof | None
 
     def named(self) -> "Exported":
         """Give the file the name of its quantisation if it was written as model-auto.gguf."""
@@ -76,11 +79,13 @@ class Exported:
     def metrics(self) -> dict[str, Any]:
         """The figures as a stage records them: the main ones, and all as `proof`."""
         proof = self.proof
+        found = {
+            "file": self.file.name, "bytes": self.file.stat().st_size, "quant": self.quant, "merge": self.merge,
+        }  # fmt: skip
+        if proof is None:
+            return found
         return {
-            "file": self.file.name,
-            "bytes": self.file.stat().st_size,
-            "quant": self.quant,
-            "merge": self.merge,
+            **found,
             "kl_to_16_bit": proof.quantized.kl if proof.quantized else None,
             "same_top_token": proof.quantized.same_top if proof.quantized else None,
             "flipped": proof.answers.num_lost + proof.answers.num_won if proof.answers else None,
@@ -103,8 +108,12 @@ def export_gguf(
 
     `run` is the folder of the run whose `stage` trained the policy: the proof is on its problems and rationales,
     without it on built-in ones. `solves` is False where the file must not answer any. `progress` hears of answers.
+    The merged model is in memory meanwhile. Where llama.cpp cannot be imported, f16 and q8_0 are written one tensor at
+    a time (`streaming.py`) and not proved.
     Raises ExportError if the file cannot be made, or fails its proof; nothing is left then.
     """
+    if not llama.can_be_imported():
+        return _unproved(recipe, model_dir, policy_dir, out)
     prompter = load_prompter(model_dir, recipe.model)  # its tokenizer carries the prompt as the chat template
     evidence = built_in(prompter) if run is None else of_run(run, stage, prompter)
     if recipe.export.quant == "auto" and not (evidence.dev and solves):
@@ -120,6 +129,15 @@ def export_gguf(
         writer = _Writer(recipe, prompter, evidence, prover, merged, model, solves, progress)
         quant, proof = writer.smallest(out) if recipe.export.quant == "auto" else writer.one(recipe.export.quant, out)
     return Exported(out, quant, merge, replace(proof, merges=merges))
+
+
+def _unproved(recipe: Recipe, model_dir: Path, policy_dir: Path | None, out: Path) -> Exported:
+    """Write f16 or q8_0 where llama.cpp is missing; nothing else can be written, and nothing proved, without it."""
+    quant = recipe.export.quant
+    if quant not in ("f16", "q8_0") or not can_be_streamed(policy_dir):
+        llama.system_info()  # raises ExportError
+        raise AssertionError
+    return Exported(export_streamed(recipe, model_dir, policy_dir, out, quant), quant, None, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from dpost_lite.problems.answers import flexible_prediction, same_answer
 from dpost_lite.problems.grading import wilson_interval
-from dpost_lite.problems.records import Problem, Rationale, Score
+from dpost_lite.problems.records import GradedAnswer, Problem, Rationale, Score
 
 
 def score(
     name: str,
-    answers: Sequence[Rationale],
+    answers: Sequence[Rationale] | Sequence[GradedAnswer],
     problems: Sequence[Problem],
     *,
     has_calculator: bool,
@@ -41,5 +41,5 @@ def score(
     )
 
 
-def _is_flexibly_right(answer: Rationale, expected: str) -> bool:
+def _is_flexibly_right(answer: Rationale | GradedAnswer, expected: str) -> bool:
     return answer.correct or same_answer(flexible_prediction(answer.text, expected), expected)

@@ -16,7 +16,8 @@ from dpost_lite.runs.folder import Run, is_archived, read_json, stages_done, wri
 from dpost_lite.system.machine import machine_info
 
 NAME = "manifest.json"
-MUTABLE = {NAME, "events.jsonl", ".lock"}  # may change without changing the run
+REWRITTEN = ("export/README.md", "export/Modelfile")  # by every `export`
+MUTABLE = {NAME, "events.jsonl", ".lock", *REWRITTEN}  # may change without changing the run
 STAGE_KEYS = ("seconds", "ram_bytes", "gpu_bytes")
 
 

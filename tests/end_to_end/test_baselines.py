@@ -36,6 +36,8 @@ def test_two_methods_in_one_command(two_methods):
         accuracy = read_json(folder / f"score/{best}/done.json")["metrics"]["test"]["strict"]
         assert any(row[:2] == [method, f"{accuracy:.1%}"] for row in table)
         assert (folder / "manifest.json").exists()
+        assert "FROM ./model-q8_0.gguf" in (folder / "export" / "Modelfile").read_text()
+        assert "- seed: 1" in (folder / "export" / "README.md").read_text()
     assert "dpo-st - st: " in two_methods.output
     again = CliRunner().invoke(app, two_methods.command)
     assert again.stdout.count("finished in") == 0

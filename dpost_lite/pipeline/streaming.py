@@ -1,0 +1,56 @@
+"""Merge a policy and write it to GGUF one tensor at a time; or its adapter alone."""
+
+import tempfile
+from pathlib import Path
+
+from dpost_lite.errors import ExportError
+from dpost_lite.local import gguf
+from dpost_lite.local.gguf import Quant
+from dpost_lite.local.lora import write_lora
+from dpost_lite.models import adapters
+from dpost_lite.models.loading import load_prompter
+from dpost_lite.models.merging import Adapter, TensorMerge, is_plain_lora
+from dpost_lite.recipe import Recipe, solution_format
+
+
+def can_be_streamed(policy_dir: Path | None) -> bool:
+    """Whether a policy is the base, all of its weights, or a LoRA adapter that is no more than that, as ours are."""
+    return policy_dir is None or not adapters.is_adapter(policy_dir) or is_plain_lora(policy_dir)
+
+
+def export_streamed(recipe: Recipe, model_dir: Path, policy_dir: Path | None, out: Path, quant: Quant) -> Path:
+    """Write a policy that can be streamed as the GGUF file `out`.
+
+    An adapter is merged in float32. Peak memory: local/gguf.py. Raises ExportError, or ModelError for an adapter of
+    another base.
+    """
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix="tokenizer-") as folder:
+        # carries the prompt as its chat template
+        load_prompter(model_dir, recipe.model).tokenizer.save_pretrained(folder)
+        merge = None
+        if policy_dir is not None and not adapters.is_adapter(policy_dir):
+            model_dir = policy_dir
+        elif policy_dir is not None or recipe.model.precision == "4bit":
+            merge = TensorMerge(recipe.model, policy_dir)
+            merge.check(gguf.names_in_gguf(model_dir).keys())
+        return gguf.export_streamed(
+            model_dir,
+            out,
+            quant=quant,
+            tokenizer_dir=Path(folder),
+            change=merge,
+            noted=solution_format(recipe),
+        )
+
+
+def export_lora(model_dir: Path, policy_dir: Path | None, out: Path) -> Path:
+    """Write a policy's adapter alone as the GGUF file `out`, for llama.cpp to add to the base's file.
+
+    Raises ExportError if the policy is no adapter, or more than LoRA.
+    """
+    if policy_dir is None or not adapters.is_adapter(policy_dir):
+        raise ExportError(f"--lora: {policy_dir or 'the base'} is not a LoRA adapter; leave out --lora")
+    if not is_plain_lora(policy_dir):
+        raise ExportError(f"--lora: {policy_dir} is more than LoRA (adapter_config.json); leave out --lora")
+    adapter = Adapter(policy_dir)
+    return write_lora(model_dir, out, names=adapter.names, factors=adapter.factors, scale=adapter.scale)
