@@ -3,9 +3,9 @@
     python bench/solver.py MODEL.gguf --data QUESTIONS.jsonl --out bench/results/solver.json
 
 (a) One question at a time, greedy: the solver without and with the calculator, and llama-cpp-python's own `generate` on
-the same prompts, in turns within each repetition. The solver without the calculator writes the same tokens as `generate`, so
-their rates are compared; with it, what the calculator inserts takes no steps of its own, so tokens per second compare
-that (and seconds per answer, which also depend on how long the answers get). (b) All questions with 1, 4, 8 and 16 rows.
+the same prompts, in turns within each repetition. The solver without the calculator writes the same tokens as
+`generate`, so their rates are compared. What the calculator inserts takes no steps of its own: that shows in tokens per
+second (seconds per answer also depend on how long the answers get). (b) All questions with 1, 4, 8 and 16 rows.
 Intervals: 95 %, by bootstrap over repetitions, of the ratios within one. Loading the model is not counted.
 """
 
