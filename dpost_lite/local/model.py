@@ -3,7 +3,6 @@
 import ctypes
 import re
 from functools import lru_cache
-from multiprocessing import cpu_count
 from pathlib import Path
 
 from dpost_lite.errors import ExportError
@@ -11,6 +10,7 @@ from dpost_lite.local.chat import render_chat
 from dpost_lite.local.header import read_header
 from dpost_lite.local.llama import open_gguf, uses_extra_buffers
 from dpost_lite.local.request import Message, Request
+from dpost_lite.system.machine import physical_cores
 
 MAX_CONTEXT = 4096  # tokens of one sequence; a word problem and its rationale need a few hundred
 CELLS_PER_SEQUENCE = 1024  # of the cache, where there are several sequences
@@ -40,8 +40,8 @@ class GgufModel:
             extra_buffers=uses_extra_buffers(path) if extra_buffers is None else extra_buffers,
             num_sequences=num_sequences,
             n_ctx=max(self.num_context, min(self.num_context, CELLS_PER_SEQUENCE) * num_sequences),
-            n_threads=num_threads,  # None: llama-cpp-python uses half the logical cores, the physical ones
-            n_threads_batch=num_threads or max(cpu_count() // 2, 1),  # all of them: 20 times slower beside other work
+            n_threads=num_threads or physical_cores(),
+            n_threads_batch=num_threads or physical_cores(),
         )
         self.num_cells: int = self.llm.n_ctx()
         self._vocab = llama_cpp.llama_model_get_vocab(self.llm.model)

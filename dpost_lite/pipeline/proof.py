@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dpost_lite.errors import ExportError
 from dpost_lite.local import gguf, proof
@@ -222,21 +222,24 @@ def check_tokens(
 def answer_all(
     file: Path, recipe: Recipe, problems: Sequence[Problem], answered: Callable[[int], None] = lambda _: None
 ) -> Solved:
-    """Return the solver's greedy answers by problem, and the seconds they took.
+    """Return the solver's greedy answers by problem, written side by side, and the seconds they took.
 
     `answered` is called with the number of answers so far. Raises ExportError as the solver.
     """
+    from dpost_lite.local.request import Request
+    from dpost_lite.local.solver import NUM_PARALLEL
     from dpost_lite.local.solver_process import SolverProcess
 
     answers = {}
     limit = recipe.sampling.max_new_tokens
-    with SolverProcess(file, tools=Tools.from_recipe(recipe), max_new_tokens=limit) as solver:
+    tools, requests = Tools.from_recipe(recipe), [Request.of(problem.question) for problem in problems]
+    with SolverProcess(file, tools=tools, max_new_tokens=limit, num_parallel=NUM_PARALLEL) as solver:
         started = time.monotonic()
-        for problem in problems:
-            solved = solver.solve(problem.question)
+        for problem, solved in zip(problems, solver.solve_all(requests), strict=True):
             predicted = predicted_answer(solved.text, problem.answer)
             right = is_right(predicted, solved.end, problem.answer)
-            answers[problem.id] = GradedAnswer(problem.id, 0, solved.text, solved.end, predicted, right)
+            end: Literal["stop", "limit"] = "stop" if solved.end == "stop" else "limit"
+            answers[problem.id] = GradedAnswer(problem.id, 0, solved.text, end, predicted, right)
             answered(len(answers))
         return answers, time.monotonic() - started
 

@@ -28,6 +28,14 @@ def machine_info() -> dict[str, Any]:
     }
 
 
+def physical_cores() -> int:
+    """Return the number of physical cores, but no more than the cores that this process may use."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
+
+
 def cache_dir() -> Path:
     """Return the folder for converted models and cached test results: `$DPOST_LITE_CACHE`, or `~/.cache/dpost-lite`."""
     return Path(os.environ.get("DPOST_LITE_CACHE") or Path.home() / ".cache" / "dpost-lite")
