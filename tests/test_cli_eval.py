@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import a_run, dpost_lite
@@ -10,6 +11,7 @@ from test_modelfile import gguf_file
 from dpost_lite.errors import DataError, RunError
 from dpost_lite.evaluation.evaluate import saved_answers
 from dpost_lite.evaluation.targets import find_target, policies_of, policy_dir, problems_for
+from dpost_lite.pipeline.export import Exported
 from dpost_lite.problems.records import Problem, write_jsonl
 from dpost_lite.recipe import Recipe, SamplingRecipe
 from dpost_lite.runs.folder import Run
@@ -67,10 +69,10 @@ def test_export_writes_the_best_policy_or_the_one_named(
 ) -> None:
     calls = []
 
-    def export_gguf(recipe: Recipe, model_dir: Path, adapter_dir: Path | None, out: Path) -> Path:
+    def export_gguf(recipe: Recipe, model_dir: Path, adapter_dir: Path | None, out: Path, **_: Any) -> Exported:
         calls.append((recipe.export.quant, model_dir, str(adapter_dir), str(out)))
         gguf_file(out, eos_token_id=2)
-        return out
+        return Exported(out, "q8_0", None, None)
 
     monkeypatch.setattr("dpost_lite.pipeline.export.export_gguf", export_gguf)
     a_run(cwd)

@@ -95,12 +95,13 @@ def test_right_files_pass(prover, folder, model, tmp_path):
 
 
 PERMUTED = "model.layers.1.self_attn.q_proj.weight"
+LLAMA = {"model_type": "llama", "num_attention_heads": 4}
 
 
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        (PERMUTED, lambda values: gguf._permute(values, 4)),
+        (PERMUTED, lambda values: gguf.permuted(LLAMA, PERMUTED, values)),
         ("model.layers.0.mlp.down_proj.weight", lambda values: values * 0),
         ("model.norm.weight", lambda values: values * 1.05),
     ],
@@ -391,12 +392,12 @@ def test_the_real_model_is_far_within_the_bounds(tmp_path, monkeypatch):
     assert made.exact.kl < 1e-5
     assert made.quantized is not None
     assert made.quantized.kl < 0.01
-    real = gguf._permute
+    real = gguf.permuted
 
-    def forgotten(values, num_heads):
-        return values if num_heads == 9 else real(values, num_heads)  # of the queries' heads
+    def forgotten(config, source, values):
+        return values if "q_proj" in source else real(config, source, values)
 
-    monkeypatch.setattr(gguf, "_permute", forgotten)
+    monkeypatch.setattr(gguf, "permuted", forgotten)
     with pytest.raises(ExportError, match="does not answer like the trained model"):
         export_gguf(recipe, find(DEMO_MODEL), None, tmp_path / "wrong.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["8.gguf"]
