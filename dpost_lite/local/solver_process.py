@@ -3,7 +3,7 @@
 The child is `python -m dpost_lite.local.solver_process FILE SETTINGS`. Both sides write lines of JSON, and answers come
 in any order:
 
-    to the child     ["start", number, request]   ["cancel", number]
+    to the child     ["start", [[number, request], …]]   ["cancel", number]
     from the child   ["ready", {…}]  ["piece", number, {…}]  ["solved", number, {…}]  ["error", number, [name, text]]
 
 An error without a number is one of the start. What llama.cpp prints goes to a temporary file, whose end is shown if it
@@ -93,13 +93,19 @@ class SolverProcess:
         error, a DataError for a request that cannot be answered, or the ExportError that all unfinished requests get if
         the process dies. It must neither block nor raise. Raises the ExportError itself if the process is dead already.
         """
+        (number,) = self._start_all([(request, tell)])
+        return number
+
+    def _start_all(self, started: list[tuple[Request, Tell]]) -> list[int]:
+        """Queue requests before any of them is computed; return their numbers. Raises as `start`."""
         with self._lock:
             if self._ended:
                 raise self._ended
-            self._num_started += 1
-            self._tell[self._num_started] = tell
-            self._write(["start", self._num_started, asdict(request)])
-            return self._num_started
+            numbers = range(self._num_started + 1, self._num_started + 1 + len(started))
+            self._num_started += len(started)
+            self._tell.update((number, tell) for number, (_, tell) in zip(numbers, started, strict=True))
+            self._write(["start", [[n, asdict(request)] for n, (request, _) in zip(numbers, started, strict=True)]])
+            return list(numbers)
 
     def cancel(self, number: int) -> None:
         """Stop computing an answer. Its last event is a Solution with `end` "cancelled", unless it has ended before."""
@@ -130,11 +136,16 @@ class SolverProcess:
         return solution
 
     def solve_all(self, requests: Iterable[Request]) -> Iterator[Solution]:
-        """Yield the answers in the order of the requests, which are all started at once. Raises as `stream` does."""
-        started: list[tuple[int, queue.SimpleQueue[Told]]] = []
-        for request in requests:
-            told: queue.SimpleQueue[Told] = queue.SimpleQueue()
-            started.append((self.start(request, told.put), told))
+        """Yield the answers in the order of the requests. Raises as `stream` does.
+
+        All are queued before any is computed, so the same requests alone in a process always give the same answers
+        (where no code runs: what it prints comes when it comes).
+        """
+        waiting: list[tuple[Request, queue.SimpleQueue[Told]]] = [
+            (request, queue.SimpleQueue()) for request in requests
+        ]
+        numbers = self._start_all([(request, told.put) for request, told in waiting])
+        started = list(zip(numbers, (told for _, told in waiting), strict=True))
         try:
             while started:
                 event = started[0][1].get()
@@ -263,11 +274,12 @@ class _Child:
             asked = self._asked.get()
             if asked is None:
                 return False
-            kind, *rest = asked
+            kind, value = asked
             if kind == "start":
-                self._start(*rest)
+                for number, request in value:
+                    self._start(number, request)
             else:
-                self._cancel(*rest)
+                self._cancel(value)
             self._answers.flush()
         return True
 

@@ -106,16 +106,16 @@ def export_gguf(
 ) -> Exported:
     """Merge a policy in 16 bit, write `out` as GGUF, quantised as `recipe.export` says, and prove it.
 
-    `run` is the folder of the run whose `stage` trained the policy: the proof is on its problems and rationales,
-    without it on built-in ones. `solves` is False where the file must not answer any. `progress` hears of answers.
-    The merged model is in memory meanwhile. Where llama.cpp cannot be imported, f16 and q8_0 are written one tensor at
-    a time (`streaming.py`) and not proved.
+    `run` is the folder of the run whose `stage` trained the policy: the proof is on its problems and rationales;
+    without it, or before it has any, on built-in ones. `solves` is False where the file must not answer any. `progress`
+    hears of answers. The merged model is in memory meanwhile. Where llama.cpp cannot be imported, f16 and q8_0 are
+    written one tensor at a time (`streaming.py`) and not proved.
     Raises ExportError if the file cannot be made, or fails its proof; nothing is left then.
     """
     if not llama.can_be_imported():
         return _unproved(recipe, model_dir, policy_dir, out)
     prompter = load_prompter(model_dir, recipe.model)  # its tokenizer carries the prompt as the chat template
-    evidence = built_in(prompter) if run is None else of_run(run, stage, prompter)
+    evidence = of_run(run, stage, prompter) if run and (run / "data" / "done.json").is_file() else built_in(prompter)
     if recipe.export.quant == "auto" and not (evidence.dev and solves):
         lacking = "there are no dev problems" if solves else "the solutions hold code, which is run in `run` only"
         raise ExportError(f"--quant auto: {lacking}; name a type such as q4_k_m")
