@@ -108,7 +108,8 @@ def test_eval_of_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @needs_demo
-def test_export_of_the_base_and_solve() -> None:
+def test_export_of_the_base_and_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpost_lite.pipeline.evidence.NUM_RATIONALES", 2)  # for time; test_proof.py takes all
     Run.create(Path("run"), Recipe())
     exported = dpost_lite("export", "run", "--quant", "q8_0", "--policy", "base", "--out", "base.gguf")
     assert exported.exit_code == 0, exported.output

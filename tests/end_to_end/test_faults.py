@@ -9,7 +9,7 @@ import pytest
 from easy import SETTINGS, write_problems
 
 BENCH = Path(__file__).parents[2] / "bench" / "faults.py"
-NUM_FAULTS = 10  # of five kinds; the published figures are of 50
+NUM_FAULTS = 6  # of five kinds; the published figures are of 50
 
 
 @pytest.mark.slow
