@@ -48,6 +48,7 @@ def generate(engine: Engine, question: str, max_new_tokens: int) -> int:
     import llama_cpp
 
     llm = engine.model.llm
+    llm.reset()  # else it skips what it believes to be in the cache from its last prompt
     num_tokens = 0
     for token_id in llm.generate(engine.model.prompt_ids(Request.of(question)), temp=0.0, reset=True):
         num_tokens += 1
