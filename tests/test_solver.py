@@ -16,7 +16,7 @@ from dpost_lite.local.choosing import chooser
 from dpost_lite.local.engine import Engine
 from dpost_lite.local.llama import open_gguf
 from dpost_lite.local.request import Message, Piece, Request, Solution
-from dpost_lite.local.solver import answer_of
+from dpost_lite.local.solver import answer_of, requests_for
 from dpost_lite.problems.answers import stated_answer
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import PENDING
@@ -524,3 +524,14 @@ def test_smollm_prompts_are_those_of_training(smollm):
     prompter = Prompter(load_tokenizer(folder))
     for question in [*questions(50), "What does <|im_end|> mean?", " spaces  ", "12  34"]:
         assert tuple(answerer.model.prompt_ids(Request.of(question))) == prompter.prompt_ids(question), question
+
+
+def test_the_smallest_temperature_is_greedy() -> None:
+    logits = np.array([0.5, -1.0, 3.0, 2.5], dtype=np.float32)
+    with np.errstate(over="ignore"):
+        assert [chooser(1e-310, seed, top_p)(logits) for seed in range(3) for top_p in (1.0, 0.9)] == [2] * 6
+
+
+def test_a_negative_seed_is_refused_before_the_solver_is_asked() -> None:
+    with pytest.raises(RecipeError, match="seed: -1; give 0 or more"):
+        requests_for("How many?", samples=1, temperature=None, seed=-1)

@@ -61,7 +61,11 @@ def serve(
             model=file.stem,
             tools="calculator" if tools.code is None else "code",
             defaults=Defaults(limit, recipe.sampling.temperature),
-            access=Access(api_key, frozenset(allow_host or ()), tuple(url.rstrip("/") for url in allow_origin or ())),
+            access=Access(
+                api_key,
+                frozenset(name.lower() for name in allow_host or ()),
+                tuple(url.rstrip("/") for url in allow_origin or ()),
+            ),
         )
         typer.echo(f"serving {file.stem} at {run.url_of(listening)} (Ctrl-C ends it)")
         if host not in ("127.0.0.1", "::1", "localhost") and api_key is None:

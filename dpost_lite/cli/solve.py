@@ -156,6 +156,8 @@ class _Asking:
     def _print_answer_line(self, answer: "Answer") -> None:
         if answer.answer is not None:
             self._print(f"answer: {answer.answer}\n", "bold")
+        elif answer.votes is not None:
+            self._print("no answer: no solution ends in one\n")
         elif answer.is_finished:
             self._print("no answer: the solution does not end in one\n")
         else:

@@ -19,7 +19,7 @@ def chooser(temperature: float, seed: int, top_p: float = 1.0) -> Choose:
     random = np.random.default_rng(seed)
 
     def draw(logits: Any) -> int:
-        scaled = logits.astype(np.float64) / temperature
+        scaled = (logits.astype(np.float64) - logits.max()) / temperature  # of tiny temperatures, no infinity
         if top_p < 1:
             scaled = _nucleus(scaled, top_p)
         return int(np.argmax(scaled + random.gumbel(size=logits.shape)))

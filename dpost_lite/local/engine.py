@@ -22,7 +22,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from dpost_lite.errors import DataError
+from dpost_lite.errors import DataError, RecipeError
 from dpost_lite.local.answer_text import AnswerText
 from dpost_lite.local.choosing import Choose, chooser
 from dpost_lite.local.model import GgufModel
@@ -93,6 +93,8 @@ class Engine:
     ) -> None:
         import llama_cpp
 
+        if num_parallel < 1:
+            raise RecipeError(f"num_parallel: {num_parallel}; give 1 or more")
         self.model = GgufModel(
             gguf_path, num_sequences=num_parallel, num_threads=num_threads, extra_buffers=extra_buffers
         )

@@ -152,6 +152,8 @@ def requests_for(question: str, *, samples: int, temperature: float | None, seed
     """Return the requests for the samples of one question. Arguments and errors: `Solver.solve`."""
     if samples < 1:
         raise RecipeError(f"samples: {samples}; give 1 or more")
+    if seed < 0:
+        raise RecipeError(f"seed: {seed}; give 0 or more")
     if temperature is None:
         temperature = SAMPLE_TEMPERATURE if samples > 1 else 0.0
     return [Request.of(question, temperature=temperature, seed=seed + sample) for sample in range(samples)]

@@ -50,6 +50,7 @@ class SolverProcess:
         self.max_new_tokens = max_new_tokens
         self.num_parallel = num_parallel
         self._path = gguf_path
+        self._kind = llama.file_type(gguf_path)  # read now: the file may be gone when it is needed
         self._extra_buffers = llama.uses_extra_buffers(gguf_path)
         settings = {
             "tools": tools.as_dict(),
@@ -210,7 +211,7 @@ class SolverProcess:
             tell(ended)
 
     def _crashed(self) -> ExportError:
-        code, kind = self._process.wait(), llama.file_type(self._path)
+        code, kind = self._process.wait(), self._kind
         how = llama.ended_by(code)
         self._printed.seek(0)
         words = llama.last_lines(self._printed.read())

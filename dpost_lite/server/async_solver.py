@@ -11,6 +11,7 @@ from dpost_lite.local.request import Piece, Request, Solution
 from dpost_lite.server.errors import ApiError
 
 RETRY_SECONDS = 1
+GRACE_SECONDS = 10.0  # for a solver to end an answer that was cut off
 STOPPING = "the server is shutting down"
 _LOGGER = logging.getLogger("uvicorn.error")
 
@@ -73,6 +74,8 @@ class AsyncSolver:
                 if isinstance(event, DpostError):
                     raise _api_error(event, died=not process.is_alive)
                 if isinstance(event, TimeoutError):
+                    silent = ApiError(503, "the solver does not answer", retry_after=RETRY_SECONDS)
+                    timer = loop.call_later(GRACE_SECONDS, events.put_nowait, (0, silent))
                     for number in running.values():
                         process.cancel(number)  # its Solution has what was written so far
                     continue
