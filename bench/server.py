@@ -33,6 +33,7 @@ from publish import publish, result_of
 
 from dpost_lite.local.llama import open_gguf, uses_extra_buffers
 from dpost_lite.problems import synthetic
+from dpost_lite.system.machine import physical_cores
 from dpost_lite.system.quiet import stderr_to
 
 SERVERS = ("ours", "ours-off", "llama.cpp")
@@ -106,7 +107,11 @@ def server(entrant: str, file: Path, parallel: int) -> Iterator[tuple[psutil.Pro
         port = str(probe.getsockname()[1])
     if entrant == "llama.cpp":  # by default it breaks off an answer when the next request comes
         start = ["-m", "llama_cpp.server"] if uses_extra_buffers(file) else ["-c", WITHOUT_EXTRA_BUFFERS]
-        command = [*start, "--model", str(file), "--interrupt_requests", "False", "--n_ctx", "4096"]
+        threads = str(physical_cores())  # as many as ours; its default is half of the logical cores
+        command = [
+            *start, "--model", str(file), "--interrupt_requests", "False", "--n_ctx", "4096",
+            "--n_threads", threads, "--n_threads_batch", threads,
+        ]  # fmt: skip
     else:
         command = ["-m", "dpost_lite", "serve", str(file), "--parallel", str(parallel), "--timeout", "600"]
 
