@@ -294,35 +294,6 @@ def test_q8_0_is_llama_cpp_s_own_byte_for_byte(tmp_path, case):
         assert header[key] == expected[key]
 
 
-@pytest.fixture
-def no_llama_cpp(tmp_path, monkeypatch) -> None:
-    """New processes cannot import llama_cpp."""
-    from dpost_lite.local import llama
-
-    package = tmp_path / "site" / "llama_cpp"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise ImportError('not built')")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[1])]))
-    monkeypatch.setattr(llama, "system_info", llama.system_info.__wrapped__)  # not the cached answer
-
-
-@pytest.mark.parametrize("quant", ["f16", "q8_0"])
-def test_without_llama_cpp_a_file_is_written_and_said_to_be_untested(tiny, tmp_path, capsys, no_llama_cpp, quant):
-    out = writer.export_streamed(tiny, tmp_path / "out.gguf", quant=quant)
-    note = f"note: llama-cpp-python cannot be imported here: the {quant} file is not tested\n"
-    assert capsys.readouterr().err == note
-    ids = list(range(5, 60))
-    assert relative_error(llama_logits(out, ids), torch_logits(tiny, ids)) < 0.2  # this process can import it
-
-
-def test_without_llama_cpp_other_types_cannot_be_made(tiny, tmp_path, no_llama_cpp):
-    with pytest.raises(
-        ExportError, match=r"could not quantise to q4_k_m .*not built; choose another type, such as f16"
-    ):
-        writer.export_streamed(tiny, tmp_path / "out.gguf", quant="q4_k_m")
-    assert not (tmp_path / "out.gguf").exists()
-
-
 def test_a_tied_head_that_is_stored_all_the_same_is_left_out(tmp_path):
     from safetensors.torch import load_file, save_file
 

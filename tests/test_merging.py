@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_model
+from test_gguf import llama_logits, relative_error, torch_logits
 from tiny_training import model_recipe
 
-from dpost_lite.errors import ModelError
+from dpost_lite.errors import ExportError, ModelError
 from dpost_lite.local import gguf
 from dpost_lite.models import adapters
 from dpost_lite.models.merging import TensorMerge, is_plain_lora
 from dpost_lite.pipeline.export import export_gguf
 from dpost_lite.recipe_files import load_recipe
+from dpost_lite.report import proof
 
 
 def merged_tensors(base_dir: Path, adapter_dir: Path | None, recipe) -> dict[str, torch.Tensor]:
@@ -114,6 +116,40 @@ def test_adapters_of_another_base_are_refused(base_dir, policy_dir, tmp_path, mo
         TensorMerge(recipe, damaged)
 
 
+@pytest.fixture
+def no_llama_cpp(tmp_path, monkeypatch) -> None:
+    """New processes cannot import llama_cpp."""
+    from dpost_lite.local import llama
+
+    package = tmp_path / "site" / "llama_cpp"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('not built')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[1])]))
+    monkeypatch.setattr(llama, "system_info", llama.system_info.__wrapped__)  # not the cached answer
+
+
+@pytest.mark.parametrize("quant", ["f16", "q8_0"])
+def test_without_llama_cpp_a_policy_is_streamed_and_said_to_be_unproved(
+    base_dir, policy_dir, tmp_path, no_llama_cpp, quant
+):
+    recipe = load_recipe(None, ["model.precision=16bit", "model.compute_dtype=float32", f"export.quant={quant}"])
+    made = export_gguf(recipe, base_dir, policy_dir, tmp_path / "out.gguf")
+    (sentence,) = proof.sentences(made.metrics)
+    assert sentence.startswith("not proved: llama-cpp-python could not be loaded")
+    assert proof.for_page(made.metrics)["sizes"] == []
+    merged = tmp_path / "merged"
+    adapters.load_merged(base_dir, policy_dir, recipe.model, on="cpu").save_pretrained(merged)
+    ids = list(range(5, 60))
+    assert relative_error(llama_logits(made.file, ids), torch_logits(merged, ids)) < 0.2  # this process can import it
+
+
+def test_without_llama_cpp_other_types_cannot_be_made(base_dir, policy_dir, tmp_path, no_llama_cpp):
+    recipe = load_recipe(None, ["model.precision=16bit", "export.quant=q4_k_m"])
+    with pytest.raises(ExportError, match=r"not built.*; or export f16 or q8_0, which need no llama\.cpp$"):
+        export_gguf(recipe, base_dir, policy_dir, tmp_path / "out.gguf")
+    assert list(tmp_path.glob("*.gguf*")) == []
+
+
 PEAK = """
 import sys
 from pathlib import Path
@@ -122,13 +158,12 @@ from dpost_lite.local import gguf as writer
 from dpost_lite.models.merging import TensorMerge
 from dpost_lite.recipe import ModelRecipe
 torch.set_num_threads(1)
-writer._quantize_and_check = lambda *_: None  # llama.cpp's own memory is a child's
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 def export(base, adapter):
     merge = TensorMerge(ModelRecipe(precision=precision, compute_dtype="float32"), Path(adapter))
-    writer.export_streamed(Path(base), Path(out), quant=quant, change=merge)
+    writer.write_gguf(Path(base), Path(out), dtype=quant, change=merge)
 precision, quant, out, small, small_adapter, *large = sys.argv[1:]
 export(small, small_adapter)  # loads the libraries
 Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM

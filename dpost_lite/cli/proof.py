@@ -11,10 +11,10 @@ def show_proof(metrics: Mapping[str, Any]) -> None:
     from dpost_lite.report import proof, summary
     from dpost_lite.report.terminal import plain
 
-    if not (proved := metrics.get("proof")):
+    if "proof" not in metrics:
         return
     console = Console()
-    if rows := proof.sizes(proved):
+    if rows := proof.sizes(metrics["proof"]):
         table = summary.table_of(*proof.COLUMNS)
         for name, cells in rows:
             table.add_row(plain(name), *cells)

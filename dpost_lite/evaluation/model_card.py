@@ -152,9 +152,10 @@ def _results(release: Release, run: Run) -> Iterator[str]:
     if (without := _without_calculator(release, run)) is not None:
         scores.append(without)
     yield "## Results"
+    scored = "LoRA on the 4-bit base" if release.recipe.model.precision == "4bit" else "weights"
     yield (
-        "Greedy answers to the test problems, of the weights before quantisation. *strict* reads the answer where it "
-        "has to stand, *flexible* the last number; intervals are 95 % Wilson."
+        f"Greedy answers to the test problems, of the {scored} before the file was written. *strict* reads the answer "
+        "where it has to stand, *flexible* the last number; intervals are 95 % Wilson."
     )
     yield _table(scores, release.policy)
     gained = results.gain(run.path, release.policy) if release.policy != "base" else None

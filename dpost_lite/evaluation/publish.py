@@ -30,8 +30,9 @@ def find_release(
     """Return what to export: the best policy of the run in folder `source`, or `policy`; or else an adapter or a model.
 
     `base` overrides the base that an adapter names. The file is `out`, or RUN/export/model-QUANT.gguf, or for an
-    adapter or model exports/NAME/model-QUANT.gguf. Raises RunError if `source` is nothing that can be exported, or
-    `policy` or `base` does not apply; RecipeError for an unknown `quant`; ModelError if the base is missing.
+    adapter or model exports/NAME/model-QUANT.gguf. `settings` replace those of the recipe's `export`, unless None.
+    Raises RunError if `source` is nothing that can be exported, or `policy` or `base` does not apply; RecipeError for a
+    wrong setting; ModelError if the base is missing.
     """
     path = Path(source)
     if path.suffix == ".gguf" and path.is_file():

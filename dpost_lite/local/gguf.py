@@ -5,14 +5,12 @@ llama.cpp's converter is not available from PyPI, so the families that dpost-lit
 times the largest tensor in float32 is in use, whatever the size of the model; five times if an adapter was trained on a
 4-bit base, whose layers are quantised to 4 bits and back first (tests/test_merging.py).
 
-f16 and q8_0 are written here; other types are quantised by llama.cpp, which also tests every file on a probe text, each
-in a child process (`quantize.py`, `trial.py`). A file whose token ids differ from the trained tokenizer's is refused:
-it would run, but answer worse. Where llama-cpp-python cannot be imported, f16 and q8_0 are written all the same.
+`export` has llama.cpp quantise the file and test it on a probe text, each in a child process (`quantize.py`,
+`trial.py`). A file whose token ids differ from the trained tokenizer's is refused: it would run, but answer worse.
 """
 
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,82 +124,40 @@ def farthest_tensor(file: Path, model_dir: Path) -> tuple[str, float]:
     return max(errors.items(), key=lambda item: item[1])
 
 
-def write_gguf(model_dir: Path, out: Path, *, dtype: Dtype = "f16") -> Path:
-    """Write the safetensors model in `model_dir` as the GGUF file `out`; return `out`.
+def write_gguf(
+    model_dir: Path,
+    out: Path,
+    *,
+    dtype: Dtype = "f16",
+    tokenizer_dir: Path | None = None,
+    change: Change | None = None,
+    noted: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the safetensors model in `model_dir` as the GGUF file `out`, without llama.cpp; return `out`.
 
-    Matrices are written as `dtype`, vectors as float32. The file is written atomically. Raises ExportError if the
-    architecture, tokenizer, rotary scaling or a tensor is unsupported, weights overflow `dtype`, or the disk is full.
+    Matrices are written as `dtype`, vectors as float32. The file is written atomically. The tokenizer is that of
+    `tokenizer_dir`, or the model's own; `change` merges an adapter (models/merging.py); `noted` are values of
+    FORMAT_KEYS. Raises ExportError if the architecture, tokenizer, rotary scaling or a tensor is unsupported, weights
+    overflow `dtype`, or the disk is full.
     """
-    config = read_config(model_dir)
+    config = {**read_config(model_dir), **{f"dpost_lite_{key}": value for key, value in (noted or {}).items()}}
     tensors = _read_tensors(model_dir, config)
-    vocabulary = read_vocabulary(model_dir, config)
+    vocabulary = read_vocabulary(tokenizer_dir or model_dir, config)
     check_disk(out, int(sum(tensor.num_weights for tensor in tensors) * _WEIGHT_BYTES[dtype]) + _HEAD_BYTES)
     partial = _temporary(out, ".partial")
     try:
-        _write(partial, config, tensors, vocabulary, dtype)
+        _write(partial, config, tensors, vocabulary, dtype, change)
         partial.replace(out)
     except OSError as error:
-        raise _cannot_write(out, error) from error
+        raise ExportError(f"{out} cannot be written ({error.strerror or error}); choose another folder") from error
     finally:
         partial.unlink(missing_ok=True)
     return out
-
-
-def _cannot_write(out: Path, error: OSError) -> ExportError:
-    return ExportError(f"{out} cannot be written ({error.strerror or error}); choose another folder")
-
-
-def _source_dtype(tensors: list[_Tensor], change: Change | None) -> Dtype:
-    """Return the type to quantise from: bfloat16 for weights stored in it, which then lose nothing, else float16.
-
-    Of a merged weight float16 keeps three more bits than bfloat16, if it is in its range.
-    """
-    return "bf16" if change is None and any(tensor.stored == "BF16" for tensor in tensors) else "f16"
 
 
 def names_in_gguf(model_dir: Path, config: dict[str, Any] | None = None) -> dict[str, str]:
     """Return the names of a model's tensors: transformers' -> GGUF's. Raises ExportError as `export` does."""
     return {tensor.source: tensor.name for tensor in _read_tensors(model_dir, config or read_config(model_dir))}
-
-
-def export_streamed(
-    model_dir: Path,
-    out: Path,
-    *,
-    quant: Quant,
-    tokenizer_dir: Path | None = None,
-    change: Change | None = None,
-    noted: Mapping[str, str] | None = None,
-) -> Path:
-    """Do what `export` does, with an adapter merged on the way, and without llama.cpp for f16 and q8_0; return `out`.
-
-    The tokenizer is that of `tokenizer_dir`, or the model's own. `change` merges an adapter (models/merging.py).
-    `noted` are values of FORMAT_KEYS. Raises ExportError as `export` does.
-    """
-    config = {**read_config(model_dir), **{f"dpost_lite_{key}": value for key, value in (noted or {}).items()}}
-    tensors = _read_tensors(model_dir, config)
-    vocabulary = read_vocabulary(tokenizer_dir or model_dir, config)
-    first = quant if quant in ("f16", "q8_0") else _source_dtype(tensors, change)
-    num_weights = sum(tensor.num_weights for tensor in tensors)
-    widths = {first, quant}  # source and result exist side by side for a while
-    check_disk(out, int(num_weights * sum(_WEIGHT_BYTES[w] for w in widths)) + len(widths) * _HEAD_BYTES)
-    source, partial = _temporary(out, ".source"), _temporary(out, ".partial")
-    try:
-        written = partial if first == quant else source
-        try:
-            _write(written, config, tensors, vocabulary, first, change)
-        except _TooLarge:
-            if first == quant:
-                raise
-            _write(written, config, tensors, vocabulary, "bf16", change)
-        _quantize_and_check(written, partial, quant, vocabulary)
-        partial.replace(out)
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-    finally:
-        source.unlink(missing_ok=True)
-        partial.unlink(missing_ok=True)
-    return out
 
 
 def check_disk(path: Path, needed_bytes: int) -> None:
@@ -338,7 +294,7 @@ def _array(config: dict[str, Any], tensor: _Tensor, kind: Dtype, change: Change 
     if kind == "bf16":
         return values.bfloat16().contiguous().view(torch.int16).numpy()
     if max(-float(values.min()), float(values.max())) > _LARGEST[kind]:
-        raise _TooLarge(
+        raise ExportError(
             f"{tensor.source} has values outside float16's range; save it in bfloat16 and export q8_0 or smaller"
         )
     return values.half().numpy() if kind == "f16" else _as_q8_0(values)
@@ -368,10 +324,7 @@ def permuted(config: dict[str, Any], source: str, values: Any) -> Any:
 
 
 def _quantize_and_check(source: Path, partial: Path, quant: Quant, vocabulary: Vocabulary) -> None:
-    """Quantise `source` into `partial` unless they are one, test it, and compare its token ids with the tokenizer's.
-
-    Where llama-cpp-python cannot be imported, a file that it need not quantise is only said to be untested.
-    """
+    """Quantise `source` into `partial` unless they are one, test it, and compare its token ids with the tokenizer's."""
     if source != partial:
         child = llama.run_module("dpost_lite.local.quantize", str(source), str(partial), quant)
         if child.returncode != 0:
@@ -381,9 +334,6 @@ def _quantize_and_check(source: Path, partial: Path, quant: Quant, vocabulary: V
                 f"llama.cpp could not quantise to {quant} ({llama.ended_by(child.returncode)}): "
                 f"{llama.last_lines(child.stderr)}; choose another type, such as f16, which is not quantised"
             )
-    elif not llama.can_be_imported():
-        print(f"note: {llama.PACKAGE} cannot be imported here: the {quant} file is not tested", file=sys.stderr)
-        return
     text = vocabulary.prompt(llama.PROBE)
     _, ids = llama.try_file(partial, text)
     expected = vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
@@ -393,7 +343,3 @@ def _quantize_and_check(source: Path, partial: Path, quant: Quant, vocabulary: V
             f"{vocabulary.path}: llama.cpp tokenises the probe text differently from token {at} on, so it would answer "
             "worse; train from a base model with a supported tokenizer"
         )
-
-
-class _TooLarge(ExportError):
-    """A weight is outside float16's range."""

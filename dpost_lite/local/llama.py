@@ -65,15 +65,6 @@ def system_info() -> str:
     return child.stdout.decode(errors="replace").strip()
 
 
-def can_be_imported() -> bool:
-    """Whether llama-cpp-python is there and can be loaded: it compiles when it is installed, which fails for some."""
-    try:
-        system_info()
-    except ExportError:
-        return False
-    return True
-
-
 def open_gguf(path: Path, *, extra_buffers: bool, num_sequences: int = 1, **options: Any) -> Any:
     """Return `llama_cpp.Llama(path, **options)` with two things for which it has no argument.
 

@@ -83,7 +83,7 @@ class Exported:
             "file": self.file.name, "bytes": self.file.stat().st_size, "quant": self.quant, "merge": self.merge,
         }  # fmt: skip
         if proof is None:
-            return found
+            return {**found, "proof": None}
         return {
             **found,
             "kl_to_16_bit": proof.quantized.kl if proof.quantized else None,
@@ -112,8 +112,15 @@ def export_gguf(
     written one tensor at a time (`streaming.py`) and not proved.
     Raises ExportError if the file cannot be made, or fails its proof; nothing is left then.
     """
-    if not llama.can_be_imported():
-        return _unproved(recipe, model_dir, policy_dir, out)
+    try:
+        llama.system_info()
+    except ExportError as error:
+        quant = recipe.export.quant
+        if not can_be_streamed(policy_dir):
+            raise
+        if quant not in ("f16", "q8_0"):
+            raise ExportError(f"{error}; or export f16 or q8_0, which need no llama.cpp") from error
+        return Exported(export_streamed(recipe, model_dir, policy_dir, out, quant), quant, None, None)
     prompter = load_prompter(model_dir, recipe.model)  # its tokenizer carries the prompt as the chat template
     evidence = of_run(run, stage, prompter) if run and (run / "data" / "done.json").is_file() else built_in(prompter)
     if recipe.export.quant == "auto" and not (evidence.dev and solves):
@@ -129,15 +136,6 @@ def export_gguf(
         writer = _Writer(recipe, prompter, evidence, prover, merged, model, solves, progress)
         quant, proof = writer.smallest(out) if recipe.export.quant == "auto" else writer.one(recipe.export.quant, out)
     return Exported(out, quant, merge, replace(proof, merges=merges))
-
-
-def _unproved(recipe: Recipe, model_dir: Path, policy_dir: Path | None, out: Path) -> Exported:
-    """Write f16 or q8_0 where llama.cpp is missing; nothing else can be written, and nothing proved, without it."""
-    quant = recipe.export.quant
-    if quant not in ("f16", "q8_0") or not can_be_streamed(policy_dir):
-        llama.system_info()  # raises ExportError
-        raise AssertionError
-    return Exported(export_streamed(recipe, model_dir, policy_dir, out, quant), quant, None, None)
 
 
 @dataclass(frozen=True, slots=True)

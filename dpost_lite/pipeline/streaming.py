@@ -2,10 +2,10 @@
 
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from dpost_lite.errors import ExportError
 from dpost_lite.local import gguf
-from dpost_lite.local.gguf import Quant
 from dpost_lite.local.lora import write_lora
 from dpost_lite.models import adapters
 from dpost_lite.models.loading import load_prompter
@@ -18,8 +18,10 @@ def can_be_streamed(policy_dir: Path | None) -> bool:
     return policy_dir is None or not adapters.is_adapter(policy_dir) or is_plain_lora(policy_dir)
 
 
-def export_streamed(recipe: Recipe, model_dir: Path, policy_dir: Path | None, out: Path, quant: Quant) -> Path:
-    """Write a policy that can be streamed as the GGUF file `out`.
+def export_streamed(
+    recipe: Recipe, model_dir: Path, policy_dir: Path | None, out: Path, quant: Literal["f16", "q8_0"]
+) -> Path:
+    """Write a policy that can be streamed as the GGUF file `out`, without llama.cpp.
 
     An adapter is merged in float32. Peak memory: local/gguf.py. Raises ExportError, or ModelError for an adapter of
     another base.
@@ -33,10 +35,10 @@ def export_streamed(recipe: Recipe, model_dir: Path, policy_dir: Path | None, ou
         elif policy_dir is not None or recipe.model.precision == "4bit":
             merge = TensorMerge(recipe.model, policy_dir)
             merge.check(gguf.names_in_gguf(model_dir).keys())
-        return gguf.export_streamed(
+        return gguf.write_gguf(
             model_dir,
             out,
-            quant=quant,
+            dtype=quant,
             tokenizer_dir=Path(folder),
             change=merge,
             noted=solution_format(recipe),

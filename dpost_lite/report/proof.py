@@ -10,6 +10,9 @@ COLUMNS = ("MB", "dev", "95 %\ninterval", "lost", "won", "KL to\n16 bit", "same\
 def sentences(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield one sentence each on tokens, probabilities, answers, and how the base to merge onto was chosen."""
     proof, quant = metrics["proof"], metrics["quant"]
+    if proof is None:
+        yield "not proved: llama-cpp-python could not be loaded; once it can, `dpost-lite export` proves a file"
+        return
     exact, quantized, answers, merges = (proof[key] for key in ("exact", "quantized", "answers", "merges"))
     yield (
         f"proved: {proof['num_prompts']} prompts have training's template, token ids, BOS and stop token; mean KL from "
@@ -36,12 +39,13 @@ def sentences(metrics: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def sizes(proof: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def sizes(proof: Mapping[str, Any] | None) -> list[tuple[str, list[str]]]:
     """Return a row of `COLUMNS` for each type that --quant auto measured, smallest first.
 
     Answers are lost and won beside 16 bit.
     """
-    return [(one["quant"], _row(one)) for one in sorted(proof["sizes"], key=lambda one: one["num_bytes"])]
+    found = proof["sizes"] if proof else ()
+    return [(one["quant"], _row(one)) for one in sorted(found, key=lambda one: one["num_bytes"])]
 
 
 def _row(size: Mapping[str, Any]) -> list[str]:
