@@ -3,6 +3,7 @@
     DpostError
     ├── RecipeError     a recipe file, key or value
     ├── DataError       problems that cannot be read, graded or split
+    │   └── PromptTooLong   a prompt leaves no room for an answer in the model's context
     ├── ModelError      a base model or adapter that cannot be found or used
     ├── ExportError     a GGUF file that cannot be written or read
     ├── RunError        a run folder that belongs to another run, is locked, or is on a full disk
@@ -30,6 +31,10 @@ class RecipeError(DpostError):
 
 class DataError(DpostError):
     """Problems are missing or unreadable, or training and test questions overlap."""
+
+
+class PromptTooLong(DataError):
+    """A prompt leaves no room for an answer in the model's context."""
 
 
 class ModelError(DpostError):

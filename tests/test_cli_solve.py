@@ -1,4 +1,4 @@
-"""The command `solve` with a stand-in that answers by a script, and a conversation on a real terminal."""
+"""The command `solve` with a stand-in that answers by a script, and a conversation on a pseudo-terminal."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from rich.console import Console
 from test_gguf import save_model
 
 from dpost_lite.cli import solve as command
-from dpost_lite.errors import DataError
+from dpost_lite.errors import DataError, PromptTooLong
 from dpost_lite.local import gguf, llama
 from dpost_lite.local.llama import Trial
 from dpost_lite.local.request import Piece, Request, Solution
@@ -58,6 +58,8 @@ class ScriptedSolver:
 
     def solve_all(self, requests: list[Request]) -> Iterator[Solution]:
         for request in requests:
+            if "too long" in request.messages[0].content:
+                raise PromptTooLong("the question has 9000 tokens")
             yield solution("".join(piece.text for piece in self.pieces(request)), end=self.end)
 
 
@@ -119,6 +121,15 @@ def test_many_questions_from_standard_input_are_solved_side_by_side(scripted: ty
     assert out == "One?�[1m <<1+1=2>>2\n#### 2\nanswer: 2\n\nTwo?�[1m <<1+1=2>>2\n#### 2\nanswer: 2\n"
     assert scripted.made["tools"].calculator is None
     assert scripted.made["num_parallel"] == 8
+
+
+def test_of_many_questions_the_one_that_is_too_long_is_named(scripted: type[ScriptedSolver]) -> None:
+    scripted.answers = ["#### 1"]
+    done = dpost_lite("solve", "m.gguf", "--json", stdin="One?\ntoo long\nThree?\n")
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["answer"] == "1"
+    assert "question 2: the question has 9000 tokens" in done.stderr
+    assert "question 1" not in dpost_lite("solve", "m.gguf", "--json", "too long").stderr
 
 
 def test_json_is_one_object_per_question(scripted: type[ScriptedSolver]) -> None:
@@ -197,7 +208,7 @@ def test_a_conversation_goes_on_after_ctrl_c_and_after_a_mistake(
 
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals")
 def test_a_conversation_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real command on a pseudo-terminal: an answer, an answer that is stopped, history, and the end."""
+    """The real command on a pseudo-terminal: an answer, the end, and the history."""
     import pty
 
     monkeypatch.setenv("DPOST_LITE_CACHE", str(tmp_path / "cache"))

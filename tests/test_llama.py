@@ -69,6 +69,16 @@ def test_a_file_is_opened_with_or_without_extra_buffers(tiny, extra_buffers):
     assert bindings.llama_model_default_params is defaults
 
 
+@pytest.mark.parametrize(("rows", "way_out"), [(1, "close other programs"), (8, "a lower --parallel")])
+def test_too_little_memory_for_the_context_is_not_the_files_fault(tiny, monkeypatch, rows, way_out):
+    def failing(*_, **__):
+        raise ValueError("Failed to create llama_context")
+
+    monkeypatch.setattr("llama_cpp.Llama", failing)
+    with pytest.raises(ExportError, match=f"no memory for .*{way_out}"):
+        llama.open_gguf(tiny, extra_buffers=False, num_sequences=rows)
+
+
 def test_a_file_that_crashes_with_extra_buffers_is_used_without_and_tried_once(tiny, dies, monkeypatch):
     dies(WITH_BUFFERS)
     tried = children(monkeypatch)

@@ -11,7 +11,7 @@ from test_gguf import GEMMA, llama_logits, load, relative_error, save_model, tor
 
 from dpost_lite.errors import ExportError
 from dpost_lite.local import gguf
-from dpost_lite.pipeline.streaming import export_lora
+from dpost_lite.pipeline.streaming import adapter_alone, export_lora
 
 IDS = list(range(5, 60))
 
@@ -61,12 +61,12 @@ def test_llama_cpp_adds_what_peft_merges(tmp_path, family, kind, settings, rank_
 def test_what_is_no_adapter_is_refused(tmp_path):
     folder = save_model(tmp_path / "model", "llama", "smollm")
     with pytest.raises(ExportError, match="--lora: the base is not a LoRA adapter"):
-        export_lora(folder, None, tmp_path / "adapter.gguf")
+        adapter_alone(None)
     adapter = save_adapter(folder, tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
     with pytest.raises(ExportError, match=r"--lora: \S+ is more than LoRA"):
-        export_lora(folder, adapter, tmp_path / "adapter.gguf")
+        adapter_alone(adapter)
     other = save_model(tmp_path / "other", "llama", "smollm", num_hidden_layers=1)
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ExportError, match=r"other has no model.layers.1\S+, which the adapter changes"):
@@ -80,15 +80,14 @@ def test_the_command_exports_any_adapter_merged_and_alone(tmp_path, monkeypatch)
     save_adapter(folder, tmp_path / "mine")
     result = dpost_lite("export", "mine", "--quant", "q8_0", "--lora")
     assert result.exit_code == 0, result.output
-    assert result.stdout.endswith("beside it: README.md, Modelfile, adapter.gguf\n")
+    assert result.stdout.endswith("beside it: README.md, Modelfile, model-q8_0-adapter.gguf\n")
     exported = tmp_path / "exports" / "mine"
-    assert {path.name for path in exported.iterdir()} == {"model-q8_0.gguf", "README.md", "Modelfile", "adapter.gguf"}
+    adapter = exported / "model-q8_0-adapter.gguf"
+    assert {path.name for path in exported.iterdir()} == {"model-q8_0.gguf", "README.md", "Modelfile", adapter.name}
     base = torch_logits(folder, IDS)
     merged = llama_logits(exported / "model-q8_0.gguf", IDS)
     assert relative_error(merged, base) > 0.1
-    llm = load(
-        gguf.write_gguf(folder, tmp_path / "base.gguf"), logits_all=True, lora_path=str(exported / "adapter.gguf")
-    )
+    llm = load(gguf.write_gguf(folder, tmp_path / "base.gguf"), logits_all=True, lora_path=str(adapter))
     llm.eval(IDS)
     assert relative_error(merged, np.array(llm.scores[: len(IDS)])) < 0.1
     other = dpost_lite("export", "mine", "--quant", "f16", "--model", "model", "--out", "other/x.gguf")

@@ -102,13 +102,15 @@ def test_text_that_go_would_read_as_code_is_refused() -> None:
         PromptTemplate(None, "", "{{ Q", "", "", "").as_go()
 
 
-def gguf_file(path, **settings):
+def gguf_file(path, *, noted=None, **settings):
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, "llama")
     writer.add_token_list(["<unk>", "<s>", "</s>", "<|im_end|>"])
     for key, value in settings.items():
         getattr(writer, f"add_{key}")(value)
+    for key, value in (noted or {}).items():
+        writer.add_string(f"dpost_lite.{key}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -103,6 +103,10 @@ def test_files_of_somebody_else_stay(cwd: Path, bare_model: Path) -> None:
     exported, _, _ = written(run, out=Path("m.gguf"))
     assert (cwd / "README.md").read_text() == "mine"
     assert [path.name for path in write_beside(exported)] == ["m.README.md", "Modelfile"]
+    (cwd / "Modelfile").write_text("FROM mine")
+    card, modelfile = write_beside(exported)
+    assert modelfile.name == "m.Modelfile"
+    assert "-f m.Modelfile" in card.read_text()
 
 
 def test_an_adapter_is_exported_on_its_base_or_another(cwd: Path, bare_model: Path) -> None:
@@ -136,7 +140,10 @@ def test_what_cannot_be_exported(cwd: Path, bare_model: Path, source: str, optio
         find_release(source, {"quant": "q8_0"}, **options)
 
 
-def test_the_command_writes_both_for_a_file_that_exists_already(cwd: Path, bare_model: Path) -> None:
+def test_the_command_writes_both_for_a_file_that_exists_already(
+    cwd: Path, bare_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpost_lite.pipeline.export.holds", lambda *_: True)
     run = scored_run(cwd)
     file, _, _ = written(run)
     (run.path / "export" / "README.md").unlink()

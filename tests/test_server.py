@@ -13,6 +13,7 @@ from serving import MODEL, PIECES, TEXT, ScriptedSolver, Serving, send_raw, serv
 
 from dpost_lite.errors import ExportError, RecipeError
 from dpost_lite.local.request import Message
+from dpost_lite.server import async_solver
 from dpost_lite.server.app import MAX_BODY
 from dpost_lite.server.gate import Access
 from dpost_lite.server.page import content_security_policy
@@ -318,6 +319,31 @@ def test_an_answer_that_takes_too_long_is_cut_off():
         assert not served.solver.running
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_that_were_begun_are_not_lost_with_one_that_was_not(stream):
+    with serving(max_seconds=0.3, open_solver=lambda: ScriptedSolver(num_rows=1)) as served:
+        if stream:
+            told = chunks(served, messages=[{"role": "user", "content": "endless"}], n=2)
+            ends = {chunk["choices"][0]["index"]: chunk["choices"][0]["finish_reason"] for chunk in told}
+            texts = ["".join(c["choices"][0]["delta"].get("content", "") for c in told if c["choices"][0]["index"] == i)
+                     for i in (0, 1)]  # fmt: skip
+            assert texts[0].startswith("on and ")
+            assert texts[1] == ""
+        else:
+            first, second = chat(served, "endless", n=2).json()["choices"]
+            ends = {0: first["finish_reason"], 1: second["finish_reason"]}
+            assert (first["message"]["content"], second["message"]["content"]) == ("on and ", "")
+        assert ends == {0: "length", 1: "length"}
+
+
+def test_a_solver_that_does_not_even_end_a_late_answer_is_an_error(monkeypatch):
+    monkeypatch.setattr(async_solver, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(ScriptedSolver, "cancel", lambda *_: None)
+    with serving(max_seconds=0.2) as served:
+        assert "the solver does not answer" in error_of(chat(served, "hang"), 503)["message"]
+        served.solver.running.clear()
+
+
 def test_a_crash_ends_the_worker_and_not_the_server(served):
     solver, answers = served.solver, {}
 
@@ -414,6 +440,14 @@ def test_allowed_names_and_sites():
         answered = httpx.get(served.url + "/v1/models", headers=allowed)
         assert answered.status_code == 200
         assert answered.headers["access-control-allow-origin"] == site
+
+
+def test_all_sites_can_be_allowed_but_not_all_names():
+    with serving(access=Access(origins=("*",))) as served:
+        headers = {"origin": "http://any.example"}
+        answered = httpx.get(served.url + "/v1/models", headers=headers)
+        assert answered.headers["access-control-allow-origin"] == "*"
+        error_of(httpx.get(served.url + "/v1/models", headers={**headers, "host": "evil.example"}), 403)
 
 
 def test_the_key_is_asked_for():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_gguf import questions, save_model
 
-from dpost_lite.errors import DataError, ExportError, RecipeError
+from dpost_lite.errors import DataError, ExportError, PromptTooLong, RecipeError
 from dpost_lite.local import engine, gguf, llama
 from dpost_lite.local.choosing import chooser
 from dpost_lite.local.engine import Engine
@@ -219,7 +219,7 @@ def test_a_prompt_is_continued_as_it_is(tiny, monkeypatch):
 
 
 def test_question_too_long_for_the_context(tiny):
-    with pytest.raises(DataError, match="the model reads 256; shorten it"):
+    with pytest.raises(PromptTooLong, match="the model reads 256; shorten it"):
         solve(make_engine(tiny), "apples and pears " * 200)
 
 
@@ -481,8 +481,15 @@ def test_broken_files_are_one_line(tiny, tmp_path):
 def test_template_is_needed_and_must_render(tmp_path):
     folder = save_model(tmp_path / "model", "llama", "smollm")
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no roles here') }}")
-    with pytest.raises(ExportError, match="no roles here"):
+    with pytest.raises(ExportError, match=r"no roles here\); fix chat_template.jinja"):
         gguf.write_gguf(folder, tmp_path / "model.gguf")
+    (folder / "chat_template.jinja").write_text(
+        "{{ raise_exception('no system') if messages[0].role == 'system' else messages[0].content }}"
+    )
+    strict = Engine(gguf.write_gguf(folder, tmp_path / "model.gguf"), tools=Tools())
+    with pytest.raises(ExportError, match=r"no system\); ask with one message, from the user"):
+        strict.add_request(Request((Message("system", "Be brief."), Message("user", "How many?"))))
+    strict.close()
     (folder / "chat_template.jinja").unlink()
     path = gguf.write_gguf(folder, tmp_path / "model.gguf")
     with pytest.raises(ExportError, match="carries no chat template"):

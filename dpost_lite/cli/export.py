@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpost_lite.cli.options import Debug, Offline, Policy, file_size
-from dpost_lite.errors import ExportError
+from dpost_lite.errors import ExportError, RecipeError
 
 if TYPE_CHECKING:
     from dpost_lite.evaluation.model_card import Release
@@ -32,7 +32,7 @@ def export(
             help="The file to write. [default: RUN/export/model-QUANT.gguf, or exports/NAME/model-QUANT.gguf]",
         ),
     ] = None,
-    lora: Annotated[bool, typer.Option("--lora", help="Also write the adapter alone, as adapter.gguf.")] = False,
+    lora: Annotated[bool, typer.Option("--lora", help="Also write the adapter alone, as FILE-adapter.gguf.")] = False,
     push_to_hub: Annotated[
         str | None,
         typer.Option(
@@ -60,24 +60,38 @@ def export(
     """
     from dpost_lite.evaluation.upload import HubUpload
 
+    if max_loss is not None and quant.lower() != "auto":
+        raise RecipeError("--max-loss is for --quant auto; leave it out")
     hub = HubUpload(push_to_hub) if push_to_hub else None  # before the slow imports
     from dpost_lite.evaluation import publish
-    from dpost_lite.pipeline.streaming import export_lora
+    from dpost_lite.pipeline.streaming import adapter_alone, export_lora
 
     settings = {"quant": quant.lower(), "max_loss": max_loss, "merge": merge}
     release = publish.find_release(source, settings, policy=policy, base=model, out=out)
-    file = release.file
+    file, adapter = release.file, adapter_alone(release.policy_dir) if lora else None
     if file.exists():
+        _check_is_of(release)
         typer.echo(f"{file} already exists ({file_size(file)}); delete it to write it again")
     else:
         _write(release)
     beside = publish.write_beside(release)
-    if lora:
-        beside.append(export_lora(release.model_dir, release.policy_dir, file.with_name("adapter.gguf")))
+    if adapter is not None:
+        beside.append(export_lora(release.model_dir, adapter, file.with_name(f"{file.stem}-adapter.gguf")))
     typer.echo(f"beside it: {', '.join(path.name for path in beside)}")
     if hub is not None:
-        names = [file.name, publish.CARD, publish.MODELFILE, *(path.name for path in beside[2:])]
+        names = [file.name, publish.CARD, *(path.name for path in beside[1:])]
         typer.echo(f"uploaded: {hub.upload(list(zip([file, *beside], names, strict=True)))}")
+
+
+def _check_is_of(release: "Release") -> None:
+    """Raise ExportError if the file, which exists, is none, or another export: it would get the wrong card."""
+    from dpost_lite.pipeline.export import holds
+
+    file = release.file
+    if file.is_dir():
+        raise ExportError(f"--out: {file} is a folder; give the file to write, ending in .gguf")
+    if not holds(file, release.recipe, release.model_dir, release.policy_dir):
+        raise ExportError(f"{file} already exists and is another export; delete it, or give another name with --out")
 
 
 def _write(release: "Release") -> None:

@@ -29,7 +29,7 @@ def serve(
         list[str] | None, typer.Option(metavar="NAME", help="A name of this machine; addresses are always accepted.")
     ] = None,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(metavar="URL", help="A site whose pages may ask (CORS); none by default.")
+        list[str] | None, typer.Option(metavar="URL", help="A site whose pages may ask (CORS), or *; none by default.")
     ] = None,
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Run the code in solutions, in a sandbox.")] = False,
     debug: Debug = False,

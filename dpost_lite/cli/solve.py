@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpost_lite.cli.options import Debug, lines_of_stdin
-from dpost_lite.errors import DataError
+from dpost_lite.errors import DataError, PromptTooLong
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,15 +119,24 @@ class _Asking:
             self.process, questions, samples=self.samples, temperature=self.temperature,
             seeds=[self._next_seed() for _ in questions],
         )  # fmt: skip
-        for place, answer in enumerate(answers):
-            if self.as_json:
-                typer.echo(json.dumps(answer.as_dict(), ensure_ascii=False))
-                continue
-            self._print("\n" if place else "")
-            self._print(answer.text.rstrip() + "\n")
-            if answer.votes is not None:
-                self._print(f"{_votes(answer.votes, self.samples)}\n")
-            self._print_answer_line(answer)
+        num_answered = 0
+        try:
+            for answer in answers:
+                self._print("\n" if num_answered and not self.as_json else "")
+                self._print_answer(answer)
+                num_answered += 1
+        except PromptTooLong as error:
+            which = f"question {num_answered + 1}: " if len(questions) > 1 else ""
+            raise PromptTooLong(f"{which}{error}") from error
+
+    def _print_answer(self, answer: "Answer") -> None:
+        if self.as_json:
+            typer.echo(json.dumps(answer.as_dict(), ensure_ascii=False))
+            return
+        self._print(answer.text.rstrip() + "\n")
+        if answer.votes is not None:
+            self._print(f"{_votes(answer.votes, self.samples)}\n")
+        self._print_answer_line(answer)
 
     def _stream(self, question: str) -> "Answer":
         from dpost_lite.local.request import Piece

@@ -68,9 +68,9 @@ class Release:
         return _DEMO_BASE if name == DEMO_MODEL else Path(name).name if Path(name).exists() else name
 
 
-def model_card(release: Release) -> str:
-    """Return the card as Markdown with YAML metadata."""
-    sections = [_metadata(release), MARK, *_introduction(release), *_use(release)]
+def model_card(release: Release, *, modelfile: str = "Modelfile") -> str:
+    """Return the card as Markdown with YAML metadata. `modelfile` is the name of the file for Ollama."""
+    sections = [_metadata(release), MARK, *_introduction(release), *_use(release, modelfile)]
     if release.run is not None:
         sections += [*_results(release, release.run), *_method(release.recipe), *_data(release, release.run)]
     return "\n\n".join([*sections, *_manifest(release)]) + "\n"
@@ -137,11 +137,11 @@ def _introduction(release: Release) -> Iterator[str]:
     )
 
 
-def _use(release: Release) -> Iterator[str]:
+def _use(release: Release, modelfile: str) -> Iterator[str]:
     allow = "--allow-code " if release.recipe.solutions == "code" else ""
     yield "## Use"
     yield f'```\ndpost-lite solve {allow}{release.file.name} "What is 12 times 4?"\n```'
-    create = f"ollama create {file_name(release.file.stem)} -f Modelfile"
+    create = f"ollama create {file_name(release.file.stem)} -f {modelfile}"
     yield " ".join([f"In Ollama: `{create}`.", *costs(release)])
 
 

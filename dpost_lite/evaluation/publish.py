@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.errors import ExportError, RunError
+from dpost_lite.errors import ExportError, RecipeError, RunError
 from dpost_lite.evaluation.model_card import MARK, Release, costs, model_card
-from dpost_lite.evaluation.targets import find_target, finished_export, policies_of, policy_dir
+from dpost_lite.evaluation.targets import Target, find_target, finished_export, policies_of, policy_dir
 from dpost_lite.local.modelfile import write_modelfile
-from dpost_lite.models import hub
+from dpost_lite.models import adapters, hub
 from dpost_lite.problems.records import file_name
+from dpost_lite.recipe import Recipe
 from dpost_lite.recipe_files import validate
 from dpost_lite.runs.folder import Run
 
@@ -53,7 +54,19 @@ def find_release(
     else:
         known, folder = _policy_of(target.run, policy, is_named=out is not None)
         file = out or path / "export" / f"{name}.gguf"
+    if settings.get("merge") and not adapters.has_two_merges(recipe.model, folder):
+        recipe = _with_merge(target, folder)
+        target = replace(target, recipe=recipe)
     return Release(file, target, known, folder, hub.find(recipe.model.name))
+
+
+def _with_merge(target: Target, folder: Path | None) -> Recipe:
+    """Return the recipe for an adapter that is said to be of a 4-bit base. Raises RecipeError if it cannot be."""
+    recipe = target.recipe
+    if target.run is not None or folder is None:
+        raise RecipeError(f"--merge: no adapter of a 4-bit base is exported ({recipe.model.precision}); leave it out")
+    precision = "4bit" if recipe.export.merge == "dequantized" else recipe.model.precision
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"precision": precision})})
 
 
 def _policy_of(run: Run, policy: str | None, *, is_named: bool) -> tuple[str, Path | None]:
@@ -77,7 +90,7 @@ def write_beside(release: Release) -> list[Path]:
     """
     card, modelfile = (_own(release.file, *named) for named in ((CARD, MARK), (MODELFILE, _MODELFILE_MARK)))
     try:
-        card.write_text(model_card(release), encoding="utf-8")
+        card.write_text(model_card(release, modelfile=modelfile.name), encoding="utf-8")
         notes = [_MODELFILE_MARK, *costs(release)]
         limit = release.recipe.sampling.max_new_tokens
         write_modelfile(release.file, modelfile, notes=notes, max_new_tokens=limit)

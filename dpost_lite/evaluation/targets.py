@@ -49,8 +49,12 @@ def find_target(name: str, policy: str | None = None, *, base: str | None = None
     if path.suffix == ".gguf":
         return Target(recipe_of_file(path), {path.name: path})
     is_adapter = adapters.is_adapter(path)
-    model = {"name": (base or adapters.base_of(path)) if is_adapter else name, "precision": "16bit"}
-    recipe = _recipe_of_folder(path)
+    note = _note_of(path)
+    recipe = with_format(note)
+    model = {
+        "name": (base or adapters.base_of(path)) if is_adapter else name,
+        "precision": "4bit" if is_adapter and note.get("precision") == "4bit" else "16bit",
+    }
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=model)})
     return Target(recipe, {path.name: path} if is_adapter else {name: None})
 
@@ -67,16 +71,11 @@ def file_to_solve_with(source: str) -> tuple[Path, Recipe]:
     return path / "export" / finished_export(run)["file"], run.recipe
 
 
-def _recipe_of_folder(path: Path) -> Recipe:
-    """Return the defaults for a model or adapter, and how its solutions are written if a run has noted that.
-
-    Raises RunError if the note cannot be read.
-    """
+def _note_of(path: Path) -> dict[str, Any]:
+    """Return what a run has noted beside a policy (`FORMAT_FILE`). Raises RunError if it cannot be read."""
     note = path / FORMAT_FILE
-    if not note.is_file():
-        return Recipe()
     try:
-        return with_format(dict(read_json(note)))
+        return dict(read_json(note)) if note.is_file() else {}
     except (ValueError, TypeError) as error:
         raise RunError(f"{note} is damaged ({error}); copy the folder again, or delete the file for text") from error
 

@@ -33,7 +33,9 @@ def render_chat(
             messages=messages, bos_token=bos, eos_token=eos, add_generation_prompt=add_generation_prompt
         )
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise ExportError(f"the model's chat template cannot be rendered ({error}); fix chat_template.jinja") from error
+        is_usual = [message["role"] for message in messages] in (["user"], ["user", "assistant"])
+        way_out = "fix chat_template.jinja" if is_usual else "ask with one message, from the user"
+        raise ExportError(f"the model's chat template cannot be rendered ({error}); {way_out}") from error
 
 
 def _raise(message: str) -> NoReturn:

@@ -22,7 +22,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from dpost_lite.errors import DataError, RecipeError
+from dpost_lite.errors import DataError, PromptTooLong, RecipeError
 from dpost_lite.local.answer_text import AnswerText
 from dpost_lite.local.choosing import Choose, chooser
 from dpost_lite.local.model import GgufModel
@@ -128,13 +128,13 @@ class Engine:
     def add_request(self, request: Request) -> int:
         """Queue a request; return its number.
 
-        Raises DataError if the prompt leaves no room in the model's context or the request allows no token, ExportError
-        if the chat template rejects the messages.
+        Raises PromptTooLong if the prompt leaves no room in the model's context, DataError if it is empty or the
+        request allows no token, ExportError if the chat template rejects the messages.
         """
         prompt_ids = self.model.prompt_ids(request)
         room = self.model.num_context - len(prompt_ids)
         if room <= 0:
-            raise DataError(
+            raise PromptTooLong(
                 f"the question has {len(prompt_ids)} tokens with its template, the model reads "
                 f"{self.model.num_context}; shorten it"
             )

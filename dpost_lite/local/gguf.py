@@ -29,6 +29,7 @@ QUANTS: tuple[Quant, ...] = get_args(Quant)
 Check = Callable[[Path, Path], None]  # of the 16-bit file and the quantised one; raises ExportError
 
 FORMAT_KEYS = ("solutions", "sandbox")  # in the file's metadata, after "dpost_lite.", if its solutions hold code
+POLICY_KEY = "policy"  # as well: a digest of what was exported
 _PERMUTED = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
 _MAX_F16 = 65504.0
 _LARGEST = {"f16": _MAX_F16, "q8_0": 127 * _MAX_F16}  # of q8_0, each block of 32 weights has a scale in float16
@@ -137,8 +138,8 @@ def write_gguf(
 
     Matrices are written as `dtype`, vectors as float32. The file is written atomically. The tokenizer is that of
     `tokenizer_dir`, or the model's own; `change` merges an adapter (models/merging.py); `noted` are values of
-    FORMAT_KEYS. Raises ExportError if the architecture, tokenizer, rotary scaling or a tensor is unsupported, weights
-    overflow `dtype`, or the disk is full.
+    FORMAT_KEYS and POLICY_KEY. Raises ExportError if the architecture, tokenizer, rotary scaling or a tensor is
+    unsupported, weights overflow `dtype`, or the disk is full.
     """
     config = {**read_config(model_dir), **{f"dpost_lite_{key}": value for key, value in (noted or {}).items()}}
     tensors = _read_tensors(model_dir, config)
@@ -231,7 +232,7 @@ def _write(
         writer.add_file_type(LlamaFileType[file_type])
         writer.add_quantization_version(GGML_QUANT_VERSION)
         write_config(writer, config)
-        for key in FORMAT_KEYS:
+        for key in (*FORMAT_KEYS, POLICY_KEY):
             if value := config.get(f"dpost_lite_{key}"):
                 writer.add_string(f"dpost_lite.{key}", value)
         vocabulary.write(writer)

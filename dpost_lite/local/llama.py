@@ -69,7 +69,7 @@ def open_gguf(path: Path, *, extra_buffers: bool, num_sequences: int = 1, **opti
     """Return `llama_cpp.Llama(path, **options)` with two things for which it has no argument.
 
     With or without extra buffers, and with a context of `n_ctx` cells for up to `num_sequences` sequences, any of which
-    may use any cell. Raises ExportError if llama.cpp cannot load the file.
+    may use any cell. Raises ExportError if llama.cpp cannot load the file, or has too little memory for the context.
     """
     import llama_cpp
     import llama_cpp.llama_cpp as bindings
@@ -92,6 +92,12 @@ def open_gguf(path: Path, *, extra_buffers: bool, num_sequences: int = 1, **opti
         try:
             return llama_cpp.Llama(str(path), verbose=False, **options)
         except ValueError as error:
+            if "llama_context" in str(error):
+                how_many = f"{num_sequences} answers side by side" if num_sequences > 1 else "one answer"
+                fewer = ", or give `serve` a lower --parallel" if num_sequences > 1 else ""
+                raise ExportError(
+                    f"{path}: llama.cpp has no memory for {how_many} ({error}); close other programs{fewer}"
+                ) from error
             raise ExportError(f"{path}: llama.cpp cannot load it ({error}); export it again") from error
         finally:
             bindings.llama_model_default_params = model_defaults

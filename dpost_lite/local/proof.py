@@ -5,7 +5,6 @@ What the figures mean for an export is decided in pipeline/proof.py.
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,9 @@ from typing import Any
 
 from dpost_lite.errors import DpostError, ExportError
 from dpost_lite.local import llama
+from dpost_lite.system.machine import physical_cores
 
+CHUNK = 64  # tokens whose distributions are compared at a time
 FULL_BYTES = 2**22  # a disk with less free space than this counts as full
 
 
@@ -103,12 +104,13 @@ def write_logprobs(file: Path, rows: Sequence[Row], logits_of: Any) -> None:
 
     with file.open("wb") as stream:  # a memory map would crash on a full disk
         for i, row in enumerate(rows):
-            found = _log_softmax(logits_of(row)).astype(np.float32)
+            logits = logits_of(row)
             if i == 0:
-                shape = (num_tokens(rows), found.shape[-1])
-                header = {"descr": np.lib.format.dtype_to_descr(found.dtype), "fortran_order": False, "shape": shape}
+                shape, descr = (num_tokens(rows), logits.shape[-1]), np.lib.format.dtype_to_descr(np.dtype(np.float32))
+                header = {"descr": descr, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(stream, header)
-            stream.write(found.tobytes())
+            for start in range(0, len(logits), CHUNK):
+                stream.write(_log_softmax(logits[start : start + CHUNK]).astype(np.float32).tobytes())
 
 
 def num_tokens(rows: Sequence[Row]) -> int:
@@ -125,15 +127,20 @@ def _differences(rows: Sequence[Row], found: Any, expected: Any) -> Iterator[Dif
         start, end = end, end + len(row.token_ids) - row.start
         if end > len(expected):
             return
-        p, q = expected[start:end].astype(np.float64), found[start:end].astype(np.float64)
-        kl = (np.exp(p) * (p - q)).sum(-1)
-        places = np.arange(end - start), list(row.token_ids[row.start :])
+        kl, same_top, gap = [], [], []
+        for at in range(start, end, CHUNK):
+            p, q = (logs[at : min(at + CHUNK, end)].astype(np.float64) for logs in (expected, found))
+            first = row.start + at - start
+            places = np.arange(len(p)), list(row.token_ids[first : first + len(p)])
+            kl += (np.exp(p) * (p - q)).sum(-1).tolist()
+            same_top += (p.argmax(-1) == q.argmax(-1)).tolist()
+            gap += np.abs(p[places] - q[places]).tolist()
         yield Difference(
             num_tokens=end - start,
-            kl=float(kl.mean()),
-            largest_kl=float(kl.max()),
-            same_top=float((p.argmax(-1) == q.argmax(-1)).mean()),
-            largest_gap=float(np.abs(p[places] - q[places]).max()),
+            kl=float(np.mean(kl)),
+            largest_kl=float(np.max(kl)),
+            same_top=float(np.mean(same_top)),
+            largest_gap=float(np.max(gap)),
         )
 
 
@@ -156,7 +163,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         extra_buffers=request["extra_buffers"],
         n_ctx=max((len(row.token_ids) for row in rows), default=8),
         logits_all=bool(rows),
-        n_threads_batch=max(1, (os.cpu_count() or 1) // 2),  # more would wait for each other on a busy machine
+        n_threads_batch=physical_cores(),
         **exact_cache,
     )
     vocabulary = llama_cpp.llama_model_get_vocab(llm.model)

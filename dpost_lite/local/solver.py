@@ -36,7 +36,8 @@ class Answer:
     nothing, or is cut off (`is_finished`).
 
     With several samples, `votes` counts the answers of the finished ones, most frequent first, and the text is that of
-    the first sample with the elected answer. `num_tokens` and `seconds` are those of all samples.
+    the first sample with the elected answer. `num_tokens` is that of all samples.
+    `seconds` count from the start of the call, so those of questions that were solved side by side overlap.
     """
 
     question: str

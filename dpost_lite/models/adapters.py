@@ -64,6 +64,11 @@ def is_adapter(policy_dir: Path) -> bool:
     return (policy_dir / "adapter_config.json").is_file()
 
 
+def has_two_merges(recipe: ModelRecipe, policy_dir: Path | None) -> bool:
+    """Whether a policy is an adapter that was trained on a 4-bit base, and so can be merged onto either `Base`."""
+    return policy_dir is not None and is_adapter(policy_dir) and recipe.precision == "4bit"
+
+
 def base_of(adapter_dir: Path) -> str:
     """Return the name of the base that an adapter was trained on. Raises ModelError if it names none."""
     name = read_json(adapter_dir / "adapter_config.json").get("base_model_name_or_path")
@@ -153,6 +158,9 @@ def save_merged(model: Any, tokenizer: Any, out: Path) -> None:
     import torch
 
     largest = max(float(p.detach().abs().max()) for p in model.parameters())
+    dtype = torch.float16 if largest < torch.finfo(torch.float16).max else torch.bfloat16
+    for weights in model.parameters():  # not the buffers: rotary frequencies are exact in float32 alone
+        weights.data = weights.data.to(dtype)
     with quiet_transformers():
-        model.to(torch.float16 if largest < torch.finfo(torch.float16).max else torch.bfloat16).save_pretrained(out)
+        model.save_pretrained(out)
         tokenizer.save_pretrained(out)

@@ -27,6 +27,8 @@ class Evidence:
     part: str = "dev"
     answered: tuple[Problem, ...] = ()
     sampled: Mapping[str, GradedAnswer] = field(default_factory=dict)
+    merges: Mapping[str, int] | None = None
+    """What the run's own export of the policy measured of the two ways to merge."""
 
 
 def of_run(run: Path, stage: str | None, prompter: Prompter) -> Evidence:
@@ -45,7 +47,16 @@ def of_run(run: Path, stage: str | None, prompter: Prompter) -> Evidence:
         part=part,
         answered=tuple(problem for problem in parts[part] if problem.id in sampled)[:NUM_DEV],
         sampled=sampled,
+        merges=_merges(run, stage or BASE),
     )
+
+
+def _merges(run: Path, stage: str) -> Mapping[str, int] | None:
+    file = run / "export" / "done.json"
+    found = read_json(file)["metrics"] if file.is_file() else {}
+    trained = found.get("policy", "")
+    is_same = stage in (trained, policy_of(trained))
+    return (found.get("proof") or {}).get("merges") if is_same else None
 
 
 def _sampled(run: Path, stage: str, part: str) -> Iterator[GradedAnswer]:

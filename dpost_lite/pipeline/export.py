@@ -1,21 +1,32 @@
 """Export a policy, an adapter on its base or weights of its own, to GGUF, and prove that the file answers like it."""
 
-import tempfile
+import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.errors import ExportError
+from dpost_lite.errors import ExportError, is_out_of_memory
 from dpost_lite.local import gguf, llama
 from dpost_lite.local.gguf import QUANTS, Quant
+from dpost_lite.local.header import read_header
 from dpost_lite.models import adapters
 from dpost_lite.models.adapters import Base
-from dpost_lite.models.loading import load_prompter
+from dpost_lite.models.loading import load_prompter, return_freed_memory
 from dpost_lite.models.onednn_layout import use_blocked_layout
 from dpost_lite.models.training import Progress
 from dpost_lite.pipeline.evidence import Evidence, built_in, of_run
-from dpost_lite.pipeline.proof import Answers, Divergence, Prover, Solved, answer_all, check_answers, compare_answers
+from dpost_lite.pipeline.proof import (
+    Answers,
+    Divergence,
+    Prover,
+    Solved,
+    answer_all,
+    check_answers,
+    compare_answers,
+    is_within,
+)
 from dpost_lite.pipeline.streaming import can_be_streamed, export_streamed
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import GradedAnswer, Problem
@@ -23,6 +34,7 @@ from dpost_lite.recipe import Recipe, solution_format
 from dpost_lite.sampling.sampler import sample_by_recipe
 
 NUM_ANSWERS = 50  # problems that the file answers, to compare with the sampler
+DIGESTED_BYTES = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +119,12 @@ def export_gguf(
     """Merge a policy in 16 bit, write `out` as GGUF, quantised as `recipe.export` says, and prove it.
 
     `run` is the folder of the run whose `stage` trained the policy: the proof is on its problems and rationales;
-    without it, or before it has any, on built-in ones. `solves` is False where the file must not answer any. `progress`
-    hears of answers. The merged model is in memory meanwhile. Where llama.cpp cannot be imported, f16 and q8_0 are
-    written one tensor at a time (`streaming.py`) and not proved.
-    Raises ExportError if the file cannot be made, or fails its proof; nothing is left then.
+    without it, or before it has any, on built-in ones. `solves` is False where the model must not answer any, because
+    its answers hold code. `progress` hears of answers. The merged model is in memory until its own probabilities are
+    known. Where llama.cpp cannot be imported, f16 and q8_0 are written one tensor at a time (`streaming.py`) and not
+    proved. Raises ExportError if the file cannot be made, or fails its proof; nothing is left then.
     """
+    noted = {**solution_format(recipe), gguf.POLICY_KEY: digest(recipe, model_dir, policy_dir)}
     try:
         llama.system_info()
     except ExportError as error:
@@ -120,34 +133,66 @@ def export_gguf(
             raise
         if quant not in ("f16", "q8_0"):
             raise ExportError(f"{error}; or export f16 or q8_0, which need no llama.cpp") from error
-        return Exported(export_streamed(recipe, model_dir, policy_dir, out, quant), quant, None, None)
+        onto: Base = "original" if recipe.export.merge == "original" else "dequantized"
+        export_streamed(recipe, model_dir, policy_dir, out, quant=quant, onto=onto, noted=noted)
+        return Exported(out, quant, onto if adapters.has_two_merges(recipe.model, policy_dir) else None, None)
     prompter = load_prompter(model_dir, recipe.model)  # its tokenizer carries the prompt as the chat template
     evidence = of_run(run, stage, prompter) if run and (run / "data" / "done.json").is_file() else built_in(prompter)
     if recipe.export.quant == "auto" and not (evidence.dev and solves):
         lacking = "there are no dev problems" if solves else "the solutions hold code, which is run in `run` only"
-        raise ExportError(f"--quant auto: {lacking}; name a type such as q4_k_m")
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix="merged-") as folder:
-        model, merge, merges = _merged(recipe, model_dir, policy_dir, prompter, evidence)
-        for key, value in solution_format(recipe).items():
+        raise ExportError(f"--quant auto (export.quant): {lacking}; name a type such as q4_k_m")
+    folder = out.with_name(f"{out.name}.merged")
+    shutil.rmtree(folder, ignore_errors=True)  # left by a command that was killed
+    folder.mkdir(parents=True)
+    try:
+        model, merge, merges = _merged(recipe, model_dir, policy_dir, prompter, evidence, solves=solves)
+        for key, value in noted.items():
             setattr(model.config, f"dpost_lite_{key}", value)  # for the GGUF file's metadata
-        merged = Path(folder) / "model"
-        adapters.save_merged(model, prompter.tokenizer, merged)
-        prover = Prover(prompter, evidence, Path(folder), merged)
-        writer = _Writer(recipe, prompter, evidence, prover, merged, model, solves, progress)
+        adapters.save_merged(model, prompter.tokenizer, folder / "model")
+        prover = Prover(prompter, evidence, folder, folder / "model")
+        prover.evaluate(model)
+        del model
+        return_freed_memory()  # for llama.cpp
+        writer = _Writer(recipe, prompter, evidence, prover, folder / "model", solves, progress)
         quant, proof = writer.smallest(out) if recipe.export.quant == "auto" else writer.one(recipe.export.quant, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return Exported(out, quant, merge, replace(proof, merges=merges))
+
+
+def digest(recipe: Recipe, model_dir: Path, policy_dir: Path | None) -> str:
+    """Return what tells one export from another, whatever its type: of the base, the policy, and the way to merge.
+
+    Of weights, names, sizes and the last bytes are taken: training changes all of them.
+    """
+    found = hashlib.sha256(recipe.model.precision.encode())
+    if adapters.has_two_merges(recipe.model, policy_dir):
+        found.update(recipe.export.merge.encode())
+    for folder in filter(None, (model_dir, policy_dir)):
+        for file in sorted(folder.glob("*.safetensors")):
+            size = file.stat().st_size
+            found.update(f"{file.name} {size}".encode())
+            with file.open("rb") as stream:
+                stream.seek(max(0, size - DIGESTED_BYTES))
+                found.update(stream.read())
+    return found.hexdigest()[:16]
+
+
+def holds(file: Path, recipe: Recipe, model_dir: Path, policy_dir: Path | None) -> bool:
+    """Whether a GGUF file is the export of this policy, in the type that `recipe.export` names."""
+    is_same = read_header(file).get(f"dpost_lite.{gguf.POLICY_KEY}") == digest(recipe, model_dir, policy_dir)
+    return is_same and recipe.export.quant in ("auto", llama.file_type(file))
 
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    """Writes and proves files of one policy, whose weights in 16 bit are in `model` and in the folder `merged`."""
+    """Writes and proves files of one policy, whose weights in 16 bit are in the folder `merged`."""
 
     recipe: Recipe
     prompter: Prompter
     evidence: Evidence
     prover: Prover
     merged: Path
-    model: Any
     solves: bool
     progress: Progress
 
@@ -156,9 +201,9 @@ class _Writer:
         proofs = []
 
         def check(source: Path, file: Path) -> None:
-            exact = self._check_16_bit(source)
+            exact = self.prover.check_16_bit(source)
             quantized = None if file == source else self.prover.check_quantized(file, quant)
-            proofs.append(self._proof(exact, quantized, self._beside_sampler(file)))
+            proofs.append(self._proof(exact, quantized, self._beside_sampler(file, quant)))
 
         gguf.export(self.merged, out, quant=quant, check=check)
         return quant, proofs[0]
@@ -168,7 +213,7 @@ class _Writer:
         files: dict[Quant, Path] = {quant: out.with_name(f"{out.name}.{quant}") for quant in QUANTS}
         try:
             with gguf.source_file(self.merged, out, QUANTS) as source:
-                exact = self._check_16_bit(source)
+                exact = self.prover.check_16_bit(source)
                 dev = self.evidence.dev
                 answers: dict[Quant, Solved] = {"f16": self._answers(source, dev, 0, len(QUANTS))}
                 sizes = [self._size("f16", source, None, answers)]
@@ -178,39 +223,34 @@ class _Writer:
                     divergence = self.prover.compare_quantized(files[quant])
                     sizes.append(self._size(quant, files[quant], divergence, answers))
                 best = smallest_within(sizes, self.recipe.export.max_loss)
-                compared = self._compared(*answers[best.quant])
+                compared = self._compared(best.quant, *answers[best.quant])
                 (source if best.quant == "f16" else files[best.quant]).replace(out)
         finally:
             for file in files.values():
                 file.unlink(missing_ok=True)
         return best.quant, replace(self._proof(exact, best.divergence, compared), sizes=tuple(sizes))
 
-    def _check_16_bit(self, source: Path) -> Divergence:
-        exact = self.prover.check_16_bit(source, self.model)
-        self.model.to("meta")  # frees its memory for llama.cpp
-        return exact
-
     def _size(self, quant: Quant, file: Path, divergence: Divergence | None, answers: Mapping[Quant, Solved]) -> Size:
         compared = compare_answers("dev", *answers[quant], answers["f16"][0], self.prompter)
         return Size(quant, file.stat().st_size, divergence, compared)
 
-    def _beside_sampler(self, file: Path) -> Answers | None:
+    def _beside_sampler(self, file: Path, quant: Quant) -> Answers | None:
         """Let a file answer, if it may and the sampler's answers are there."""
         problems = self.evidence.answered[:NUM_ANSWERS] if self.solves else ()
-        return self._compared(*self._answers(file, problems, 0, 1)) if problems else None
+        return self._compared(quant, *self._answers(file, problems, 0, 1)) if problems else None
 
     def _answers(self, file: Path, problems: Sequence[Problem], place: int, num_files: int) -> Solved:
         """Answer with the file in this `place` of several."""
         before, total = place * len(problems), num_files * len(problems)
         return answer_all(file, self.recipe, problems, lambda done: self.progress(before + done, total, "answers"))
 
-    def _compared(self, found: Mapping[str, GradedAnswer], seconds: float) -> Answers | None:
+    def _compared(self, quant: Quant, found: Mapping[str, GradedAnswer], seconds: float) -> Answers | None:
         """Compare answers with the sampler's, if it has given some."""
         sampled = self.evidence.sampled
         if not found.keys() <= sampled.keys():
             return None
         answers = compare_answers(self.evidence.part, found, seconds, sampled, self.prompter)
-        check_answers(answers, found, sampled)
+        check_answers(quant, answers, found, sampled)
         return answers
 
     def _proof(self, exact: Divergence, quantized: Divergence | None, answers: Answers | None) -> Proof:
@@ -218,30 +258,54 @@ class _Writer:
 
 
 def smallest_within(sizes: Sequence[Size], max_loss: float) -> Size:
-    """Return the smallest file whose accuracy is at most `max_loss` points below that of f16, which is among them."""
+    """Return the smallest file whose accuracy is at most `max_loss` points below that of f16, which is among them.
+
+    One whose distributions are farther from 16 bit than its type's should be is not taken, however it answers.
+    """
     best = next(size.answers.num_right for size in sizes if size.quant == "f16")
-    near = [size for size in sizes if 100 * (best - size.answers.num_right) <= max_loss * size.answers.num_problems]
+    near = [
+        size
+        for size in sizes
+        if 100 * (best - size.answers.num_right) <= max_loss * size.answers.num_problems
+        and (size.divergence is None or is_within(size.divergence, size.quant))
+    ]
     return min(near, key=lambda size: size.num_bytes)
 
 
 def _merged(
-    recipe: Recipe, model_dir: Path, policy_dir: Path | None, prompter: Prompter, evidence: Evidence
+    recipe: Recipe,
+    model_dir: Path,
+    policy_dir: Path | None,
+    prompter: Prompter,
+    evidence: Evidence,
+    *,
+    solves: bool,
 ) -> tuple[Any, Base | None, Merges | None]:
     """Return the merged model, what it was merged onto if there are two ways, and what decided that."""
     # on the CPU if the GPU had no room for merged weights to sample from
     on = None if recipe.sampling.weights == "merged" else "cpu"
-    if policy_dir is None or not adapters.is_adapter(policy_dir) or recipe.model.precision != "4bit":
+    if policy_dir is None or not adapters.has_two_merges(recipe.model, policy_dir):
         return adapters.load_merged(model_dir, policy_dir, recipe.model, on=on), None, None
     onto, merges = recipe.export.merge, None
     if onto == "auto":
-        merges = _measured(recipe, model_dir, policy_dir, prompter, evidence) if on is None and evidence.dev else None
+        if evidence.merges is not None:
+            merges = Merges(**evidence.merges)
+        elif on is None and solves:
+            merges = _measured(recipe, model_dir, policy_dir, prompter, evidence)
         onto = "original" if merges and merges.original > merges.dequantized else "dequantized"
     return adapters.load_merged(model_dir, policy_dir, recipe.model, onto=onto, on=on), onto, merges
 
 
-def _measured(recipe: Recipe, model_dir: Path, policy_dir: Path, prompter: Prompter, evidence: Evidence) -> Merges:
-    """Count the right greedy answers on dev of both ways to merge. Those of the run are onto the dequantised base."""
+def _measured(
+    recipe: Recipe, model_dir: Path, policy_dir: Path, prompter: Prompter, evidence: Evidence
+) -> Merges | None:
+    """Count the right greedy answers on dev of both ways to merge. Those of the run are onto the dequantised base.
+
+    None without dev problems, or if there is not enough memory.
+    """
     dev = evidence.dev
+    if not dev:
+        return None
 
     def num_right(onto: Base) -> int:
         merged = adapters.load_merged(model_dir, policy_dir, recipe.model, onto=onto)
@@ -250,5 +314,10 @@ def _measured(recipe: Recipe, model_dir: Path, policy_dir: Path, prompter: Promp
 
     known = evidence.sampled if evidence.part == "dev" else {}
     is_known = all(problem.id in known for problem in dev)
-    dequantized = sum(known[p.id].correct for p in dev) if is_known else num_right("dequantized")
-    return Merges(len(dev), dequantized, num_right("original"))
+    try:
+        dequantized = sum(known[p.id].correct for p in dev) if is_known else num_right("dequantized")
+        return Merges(len(dev), dequantized, num_right("original"))
+    except Exception as error:
+        if is_out_of_memory(error):
+            return None
+        raise

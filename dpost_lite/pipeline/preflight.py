@@ -9,6 +9,7 @@ from dpost_lite.models import hub
 from dpost_lite.models.backend import choose_backend
 from dpost_lite.models.dpo import check_loss
 from dpost_lite.models.tracking import check_trackers
+from dpost_lite.pipeline.proof import disk_bytes
 from dpost_lite.recipe import Recipe
 
 
@@ -21,11 +22,12 @@ def preflight(recipe: Recipe, folder: Path) -> Path:
     check_trackers(recipe.report_to)
     choose_backend(recipe.model)
     model_dir = hub.find(recipe.model.name)
-    read_config(model_dir)
+    config = read_config(model_dir)
     weights = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
     trains_all = recipe.model.precision == "full"
     num_policies = sum(METHODS[recipe.method].num_trained(recipe.rounds).values()) if trains_all else 0  # in float32
     num_states = 2 * 3 if trains_all else 0  # weights and two moments of a checkpoint, and of the one before it
-    # merged 16-bit weights, f16 GGUF, quantised
-    gguf.check_disk(folder / "export", (3 + 2 * num_policies + 2 * num_states) * weights)
+    num_files = 4 if recipe.export.quant == "auto" else 3  # merged 16-bit weights, f16 GGUF, quantised ones
+    compared = disk_bytes(config["vocab_size"], recipe.sampling.max_new_tokens)
+    gguf.check_disk(folder / "export", (num_files + 2 * num_policies + 2 * num_states) * weights + compared)
     return model_dir

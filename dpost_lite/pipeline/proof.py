@@ -23,7 +23,7 @@ from dpost_lite.local.header import read_header
 from dpost_lite.local.llama import file_type
 from dpost_lite.local.proof import Difference, Row
 from dpost_lite.models import exact
-from dpost_lite.pipeline.evidence import Evidence
+from dpost_lite.pipeline.evidence import NUM_RATIONALES, Evidence
 from dpost_lite.problems.answers import is_right, predicted_answer
 from dpost_lite.problems.comparing import bootstrap_mean, mcnemar
 from dpost_lite.problems.grading import wilson_interval
@@ -43,7 +43,7 @@ models lose less: 1e-3, 3e-3, 2e-2 to 6e-2, 1e-2 to 2e-2.
 Solved = tuple[Mapping[str, GradedAnswer], float]
 """Greedy answers by problem, and the seconds that they took."""
 NUM_EXACT = 4  # rationales that transformers evaluates in float32
-MAX_BYTES = 2**30  # of the log-probabilities on disk
+MAX_BYTES = 2**30  # of the log-probabilities of one file, of which two lie on disk
 MAX_LENGTH = 1024  # tokens of a prompt and its rationale
 
 
@@ -114,18 +114,21 @@ class Prover:
         self._prompter = prompter
         self._problems = evidence.problems
         self._folder = folder
+        self._float32 = folder / "float32.npy"
         self._model_dir = model_dir
         self._rows = _rows(prompter, evidence, vocab_size=gguf.read_config(model_dir)["vocab_size"])
         prompts = [prompter.prompt(problem.question) for problem in self._problems]
         self._texts = [*prompts, *(p + (one.rationale or "") for p, one in zip(prompts, self._problems, strict=True))]
 
-    def check_16_bit(self, file: Path, model: Any) -> Divergence:
-        """Check prompts and probabilities of a 16-bit file beside `model`, its weights in transformers."""
+    def evaluate(self, model: Any) -> None:
+        """Keep the probabilities of `model`, the merged weights in transformers, which is not needed any longer."""
+        rows = self._rows[:NUM_EXACT]
+        proof.write_logprobs(self._float32, rows, lambda row: exact.logits(model, row.token_ids, row.start))
+
+    def check_16_bit(self, file: Path) -> Divergence:
+        """Check prompts and probabilities of a 16-bit file beside what was evaluated."""
         check_templates(file, self._prompter, self._problems)
-        float32, rows = self._folder / "float32.npy", self._rows[:NUM_EXACT]
-        proof.write_logprobs(float32, rows, lambda row: exact.logits(model, row.token_ids, row.start))
-        found = self._measure(file, reference=float32, written=self._folder / "16-bit.npy")
-        float32.unlink()
+        found = self._measure(file, reference=self._float32, written=self._folder / "16-bit.npy")
         kind = file_type(file)
         if not found.kl <= BOUNDS[kind]:  # NaN is no proof
             raise self._differs(file, f"the {kind} file", "float32", found, BOUNDS[kind])
@@ -141,7 +144,7 @@ class Prover:
     def check_quantized(self, file: Path, quant: str) -> Divergence:
         """As `compare_quantized`, within the bound of the type."""
         found = self.compare_quantized(file)
-        if not found.kl <= QUANT_BOUNDS[quant]:
+        if not is_within(found, quant):
             raise self._differs(file, f"the {quant} file", "16 bit", found, QUANT_BOUNDS[quant])
         return found
 
@@ -171,6 +174,11 @@ class Prover:
             f"a token on {found.num_rationales} rationales, at most {bound:g} is expected; {where}; export another "
             "type with --quant (export.quant), and report this"
         )
+
+
+def is_within(divergence: Divergence, quant: str) -> bool:
+    """Whether a quantised file is as near to 16 bit as its type should be."""
+    return divergence.kl <= QUANT_BOUNDS[quant]  # NaN is not
 
 
 def check_templates(file: Path, prompter: Prompter, problems: Sequence[Problem]) -> None:
@@ -268,29 +276,42 @@ def compare_answers(
     )
 
 
-def check_answers(answers: Answers, found: Mapping[str, GradedAnswer], sampled: Mapping[str, GradedAnswer]) -> None:
+def disk_bytes(vocab_size: int, max_new_tokens: int) -> int:
+    """Return the most that the log-probabilities take on disk."""
+    return 2 * min(MAX_BYTES, 4 * vocab_size * max_new_tokens * NUM_RATIONALES)
+
+
+def check_answers(
+    quant: str, answers: Answers, found: Mapping[str, GradedAnswer], sampled: Mapping[str, GradedAnswer]
+) -> None:
     """Raise ExportError if the file's answers are far below the sampler's: less than half as many right, and more lost
     than chance explains (McNemar, p < 0.001). Smaller losses are quantisation's, and reported.
     """
     before = answers.num_right + answers.num_lost - answers.num_won
     if 2 * answers.num_right < before and mcnemar(answers.num_won, answers.num_lost) < 0.001:
         lost = next(i for i, answer in found.items() if sampled[i].correct and not answer.correct)
+        is_exact = quant in ("f16", "q8_0")
+        way_out = "report this" if is_exact else "choose a larger type with --quant (export.quant), such as q8_0"
         raise ExportError(
             f"the file solves {answers.num_right} of {answers.num_problems} {answers.part} problems, the policy "
-            f"{before}; the first lost is {lost}; choose a larger type with --quant (export.quant), such as q8_0"
+            f"{before}; the first lost is {lost}; {way_out}"
         )
 
 
 def _rows(prompter: Prompter, evidence: Evidence, *, vocab_size: int) -> list[Row]:
-    """Return the rationales that fit the limits, at least one."""
+    """Return the rationales that fit the limits with their prompts; if none does, a part of the first one."""
     rows: list[Row] = []
     room = MAX_BYTES // (4 * vocab_size)
     for rationale in evidence.rationales:
-        prompt = prompter.prompt_ids(rationale.question)
-        room -= len(rationale.token_ids)
-        if rows and (room < 0 or len(prompt) + len(rationale.token_ids) > MAX_LENGTH):
-            continue
-        rows.append(Row((*prompt, *rationale.token_ids)[:MAX_LENGTH], len(prompt)))
+        prompt, answer = prompter.prompt_ids(rationale.question), rationale.token_ids
+        if len(prompt) + len(answer) <= MAX_LENGTH and len(answer) <= room:
+            rows.append(Row((*prompt, *answer), len(prompt)))
+            room -= len(answer)
+    if not rows:
+        first = evidence.rationales[0]
+        answer = first.token_ids[: MAX_LENGTH // 2]
+        prompt = prompter.prompt_ids(first.question)[-(MAX_LENGTH - len(answer)) :]
+        rows.append(Row((*prompt, *answer), len(prompt)))
     return rows
 
 

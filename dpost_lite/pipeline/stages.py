@@ -38,7 +38,7 @@ from dpost_lite.problems.steps import as_many, as_rationale, mixed, stepwise_pai
 from dpost_lite.problems.tools import Tools
 from dpost_lite.recipe import Recipe
 from dpost_lite.runs.folder import Artifact, Run, read_json, write_json
-from dpost_lite.runs.stage_names import BASE, StageName, policy_name
+from dpost_lite.runs.stage_names import BASE, StageName, policy_name, policy_of
 
 NO_CUTS = "no right rationale has two steps, so there are no step-controlled pairs; give problems of more steps"
 NUM_SOLVED = 3  # problems to try the exported file on
@@ -63,6 +63,7 @@ class RunStages:
         self._for_pairs: list[Artifact] = []
         self._rests: list[Artifact] = []
         self._gates: dict[int, Artifact] = {}
+        self._scores: dict[StageName, Artifact] = {}
         self.test_scores: list[Score] = []
         self.dev_scores: list[Score] = []  # without the base's
         self.also_scores: dict[str, list[Score]] = {}  # by further test set
@@ -267,7 +268,8 @@ class RunStages:
         """Merge the adapter in 16 bit, write the GGUF file, and prove that it answers like the policy."""
         task = Export(self._recipe, self._model_dir, policy.path, policy.name, self._run.path)
         settings = self._settings("model", "export")
-        self.exported = self._runner.in_child(StageName("export"), task, policy, settings=settings, renew=True)
+        score = self._scores[StageName.score(policy_of(policy.name))]  # whose answers the file's are compared with
+        self.exported = self._runner.in_child(StageName("export"), task, policy, score, settings=settings, renew=True)
         return self.exported
 
     def solve(self, export: Artifact) -> Artifact:
@@ -315,7 +317,7 @@ class RunStages:
         fields = {**self._to_sample(policy), "data_dir": data.path}
         task = GradeAnswers(**fields, policy_name=name.policy, parts=parts)
         inputs = (data,) if policy is None else (data, policy)
-        stage = self._runner.sampled(name, task, *inputs, settings=settings)
+        self._scores[name] = stage = self._runner.sampled(name, task, *inputs, settings=settings)
         return {part: from_dict(Score, metrics) for part, metrics in stage.metrics.items()}
 
     def _sample(self, name: StageName, policy: Artifact, num_samples: int, *chosen_by: Artifact) -> Artifact:

@@ -50,9 +50,8 @@ def _inserted(prompter: Prompter, recipe: Recipe, *, calculated_in_loss: bool) -
 
 
 def _note_format(out: Path, recipe: Recipe) -> None:
-    """Note beside a policy how its solutions are written, unless as text: for whoever evaluates it later."""
-    if noted := solution_format(recipe):
-        write_json(out / FORMAT_FILE, noted)
+    """Note beside a policy what its base was trained in, and how code in its solutions is run: for `eval`, `export`."""
+    write_json(out / FORMAT_FILE, {"precision": recipe.model.precision, **solution_format(recipe)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ def sentences(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield one sentence each on tokens, probabilities, answers, and how the base to merge onto was chosen."""
     proof, quant = metrics["proof"], metrics["quant"]
     if proof is None:
-        yield "not proved: llama-cpp-python could not be loaded; once it can, `dpost-lite export` proves a file"
+        yield "not proved: llama-cpp-python could not be loaded; once it can, delete the file and export it again"
         return
     exact, quantized, answers, merges = (proof[key] for key in ("exact", "quantized", "answers", "merges"))
     yield (

@@ -35,7 +35,7 @@ from dpost_lite.runs.fingerprint import difference, differs_beyond, fingerprint
 from dpost_lite.system import interrupt
 
 UNFINISHED = "unfinished"  # folder in an unfinished stage with what its work needs to resume; removed at its end
-FORMAT_FILE = "dpost_lite.json"  # beside a policy: how its solutions are written, unless as text
+FORMAT_FILE = "dpost_lite.json"  # beside a policy: its precision, and how its solutions are written unless as text
 BEGUN = f"{UNFINISHED}/begun.json"  # its settings, inputs and fingerprint, and the seconds spent on it so far
 Listener = Callable[[dict[str, Any]], None]
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
-from dpost_lite.errors import DataError, DpostError
+from dpost_lite.errors import DpostError, PromptTooLong
 from dpost_lite.local.request import Piece, Request, Solution
 from dpost_lite.server.errors import ApiError
 
@@ -51,7 +51,7 @@ class AsyncSolver:
         """Yield the pieces of all answers as they are written, with the index of the request; each ends in a Solution.
 
         Closing the generator cancels what is unfinished. Raises ApiError: 429 if there is no room, 400 if a request
-        cannot be answered, 503 if the process dies, the server stops, or an answer gets no turn within `max_seconds`.
+        cannot be answered, 503 if the process dies, the server stops, or no answer gets a turn within `max_seconds`.
         """
         if len(requests) > self._max_outstanding:
             raise ApiError(400, f"{len(requests)} answers in one request; at most {self._max_outstanding}", param="n")
@@ -62,6 +62,7 @@ class AsyncSolver:
         events: Events = asyncio.Queue()
         timer = loop.call_later(self._max_seconds, events.put_nowait, (0, TimeoutError()))
         running: dict[int, int] = {}
+        unbegun: list[tuple[int, Solution]] = []  # told last: if there is nothing else, they are an error
         process: Process | None = None
         self._num_outstanding += len(requests)
         self._queues.add(events)
@@ -84,7 +85,12 @@ class AsyncSolver:
                 if isinstance(event, Solution):
                     del running[index]
                     if event.num_tokens == 0:
-                        raise ApiError(503, "no answer was begun in time; try again", retry_after=RETRY_SECONDS)
+                        unbegun.append((index, event))
+                        continue
+                yield index, event
+            if len(unbegun) == len(requests):
+                raise ApiError(503, "no answer was begun in time; try again", retry_after=RETRY_SECONDS)
+            for index, event in unbegun:
                 yield index, event
         finally:
             timer.cancel()
@@ -148,4 +154,4 @@ def _putter(loop: asyncio.AbstractEventLoop, events: Events, index: int) -> Tell
 def _api_error(error: DpostError, *, died: bool) -> ApiError:
     if died:
         return ApiError(503, f"{error}", code="solver_died")
-    return ApiError(400, f"{error}", code="context_length_exceeded" if isinstance(error, DataError) else None)
+    return ApiError(400, f"{error}", code="context_length_exceeded" if isinstance(error, PromptTooLong) else None)

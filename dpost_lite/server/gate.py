@@ -18,12 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dpost_lite.server.errors import ApiError
 
 OPEN_PATHS = ("/", "/health")  # without a token
+ANY = "*"
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
     """`api_key`: the bearer token, if one is needed; `hosts`: names of this server besides localhost; `origins`: other
-    sites whose pages may ask, such as http://localhost:3000.
+    sites whose pages may ask, such as http://localhost:3000; "*" is any.
     """
 
     api_key: str | None = None
@@ -50,7 +51,8 @@ class Gate:
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_own(host):
             raise ApiError(403, "unknown Host; start the server with --allow-host NAME if it has this name")
-        if origin is not None and origin not in self._access.origins and origin.partition("://")[2] != host:
+        allowed = self._access.origins
+        if origin is not None and not {origin, ANY} & {*allowed} and origin.partition("://")[2] != host:
             raise ApiError(403, "pages of other sites may not ask; start the server with --allow-origin to let them")
         if self._access.api_key is not None and path not in OPEN_PATHS:
             given = headers.get("authorization", "")
