@@ -35,9 +35,6 @@ def train_sft(
     Returns metrics of the training. Rationales whose prompt and answer exceed `sft.max_length` tokens are left out and
     counted. Raises DataError if none is left. Tokens that `inserted` finds are left out of the loss.
     """
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
     rows = []
     for item in labelled:
         prompt = prompter.prompt_ids(item.question)
@@ -49,13 +46,7 @@ def train_sft(
         raise DataError(
             f"sft.max_length={recipe.max_length} leaves none of {len(labelled)} labelled rationales; raise it"
         )
-    arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows), report_to=report_to)
-    trainer = SFTTrainer(
-        model=policy,
-        args=SFTConfig(**arguments, packing=False),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=prompter.tokenizer,
-    )
+    trainer = make_trainer(policy, prompter, rows, out, recipe, seed, report_to)
     log = train(trainer, [len(row["input_ids"]) for row in rows], progress, checkpoint_s)
     adapters.save(trainer.model, prompter.tokenizer, out)
     return {
@@ -65,3 +56,25 @@ def train_sft(
         "first_loss": log[0]["loss"],
         "last_loss": log[-1]["loss"],
     }
+
+
+def make_trainer(
+    policy: Any,
+    prompter: Prompter,
+    rows: list[dict[str, list[int]]],
+    out: Path,
+    recipe: SftRecipe,
+    seed: int,
+    report_to: Sequence[str] = (),
+) -> Any:
+    """Return an SFTTrainer on token ids."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows), report_to=report_to)
+    return SFTTrainer(
+        model=policy,
+        args=SFTConfig(**arguments, packing=False),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=prompter.tokenizer,
+    )

@@ -201,15 +201,20 @@ def probe(trainer: Any, lengths: Sequence[int]) -> None:
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
         model.train()
-        for _ in range(min(2, arguments.gradient_accumulation_steps)):
-            with trainer.accelerator.autocast():
-                loss = loss_of(trainer, model, batch)
-            loss.backward()
-        del held, loss
+        backward(trainer, batch, times=min(2, arguments.gradient_accumulation_steps))
+        del held
     model.zero_grad(set_to_none=True)
     forget_batches(trainer)
     if gpus:
         torch.cuda.empty_cache()
+
+
+def backward(trainer: Any, batch: Any, *, times: int) -> None:
+    """Add the gradients of a micro-batch to the model's, `times` times."""
+    for _ in range(times):
+        with trainer.accelerator.autocast():
+            loss = loss_of(trainer, trainer.model, batch)
+        loss.backward()
 
 
 def keep_float32(model: Any) -> None:

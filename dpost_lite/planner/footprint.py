@@ -59,11 +59,14 @@ def training_parts(name: str, recipe: Recipe, shape: ModelShape, work: Workload,
     trained = num_trained(recipe, shape)
     # What a layer's gradient needs: both norms' inputs and outputs, which the layers behind them share, q, k and v with
     # k and v repeated for their heads, what o and down read, and gate, its activation and up.
-    layer = number * (4 * shape.hidden + 4 * shape.num_heads * shape.head_dim + 4 * shape.intermediate)
+    narrow, wide = shape.hidden + shape.num_heads * shape.head_dim, shape.intermediate
+    logits = _logits(num_tokens, shape, device, number, is_dpo=is_dpo, is_full=is_full)
     if device.is_cpu:  # kept of all layers
-        kept, layer = shape.num_layers * layer, 0
-    else:  # checkpointed: each layer's input, and one layer whole with its gradients
-        kept, layer = shape.num_layers * number * shape.hidden, 2 * layer
+        kept, layer = shape.num_layers * number * (4 * narrow + 4 * wide), 0
+    else:  # checkpointed: each layer's input, and one layer whole with its gradients, after the logits are gone
+        in_float32 = 1 if is_full else 2  # of a norm and of rotated keys, copies are held in float32
+        kept, layer = shape.num_layers * number * shape.hidden, 2 * number * (2 * in_float32 * narrow + 4 * wide)
+        logits = max(0.0, logits - num_tokens * layer)
     dequantised = 2 * number * max(i * o for i, o in shape.linear_sizes) if recipe.model.precision == "4bit" else 0
     state = OPTIMISER_BYTES[optimiser(on_gpu=not device.is_cpu, trains_adapter=not is_full)]
     return {
@@ -71,14 +74,16 @@ def training_parts(name: str, recipe: Recipe, shape: ModelShape, work: Workload,
         "adapters": 0.0 if is_full else trained * 4.0 * (2 if is_dpo else 1),
         "optimiser": trained * (4.0 + state),  # the gradient in float32, and two moments
         "activations": float(num_tokens * (kept + layer) + dequantised),
-        "logits": _logits(num_tokens, shape, device, number, is_dpo=is_dpo),
+        "logits": logits,
     }
 
 
-def _logits(num_tokens: int, shape: ModelShape, device: Device, number: int, *, is_dpo: bool) -> float:
+def _logits(num_tokens: int, shape: ModelShape, device: Device, number: int, *, is_dpo: bool, is_full: bool) -> float:
     if logits_in_chunks():
         tile = min(num_tokens, CHUNK_TOKENS) * min(shape.vocabulary, CHUNK_WORDS)
-        return float(tile * (TILE_NUMBERS[device.kind] * number + TILE_MASK_BYTES[device.kind]))
+        gradients = num_tokens * shape.hidden * (4 + number)  # of what the head reads, and of the head
+        gradients += 4 * shape.vocabulary * shape.hidden if is_full else 0
+        return float(tile * (TILE_NUMBERS[device.kind] * number + TILE_MASK_BYTES[device.kind]) + gradients)
     policy = num_tokens * shape.vocabulary * (number + 4 + 4 + number)  # logits, float32, and both gradients
     return float(policy + (num_tokens * shape.vocabulary * (number + 4) if is_dpo else 0))  # the reference's beside it
 

@@ -1,0 +1,70 @@
+"""The planner's bytes beside the real steps on fake tensors (bench/dry_run.py), for each base and preset."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dpost_lite.models.shapes import BASES
+from dpost_lite.recipe_files import load_recipe, recipes_dir
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+
+import dry_run
+from dry_run import Dry, Live, compare, smallest_card
+
+TOLERANCE = 0.10
+GPU_RECIPES = sorted(path.stem for path in recipes_dir().glob("*gb.yaml"))
+FULL = {"HuggingFaceTB/SmolLM2-135M": ["model.precision=full"], "Qwen/Qwen2.5-7B": ["model.precision=16bit"]}
+
+
+def check(recipe, name: str, size: str) -> None:
+    rows = compare(recipe, name, size)
+    assert [row["stage"] for row in rows] == ["sft", "sampling", "dpo"]
+    for row in rows:
+        off = row["planned"] / row["found"] - 1
+        assert abs(off) < TOLERANCE, f"{name} {size} {row['stage']} {row['choices']}: {off:+.1%}, {row['parts']}"
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_every_base(name):
+    recipe = load_recipe(None)
+    check(recipe, name, smallest_card(recipe, name))
+
+
+@pytest.mark.parametrize("preset", GPU_RECIPES)
+def test_every_preset(preset):
+    recipe = load_recipe(preset)
+    check(recipe, recipe.model.name, f"{preset.rpartition('-')[2].upper()}")
+
+
+@pytest.mark.parametrize(("name", "settings"), FULL.items())
+def test_other_precisions(name, settings):
+    recipe = load_recipe(None, settings)
+    check(recipe, name, smallest_card(recipe, name))
+
+
+def test_memory_is_counted_from_its_allocation_to_its_end():
+    with FakeTensorMode(), (live := Live()):
+        first = torch.empty(1000)  # 4000 bytes: 8 blocks of 512
+        view = first[10:]
+        assert live.now == 4096
+        second = first + 1
+        del first
+        assert live.now == 2 * 4096  # the view holds it
+        del view
+        assert (live.now, live.peak) == (4096, 2 * 4096)
+        assert (live.moved, live.num_operations) == (2 * 4000, 1)
+        second[torch.empty(1000, dtype=torch.bool)].sum().item()
+        table = torch.empty(100, 8)
+        live.moved = 0
+        torch.nn.functional.embedding(torch.empty(3, dtype=torch.int64), table)
+        assert live.moved == 2 * 3 * 8 * 4  # and not the whole table
+
+
+def test_layers_are_extrapolated():
+    few, many = Dry(10.0, 4.0, 7), Dry(13.0, 5.0, 9)
+    assert few.with_layers(many, dry_run.LAYERS[1]) == many
+    assert few.with_layers(many, 36) == Dry(10 + 3 * 34, 4 + 34, 7 + 2 * 34)
