@@ -3,6 +3,7 @@
 A reserve covers what cannot be counted: the CUDA context or the process itself, and fragmentation.
 """
 
+from dataclasses import dataclass
 from importlib.metadata import version
 
 from dpost_lite.methods import METHODS
@@ -23,6 +24,21 @@ CHUNK_TOKENS, CHUNK_WORDS = 4096, 32_768  # of a tile of logits (trl 1.16)
 TILE_NUMBERS, TILE_MASK_BYTES = {"cuda": 1, "cpu": 8}, {"cuda": 0, "cpu": 1}
 
 Parts = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Technique:
+    """What else decides how much memory training takes. `own_technique` is that of dpost-lite; bench/published.py counts
+    those of others.
+    """
+
+    num_trained: int
+    state_bytes: int
+    """Bytes of optimiser state per trained weight."""
+    recomputes: bool
+    """Whether layers are computed again in the backward pass (checkpointing), or all that they need is kept."""
+    in_chunks: bool
+    """Whether logits are computed in tiles, or all at once."""
 
 
 def weight_bytes(recipe: Recipe, shape: ModelShape, device: Device) -> float:
@@ -51,32 +67,53 @@ def logits_in_chunks() -> bool:
     return (major, minor) >= (1, 15)
 
 
-def training_parts(name: str, recipe: Recipe, shape: ModelShape, work: Workload, device: Device, micro: int) -> Parts:
+def own_technique(recipe: Recipe, shape: ModelShape, device: Device) -> Technique:
+    """How models/training.py trains."""
+    name = optimiser(on_gpu=not device.is_cpu, trains_adapter=recipe.model.precision != "full")
+    return Technique(
+        num_trained=num_trained(recipe, shape),
+        state_bytes=OPTIMISER_BYTES[name],
+        recomputes=not device.is_cpu,
+        in_chunks=logits_in_chunks(),
+    )
+
+
+def training_parts(
+    name: str,
+    recipe: Recipe,
+    shape: ModelShape,
+    work: Workload,
+    device: Device,
+    micro: int,
+    technique: Technique | None = None,
+) -> Parts:
     """Bytes by part. SFT sees `micro` sequences per pass; DPO twice as many, through policy and frozen reference."""
+    technique = technique or own_technique(recipe, shape, device)
     is_dpo, is_full = name == "dpo", recipe.model.precision == "full"
     number = 4 if is_full else device.number_bytes
     num_tokens = micro * longest_row(name, recipe, work) * (2 if is_dpo else 1)
-    trained = num_trained(recipe, shape)
+    trained = technique.num_trained
     # What a layer's gradient needs: both norms' inputs and outputs, which the layers behind them share, q, k and v with
     # k and v repeated for their heads, what o and down read, and gate, its activation and up.
     layer = number * (4 * shape.hidden + 4 * shape.num_heads * shape.head_dim + 4 * shape.intermediate)
-    if device.is_cpu:  # kept of all layers
-        kept, layer = shape.num_layers * layer, 0
-    else:  # checkpointed: each layer's input, and one layer whole with its gradients
+    if technique.recomputes:  # each layer's input, and one layer whole with its gradients
         kept, layer = shape.num_layers * number * shape.hidden, 2 * layer
+    else:  # kept of all layers
+        kept, layer = shape.num_layers * layer, 0
     dequantised = 2 * number * max(i * o for i, o in shape.linear_sizes) if recipe.model.precision == "4bit" else 0
-    state = OPTIMISER_BYTES[optimiser(on_gpu=not device.is_cpu, trains_adapter=not is_full)]
     return {
         "weights": weight_bytes(recipe, shape, device),
         "adapters": 0.0 if is_full else trained * 4.0 * (2 if is_dpo else 1),
-        "optimiser": trained * (4.0 + state),  # the gradient in float32, and two moments
+        "optimiser": trained * (4.0 + technique.state_bytes),  # the gradient in float32, and two moments
         "activations": float(num_tokens * (kept + layer) + dequantised),
-        "logits": _logits(num_tokens, shape, device, number, is_dpo=is_dpo),
+        "logits": _logits(num_tokens, shape, device, number, is_dpo=is_dpo, in_chunks=technique.in_chunks),
     }
 
 
-def _logits(num_tokens: int, shape: ModelShape, device: Device, number: int, *, is_dpo: bool) -> float:
-    if logits_in_chunks():
+def _logits(
+    num_tokens: int, shape: ModelShape, device: Device, number: int, *, is_dpo: bool, in_chunks: bool
+) -> float:
+    if in_chunks:
         tile = min(num_tokens, CHUNK_TOKENS) * min(shape.vocabulary, CHUNK_WORDS)
         return float(tile * (TILE_NUMBERS[device.kind] * number + TILE_MASK_BYTES[device.kind]))
     policy = num_tokens * shape.vocabulary * (number + 4 + 4 + number)  # logits, float32, and both gradients
