@@ -17,6 +17,7 @@ from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, logit_copies, max_pr
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight's code, its block's 8-bit scale, that one's own scale (QLoRA, 3)
 PROCESS_BYTES = 0.75 * GIB  # Python, PyTorch and the libraries
 FRAGMENTATION = 0.06  # as a share of what is allocated
+ADAPTER_FRAGMENTATION = 0.12  # the same where adapters are trained on a GPU: 6 to 23 %, median 12 (bench/published.py)
 LENGTH_MARGIN = 1.1  # lengths are counted without the tokenizer
 CHUNK_TOKENS, CHUNK_WORDS = 4096, 32_768  # of a tile of logits (trl 1.16)
 
@@ -28,7 +29,7 @@ Parts = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Technique:
-    """What else decides how much memory training takes. `own_technique` is that of dpost-lite; bench/published.py counts
+    """What else decides how much memory training takes: `own_technique` is dpost-lite's, bench/published.py counts
     those of others.
     """
 
@@ -96,23 +97,24 @@ def training_parts(
     # What a layer's gradient needs: both norms' inputs and outputs, which the layers behind them share, q, k and v with
     # k and v repeated for their heads, what o and down read, and gate, its activation and up.
     layer = number * (4 * shape.hidden + 4 * shape.num_heads * shape.head_dim + 4 * shape.intermediate)
-    if technique.recomputes:  # each layer's input, and one layer whole with its gradients
-        kept, layer = shape.num_layers * number * shape.hidden, 2 * layer
+    logits = _logits(num_tokens, shape, device, number, is_dpo=is_dpo, in_chunks=technique.in_chunks)
+    if (
+        technique.recomputes
+    ):  # each layer's input; beside it the logits, or when they are gone a layer and its gradients
+        activations = num_tokens * shape.num_layers * number * shape.hidden + max(0, num_tokens * 2 * layer - logits)
     else:  # kept of all layers
-        kept, layer = shape.num_layers * layer, 0
+        activations = num_tokens * shape.num_layers * layer
     dequantised = 2 * number * max(i * o for i, o in shape.linear_sizes) if recipe.model.precision == "4bit" else 0
     return {
         "weights": weight_bytes(recipe, shape, device),
         "adapters": 0.0 if is_full else trained * 4.0 * (2 if is_dpo else 1),
         "optimiser": trained * (4.0 + technique.state_bytes),  # the gradient in float32, and two moments
-        "activations": float(num_tokens * (kept + layer) + dequantised),
-        "logits": _logits(num_tokens, shape, device, number, is_dpo=is_dpo, in_chunks=technique.in_chunks),
+        "activations": float(activations + dequantised),
+        "logits": logits,
     }
 
 
-def _logits(
-    num_tokens: int, shape: ModelShape, device: Device, number: int, *, is_dpo: bool, in_chunks: bool
-) -> float:
+def _logits(num_tokens: int, shape: ModelShape, device: Device, number: int, *, is_dpo: bool, in_chunks: bool) -> float:
     if in_chunks:
         tile = min(num_tokens, CHUNK_TOKENS) * min(shape.vocabulary, CHUNK_WORDS)
         return float(tile * (TILE_NUMBERS[device.kind] * number + TILE_MASK_BYTES[device.kind]))
@@ -150,7 +152,13 @@ def merge_parts(recipe: Recipe, shape: ModelShape, device: Device) -> Parts:
     }
 
 
-def with_reserve(parts: Parts, device: Device) -> Parts:
+def with_reserve(parts: Parts, device: Device, fragmentation: float = FRAGMENTATION) -> Parts:
     """Return the parts plus the reserve."""
     fixed = PROCESS_BYTES if device.is_cpu else CONTEXT_BYTES
-    return {**parts, "reserve": fixed + FRAGMENTATION * sum(parts.values())}
+    return {**parts, "reserve": fixed + fragmentation * sum(parts.values())}
+
+
+def training_fragmentation(recipe: Recipe, device: Device) -> float:
+    """Share of what training allocates that PyTorch holds on top and cannot use."""
+    trains_adapter = recipe.model.precision != "full"
+    return ADAPTER_FRAGMENTATION if trains_adapter and not device.is_cpu else FRAGMENTATION
