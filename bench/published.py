@@ -134,6 +134,7 @@ QWEN_7B = _shape("Qwen-7B", 32, 4096, 11_008, 32, 32, 151_936, bias=True)
 QWEN_14B = _shape("Qwen-14B", 40, 5120, 13_696, 40, 40, 152_064, bias=True)
 QWEN_72B = _shape("Qwen-72B", 80, 8192, 24_576, 64, 64, 152_064, bias=True)
 QWEN_2_1B5 = replace(BASES["Qwen/Qwen2.5-1.5B"].shape, name="Qwen2.5-1.5B")
+QWEN_2_CODER = replace(QWEN_2_1B5, name="Qwen2.5-Coder-1.5B")
 QWEN_2_7B = replace(BASES["Qwen/Qwen2.5-7B"].shape, name="Qwen2.5-7B")
 TINY_LLAMA = _shape("TinyLlama-1.1B", 22, 2048, 5632, 32, 4, 32_000)
 SMOLLM2 = _shape("SmolLM2-1.7B", 24, 2048, 8192, 32, 32, 49_152, tied=True)
@@ -311,7 +312,7 @@ def _t4() -> Iterator[Run]:
     for shape, rank, micro, length, allocated, process, seconds in (
         (TINY_LLAMA, 32, 2, 512, 1847, 2267, None), (TINY_LLAMA, 32, 2, 1024, 2528, 3033, None),
         (TINY_LLAMA, 32, 2, 2048, 3897, 4781, None), (SMOLLM2, 32, 4, 1024, 5281, 6049, None),
-        (QWEN_2_1B5, 32, 2, 1024, 6823, 7373, None), (QWEN_2_1B5, 16, 1, 1024, 4235.2, 5352.9, 1.147),
+        (QWEN_2_1B5, 32, 2, 1024, 6823, 7373, None), (QWEN_2_CODER, 16, 1, 1024, 4235.2, 5352.9, 1.147),
         (QWEN_2_7B, 16, 1, 1024, 10_585.8, 12_020.9, 3.725), (MISTRAL, 16, 1, 1024, 6056.3, 6540.9, 3.901),
         (DEEPSEEK, 16, 1, 1024, 1971.7, 2312.9, 0.999), (LLAMA_3_3B, 16, 1, 1024, 5495.0, 6408.9, 2.276),
         (LLAMA_3_1B, 16, 1, 1024, 3723.1, 4166.9, 0.867),

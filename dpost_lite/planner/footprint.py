@@ -98,11 +98,12 @@ def training_parts(
     # k and v repeated for their heads, what o and down read, and gate, its activation and up.
     layer = number * (4 * shape.hidden + 4 * shape.num_heads * shape.head_dim + 4 * shape.intermediate)
     logits = _logits(num_tokens, shape, device, number, is_dpo=is_dpo, in_chunks=technique.in_chunks)
-    if (
-        technique.recomputes
-    ):  # each layer's input; beside it the logits, or when they are gone a layer and its gradients
-        activations = num_tokens * shape.num_layers * number * shape.hidden + max(0, num_tokens * 2 * layer - logits)
-    else:  # kept of all layers
+    if technique.recomputes:
+        # Each layer's input is kept. Beside them are the logits or, once these are gone, one layer with its gradients:
+        # whichever takes more.
+        inputs = num_tokens * shape.num_layers * number * shape.hidden
+        activations = inputs + max(0, num_tokens * 2 * layer - logits)
+    else:
         activations = num_tokens * shape.num_layers * layer
     dequantised = 2 * number * max(i * o for i, o in shape.linear_sizes) if recipe.model.precision == "4bit" else 0
     return {
