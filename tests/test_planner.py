@@ -113,6 +113,32 @@ def test_parts_add_up_and_are_what_they_are_called(whole_logits):
     assert rows * 300 < positions < rows * (300 + 240)
 
 
+@pytest.mark.parametrize("in_chunks", [True, False])
+@pytest.mark.parametrize("recomputes", [True, False])
+def test_logits_and_a_recomputed_layer_are_never_there_at_once(recomputes, in_chunks):
+    """With checkpointing the larger of the two is counted, without it both."""
+    recipe, shape, device = Recipe(), find_shape("meta-llama/Llama-3.1-8B"), card(24e9)
+    technique = footprint.own_technique(recipe, shape, device)
+    assert technique.recomputes
+    technique = replace(technique, recomputes=recomputes, in_chunks=in_chunks)
+    parts = footprint.training_parts("sft", recipe, shape, GSM8K, device, 8, technique)
+    tokens, values = 8 * 605, 4 * (4096 + 4096 + 14_336)
+    logits = 4096 * 32_768 * 2 + tokens * 4096 * (4 + 2) if in_chunks else tokens * 128_256 * 12
+    layer = tokens * values * 2
+    kept = tokens * 32 * 4096 * 2 + max(logits, 2 * layer) if recomputes else 32 * layer + logits
+    dequantised = 2 * 2 * 4096 * 14_336
+    assert parts["activations"] + parts["logits"] == pytest.approx(kept + dequantised)
+    assert parts["logits"] == logits
+
+
+def test_a_gpu_that_trains_adapters_keeps_more_in_reserve():
+    sft, sampling, dpo, merge = planned(Recipe(), "Qwen/Qwen3-8B-Base", "24GB").stages
+    full, *_ = planned(load_recipe(None, ["model.precision=full"]), "HuggingFaceTB/SmolLM2-360M", "24GB").stages
+    for stage, share in ((sft, 0.12), (dpo, 0.12), (sampling, 0.06), (merge, 0.06), (full, 0.06)):
+        counted = stage.peak_bytes - stage.parts["reserve"]
+        assert stage.parts["reserve"] == pytest.approx(device_module.CONTEXT_BYTES + share * counted)
+
+
 def test_cache_bytes_are_the_engines(model_of):
     torch = pytest.importorskip("torch")
     from dpost_lite.models.shapes import shape_of
@@ -179,7 +205,7 @@ def test_prompts_are_held_for_all_rows_and_for_those_whose_last_sample_lasts(num
 
 def test_top_p_takes_memory_for_sorting():
     """Planner and engine count the same, so that the planned rows are those that run."""
-    for top_p, numbers in ((1, 4), (0.9, 10)):
+    for top_p, numbers in ((1, 3), (0.9, 10)):
         plan = planned(load_recipe(None, [f"sampling.top_p={top_p}"]), "Qwen/Qwen3-8B-Base", "24GB")
         logits = plan.stages[1].choices["rows"] * plan.shape.vocabulary
         assert plan.stages[1].parts["logits"] == (4 * numbers + 2) * logits  # 2 bytes each where graphs put them

@@ -3,6 +3,7 @@
 A reserve covers what cannot be counted: the CUDA context or the process itself, and fragmentation.
 """
 
+from dataclasses import dataclass
 from importlib.metadata import version
 
 from dpost_lite.methods import METHODS
@@ -16,6 +17,7 @@ from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, logit_copies, max_pr
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight's code, its block's 8-bit scale, that one's own scale (QLoRA, 3)
 PROCESS_BYTES = 0.75 * GIB  # Python, PyTorch and the libraries
 FRAGMENTATION = 0.06  # as a share of what is allocated
+ADAPTER_FRAGMENTATION = 0.12  # the same where adapters are trained on a GPU: 6 to 23 %, median 12 (bench/published.py)
 LENGTH_MARGIN = 1.1  # lengths are counted without the tokenizer
 CHUNK_TOKENS, CHUNK_WORDS = 4096, 32_768  # of a tile of logits (trl 1.16)
 
@@ -23,6 +25,21 @@ CHUNK_TOKENS, CHUNK_WORDS = 4096, 32_768  # of a tile of logits (trl 1.16)
 TILE_NUMBERS, TILE_MASK_BYTES = {"cuda": 1, "cpu": 8}, {"cuda": 0, "cpu": 1}
 
 Parts = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Technique:
+    """What else decides how much memory training takes: `own_technique` is dpost-lite's, bench/published.py counts
+    those of others.
+    """
+
+    num_trained: int
+    state_bytes: int
+    """Bytes of optimiser state per trained weight."""
+    recomputes: bool
+    """Whether layers are computed again in the backward pass (checkpointing), or all that they need is kept."""
+    in_chunks: bool
+    """Whether logits are computed in tiles, or all at once."""
 
 
 def weight_bytes(recipe: Recipe, shape: ModelShape, device: Device) -> float:
@@ -51,38 +68,61 @@ def logits_in_chunks() -> bool:
     return (major, minor) >= (1, 15)
 
 
-def training_parts(name: str, recipe: Recipe, shape: ModelShape, work: Workload, device: Device, micro: int) -> Parts:
+def own_technique(recipe: Recipe, shape: ModelShape, device: Device) -> Technique:
+    """How models/training.py trains."""
+    name = optimiser(on_gpu=not device.is_cpu, trains_adapter=recipe.model.precision != "full")
+    return Technique(
+        num_trained=num_trained(recipe, shape),
+        state_bytes=OPTIMISER_BYTES[name],
+        recomputes=not device.is_cpu,
+        in_chunks=logits_in_chunks(),
+    )
+
+
+def training_parts(
+    name: str,
+    recipe: Recipe,
+    shape: ModelShape,
+    work: Workload,
+    device: Device,
+    micro: int,
+    technique: Technique | None = None,
+) -> Parts:
     """Bytes by part. SFT sees `micro` sequences per pass; DPO twice as many, through policy and frozen reference."""
+    technique = technique or own_technique(recipe, shape, device)
     is_dpo, is_full = name == "dpo", recipe.model.precision == "full"
     number = 4 if is_full else device.number_bytes
     num_tokens = micro * longest_row(name, recipe, work) * (2 if is_dpo else 1)
-    trained = num_trained(recipe, shape)
+    trained = technique.num_trained
     # What a layer's gradient needs: both norms' inputs and outputs, which the layers behind them share, q, k and v with
     # k and v repeated for their heads, what o and down read, and gate, its activation and up.
     narrow, wide = shape.hidden + shape.num_heads * shape.head_dim, shape.intermediate
-    logits = _logits(num_tokens, shape, device, number, is_dpo=is_dpo, is_full=is_full)
-    if device.is_cpu:  # kept of all layers
-        kept, layer = shape.num_layers * number * (4 * narrow + 4 * wide), 0
-    else:  # checkpointed: each layer's input, and one layer whole with its gradients, after the logits are gone
-        in_float32 = 1 if is_full else 2  # of a norm and of rotated keys, copies are held in float32
-        kept, layer = shape.num_layers * number * shape.hidden, 2 * number * (2 * in_float32 * narrow + 4 * wide)
-        logits = max(0.0, logits - num_tokens * layer)
+    logits = _logits(num_tokens, shape, device, number, technique, is_dpo=is_dpo)
+    if technique.recomputes:
+        # Each layer's input is kept. Beside them are the logits or, once these are gone, one layer with its gradients:
+        # whichever takes more. In 16 bit, norms and rotated keys are held in float32 too.
+        layer = number * ((2 if number == 4 else 4) * narrow + 4 * wide)
+        inputs = num_tokens * shape.num_layers * number * shape.hidden
+        activations = inputs + max(0, num_tokens * 2 * layer - logits)
+    else:
+        activations = num_tokens * shape.num_layers * number * 4 * (narrow + wide)
     dequantised = 2 * number * max(i * o for i, o in shape.linear_sizes) if recipe.model.precision == "4bit" else 0
-    state = OPTIMISER_BYTES[optimiser(on_gpu=not device.is_cpu, trains_adapter=not is_full)]
     return {
         "weights": weight_bytes(recipe, shape, device),
         "adapters": 0.0 if is_full else trained * 4.0 * (2 if is_dpo else 1),
-        "optimiser": trained * (4.0 + state),  # the gradient in float32, and two moments
-        "activations": float(num_tokens * (kept + layer) + dequantised),
+        "optimiser": trained * (4.0 + technique.state_bytes),  # the gradient in float32, and two moments
+        "activations": float(activations + dequantised),
         "logits": logits,
     }
 
 
-def _logits(num_tokens: int, shape: ModelShape, device: Device, number: int, *, is_dpo: bool, is_full: bool) -> float:
-    if logits_in_chunks():
+def _logits(
+    num_tokens: int, shape: ModelShape, device: Device, number: int, technique: Technique, *, is_dpo: bool
+) -> float:
+    if technique.in_chunks:
         tile = min(num_tokens, CHUNK_TOKENS) * min(shape.vocabulary, CHUNK_WORDS)
         gradients = num_tokens * shape.hidden * (4 + number)  # of what the head reads, and of the head
-        gradients += 4 * shape.vocabulary * shape.hidden if is_full else 0
+        gradients += 4 * shape.vocabulary * shape.hidden if technique.num_trained == shape.num_parameters else 0
         return float(tile * (TILE_NUMBERS[device.kind] * number + TILE_MASK_BYTES[device.kind]) + gradients)
     policy = num_tokens * shape.vocabulary * (number + 4 + 4 + number)  # logits, float32, and both gradients
     return float(policy + (num_tokens * shape.vocabulary * (number + 4) if is_dpo else 0))  # the reference's beside it
@@ -118,7 +158,13 @@ def merge_parts(recipe: Recipe, shape: ModelShape, device: Device) -> Parts:
     }
 
 
-def with_reserve(parts: Parts, device: Device) -> Parts:
+def with_reserve(parts: Parts, device: Device, fragmentation: float = FRAGMENTATION) -> Parts:
     """Return the parts plus the reserve."""
     fixed = PROCESS_BYTES if device.is_cpu else CONTEXT_BYTES
-    return {**parts, "reserve": fixed + FRAGMENTATION * sum(parts.values())}
+    return {**parts, "reserve": fixed + fragmentation * sum(parts.values())}
+
+
+def training_fragmentation(recipe: Recipe, device: Device) -> float:
+    """Share of what training allocates that PyTorch holds on top and cannot use."""
+    trains_adapter = recipe.model.precision != "full"
+    return ADAPTER_FRAGMENTATION if trains_adapter and not device.is_cpu else FRAGMENTATION

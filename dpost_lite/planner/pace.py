@@ -1,7 +1,8 @@
 """Tokens and seconds of each stage of a run, from a device's rates and the number of problems.
 
-CPU efficiencies were measured (bench/memory.py checks them); those of GPUs are assumed. How many rationales will be
-right, and so the size of later training sets, is unknown beforehand: workload.py has the assumptions.
+CPU efficiencies were measured (bench/memory.py checks them); those of GPUs are assumed (bench/published.py sets that of
+training beside measurements). How many rationales will be right, and so the size of later training sets, is unknown
+beforehand: workload.py has the assumptions.
 """
 
 import math

@@ -19,6 +19,7 @@ from dpost_lite.planner.footprint import (
     merge_parts,
     num_trained,
     sampling_parts,
+    training_fragmentation,
     training_parts,
     with_reserve,
 )
@@ -250,7 +251,8 @@ def _training(name: str, recipe: Recipe, shape: ModelShape, device: Device, work
     is_full = recipe.model.precision == "full"
     if name == "dpo":
         choices["reference"] = "computed beforehand" if is_full else "a frozen adapter"
-    parts = with_reserve(training_parts(name, recipe, shape, work, device, micro), device)
+    counted = training_parts(name, recipe, shape, work, device, micro)
+    parts = with_reserve(counted, device, training_fragmentation(recipe, device))
     num_saved = METHODS[recipe.method].num_trained(recipe.rounds)[name]
     disk = num_saved * num_trained(recipe, shape) * 4.0
     ram = sum(parts.values()) if device.is_cpu else PARENT_BYTES
