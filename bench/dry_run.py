@@ -9,6 +9,8 @@ memory-efficient attention (output and log-sum-exp), and trl's Triton kernels (n
 on either side: the CUDA context, fragmentation and, as no step of the optimiser is made, its moments.
 
 Each model is cut to 2 and to 3 layers, from which its own number is extrapolated: memory grows by the layer.
+On CPUs, where little needs replacing, the rehearsal's training is counted in both compute types.
+
 For a decode step it also counts the bytes read and written by all operations and the operations themselves, beside the
 bound: weights and cache read once. The last line is one JSON object.
 """
@@ -33,7 +35,7 @@ from torch.utils._pytree import tree_iter
 
 from dpost_lite.models import adapters, dpo, sft, training
 from dpost_lite.models.shapes import BASES, ModelShape
-from dpost_lite.planner.device import GIB, card, parse_memory
+from dpost_lite.planner.device import GIB, Device, card, parse_memory
 from dpost_lite.planner.footprint import num_trained
 from dpost_lite.planner.plan import make_plans
 from dpost_lite.planner.workload import Workload, workload_of
@@ -47,7 +49,7 @@ from dpost_lite.sampling.step_inputs import StepInputs, StepShape, multiple_of
 
 BLOCK = 512  # bytes: PyTorch's GPU allocator rounds up to it
 LAYERS = 2, 3  # that are run
-PROMPT_TOKENS = 100  # of a training row
+CPUS = [Device("cpu", 16e9, number_bytes, 1e12, 1e10, "of no importance") for number_bytes in (2, 4)]
 aten = torch.ops.aten
 NOTHING_MOVED = {
     aten.empty.memory_format, aten.new_empty.default, aten.empty_like.default, aten._unsafe_view.default,
@@ -162,24 +164,28 @@ def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **_: Any
 
 
 @contextmanager
-def stand_ins() -> Iterator[None]:
-    """Replace what only a GPU has, in a `with` block."""
+def stand_ins(*, on_gpu: bool = True) -> Iterator[None]:
+    """Replace what needs values or, `on_gpu`, a GPU, in a `with` block."""
     from transformers import Trainer
     from trl.kernels import chunked_logprob
     from trl.trainer import dpo_trainer
 
-    with ExitStack() as stack:
-        for owner, name, value in (
+    replaced: list[tuple[Any, str, Any]] = [
+        (Trainer, "_move_model_to_device", lambda *_: None),
+        (dpo_trainer, "hash_module", lambda *_: ""),  # of the weights
+        (dpo_trainer.DPOTrainer, "_precompute_ref_logps", lambda _, rows, *__: rows),
+    ]
+    if on_gpu:
+        replaced += [
             (torch.nn.functional, "scaled_dot_product_attention", _attention),
             (chunked_logprob, "_forward_tile", lambda *_, **__: None),
             (chunked_logprob, "_backward_tile", lambda *_, **__: None),
             (chunked_logprob, "_addmm_fp32", lambda *_: None),  # on a GPU, of 16-bit numbers without a copy
             (chunked_logprob, "_use_triton", lambda _: False),
             (choosing, "_CPU_CHUNK", 2**62),  # a GPU takes all logits at once
-            (Trainer, "_move_model_to_device", lambda *_: None),
-            (dpo_trainer, "hash_module", lambda *_: ""),  # of the weights
-            (dpo_trainer.DPOTrainer, "_precompute_ref_logps", lambda _, rows, *__: rows),
-        ):
+        ]
+    with ExitStack() as stack:
+        for owner, name, value in replaced:
             stack.enter_context(patch.object(owner, name, value))
         yield
 
@@ -230,8 +236,8 @@ def _tokenizer() -> Any:
 
 def _trainer(name: str, policy: Any, recipe: Recipe, micro: int, length: int, folder: Path) -> Any:
     """Return the trainer of a stage with `micro` rows of `length` tokens."""
-    prompter, prompt = SimpleNamespace(tokenizer=_tokenizer()), [0] * PROMPT_TOKENS
-    answer = [0] * (length - PROMPT_TOKENS)
+    prompter, prompt = SimpleNamespace(tokenizer=_tokenizer()), [0] * (length // 4)
+    answer = [0] * (length - len(prompt))
     if name == "dpo":
         settings = recipe.dpo.model_copy(update={"micro_batch_size": micro, "batch_size": 2 * micro})
         rows = [{"prompt_ids": prompt, "chosen_ids": answer, "rejected_ids": answer}] * micro
@@ -263,15 +269,15 @@ class Dry:
         )
 
 
-def dry_training(name: str, recipe: Recipe, shape: ModelShape, micro: int, length: int) -> Dry:
+def dry_training(name: str, recipe: Recipe, shape: ModelShape, device: Device, micro: int, length: int) -> Dry:
     """Return the peak of a step's second micro-batch, all rows of `length` tokens; `name` is sft or dpo."""
-    found = [_dry_training(name, recipe, replace(shape, num_layers=n), micro, length) for n in LAYERS]
+    found = [_dry_training(name, recipe, replace(shape, num_layers=n), device, micro, length) for n in LAYERS]
     return found[0].with_layers(found[1], shape.num_layers)
 
 
-def _dry_training(name: str, recipe: Recipe, shape: ModelShape, micro: int, length: int) -> Dry:
-    policy = build(shape, recipe.model.precision, torch.bfloat16)
-    with stand_ins(), tempfile.TemporaryDirectory() as folder:
+def _dry_training(name: str, recipe: Recipe, shape: ModelShape, device: Device, micro: int, length: int) -> Dry:
+    policy = build(shape, recipe.model.precision, torch.bfloat16 if device.number_bytes == 2 else torch.float32)
+    with stand_ins(on_gpu=not device.is_cpu), tempfile.TemporaryDirectory() as folder:
         with torch.device("meta"):
             if recipe.model.precision != "full":
                 policy = adapters.create(policy, recipe.lora, seed=0)
@@ -286,7 +292,8 @@ def _dry_training(name: str, recipe: Recipe, shape: ModelShape, micro: int, leng
             batch = {key: torch.empty(values.shape, dtype=values.dtype) for key, values in collated.items()}
             if name == "dpo" and recipe.model.precision == "full":  # computed before the first step
                 batch |= {f"ref_{side}_logps": torch.empty(micro) for side in ("chosen", "rejected")}
-            trainer.model.gradient_checkpointing_enable({"preserve_rng_state": False, "use_reentrant": False})
+            if not device.is_cpu:
+                trainer.model.gradient_checkpointing_enable({"preserve_rng_state": False, "use_reentrant": False})
             trainer.model.train()
             for weights in trainer.model.parameters():
                 weights.grad = torch.empty_like(weights) if weights.requires_grad else None  # of an earlier micro-batch
@@ -336,23 +343,23 @@ def _dry_sampling(recipe: Recipe, shape: ModelShape, work: Workload, num_rows: i
     return Dry(live.peak, moved, num_operations)
 
 
-def compare(recipe: Recipe, name: str, size: str) -> list[dict[str, Any]]:
-    """Return the planner's count beside the dry run for each stage of the plan of one base on one card."""
+def compare(recipe: Recipe, name: str, device: Device) -> list[dict[str, Any]]:
+    """Return the planner's count beside the dry run for each stage of the plan of one base; on a CPU, for training."""
     work, shape = workload_of(recipe), BASES[name].shape
-    (plan,) = make_plans([(recipe, work)], shape, card(parse_memory(size)))
+    (plan,) = make_plans([(recipe, work)], shape, device)
     rows = []
     for stage in plan.stages:
         parts = {part: num_bytes for part, num_bytes in stage.parts.items() if part != "reserve"}
         choices = stage.choices
         if stage.name in ("sft", "dpo"):
             micro, length = int(choices["micro-batch"]), int(choices["longest"])
-            found = dry_training(stage.name, recipe, shape, micro, length)
+            found = dry_training(stage.name, recipe, shape, device, micro, length)
             parts["optimiser"] = num_trained(recipe, shape) * 4.0  # the gradient; no step is made
-        elif stage.name == "sampling":
+        elif stage.name == "sampling" and not device.is_cpu:
             found = dry_sampling(recipe, shape, work, int(choices["rows"]), is_merged=choices["weights"] == "merged")
         else:
             continue
-        row = {"base": name, "card": size, "stage": stage.name, "choices": choices, "parts": parts}
+        row = {"base": name, "device": name_of(device), "stage": stage.name, "choices": choices, "parts": parts}
         rows.append({**row, "planned": sum(parts.values()), "found": found.peak})
         if stage.name == "sampling":
             bound = parts["weights"] + parts["cache"]
@@ -362,7 +369,7 @@ def compare(recipe: Recipe, name: str, size: str) -> list[dict[str, Any]]:
 
 def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
-    words = f"{row['base']:<28}{row['card']:>6}  {row['stage']:<9}"
+    words = f"{row['base']:<28}{row['device']:>12}  {row['stage']:<9}"
     off = row["planned"] / row["found"] - 1
     words += f"{row['planned'] / GIB:8.2f}{row['found'] / GIB:8.2f}{off:+7.1%}"
     if "moved" in row:
@@ -381,26 +388,38 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
     arguments = parser.parse_intermixed_args()
     recipe = load_recipe(None, arguments.overrides)
-    print(f"{'base':<28}{'card':>6}  {'stage':<9}{'planned':>8}{'dry GiB':>8}{'off':>7}")
+    print(f"{'base':<28}{'device':>12}  {'stage':<9}{'planned':>8}{'dry GiB':>8}{'off':>7}")
     rows = []
     for name in arguments.bases:
-        for row in compare(recipe, name, arguments.gpu_mem or smallest_card(recipe, name)):
+        device = card(parse_memory(arguments.gpu_mem)) if arguments.gpu_mem else smallest_card(recipe, name)
+        for row in compare(recipe, name, device):
+            rows.append(row)
+            print(line(row), flush=True)
+    for device in CPUS:
+        for row in compare(load_recipe("rehearsal", arguments.overrides), "HuggingFaceTB/SmolLM2-135M", device):
             rows.append(row)
             print(line(row), flush=True)
     publish(result_of("dry_run", rows=rows), arguments.save)
 
 
-def smallest_card(recipe: Recipe, name: str) -> str:
+def name_of(device: Device) -> str:
+    """Return `24 GB`, or the CPU's compute type."""
+    kind = {2: "bfloat16", 4: "float32"}[device.number_bytes]
+    return f"CPU, {kind}" if device.is_cpu else f"{device.memory_bytes / 1e9:.0f} GB"
+
+
+def smallest_card(recipe: Recipe, name: str) -> Device:
     """Return the smallest usual card that holds a base."""
     from dpost_lite.errors import ModelError
 
     for size in ("8GB", "12GB", "16GB", "24GB", "48GB"):
         try:
-            make_plans([(recipe, workload_of(recipe))], BASES[name].shape, card(parse_memory(size)))
-            return size
+            device = card(parse_memory(size))
+            make_plans([(recipe, workload_of(recipe))], BASES[name].shape, device)
+            return device
         except ModelError:
             continue
-    return "80GB"
+    return card(80e9)
 
 
 if __name__ == "__main__":

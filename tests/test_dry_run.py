@@ -8,6 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpost_lite.models.shapes import BASES
+from dpost_lite.planner.device import Device, card, parse_memory
 from dpost_lite.recipe_files import load_recipe, recipes_dir
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
@@ -20,12 +21,14 @@ GPU_RECIPES = sorted(path.stem for path in recipes_dir().glob("*gb.yaml"))
 FULL = {"HuggingFaceTB/SmolLM2-135M": ["model.precision=full"], "Qwen/Qwen2.5-7B": ["model.precision=16bit"]}
 
 
-def check(recipe, name: str, size: str) -> None:
-    rows = compare(recipe, name, size)
-    assert [row["stage"] for row in rows] == ["sft", "sampling", "dpo"]
+def check(recipe, name: str, device: Device) -> None:
+    rows = compare(recipe, name, device)
+    assert [row["stage"] for row in rows] == (["sft", "dpo"] if device.is_cpu else ["sft", "sampling", "dpo"])
     for row in rows:
         off = row["planned"] / row["found"] - 1
-        assert abs(off) < TOLERANCE, f"{name} {size} {row['stage']} {row['choices']}: {off:+.1%}, {row['parts']}"
+        assert abs(off) < TOLERANCE, (
+            f"{name} {row['device']} {row['stage']} {row['choices']}: {off:+.1%}, {row['parts']}"
+        )
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -37,13 +40,18 @@ def test_every_base(name):
 @pytest.mark.parametrize("preset", GPU_RECIPES)
 def test_every_preset(preset):
     recipe = load_recipe(preset)
-    check(recipe, recipe.model.name, f"{preset.rpartition('-')[2].upper()}")
+    check(recipe, recipe.model.name, card(parse_memory(preset.rpartition("-")[2])))
 
 
 @pytest.mark.parametrize(("name", "settings"), FULL.items())
 def test_other_precisions(name, settings):
     recipe = load_recipe(None, settings)
     check(recipe, name, smallest_card(recipe, name))
+
+
+@pytest.mark.parametrize("device", dry_run.CPUS, ids=dry_run.name_of)
+def test_the_rehearsal_on_cpus(device):
+    check(load_recipe("rehearsal"), "HuggingFaceTB/SmolLM2-135M", device)
 
 
 def test_memory_is_counted_from_its_allocation_to_its_end():

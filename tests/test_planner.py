@@ -125,7 +125,8 @@ def test_logits_and_a_recomputed_layer_are_never_there_at_once(recomputes, in_ch
     tokens, values = 8 * 605, 4 * (4096 + 4096 + 14_336)
     logits = 4096 * 32_768 * 2 + tokens * 4096 * (4 + 2) if in_chunks else tokens * 128_256 * 12
     layer = tokens * values * 2
-    kept = tokens * 32 * 4096 * 2 + max(logits, 2 * layer) if recomputes else 32 * layer + logits
+    norms = tokens * 12 * 4096  # in float32
+    kept = tokens * 32 * 4096 * 2 + max(logits, 2 * layer) if recomputes else 32 * (layer + norms) + logits
     dequantised = 2 * 2 * 4096 * 14_336
     assert parts["activations"] + parts["logits"] == pytest.approx(kept + dequantised)
     assert parts["logits"] == logits

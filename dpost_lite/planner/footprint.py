@@ -21,8 +21,8 @@ ADAPTER_FRAGMENTATION = 0.12  # the same where adapters are trained on a GPU: 6 
 LENGTH_MARGIN = 1.1  # lengths are counted without the tokenizer
 CHUNK_TOKENS, CHUNK_WORDS = 4096, 32_768  # of a tile of logits (trl 1.16)
 
-# What trl's tiles take for each logit: on a GPU the tile itself, worked on in place; on a CPU eight copies and a mask.
-TILE_NUMBERS, TILE_MASK_BYTES = {"cuda": 1, "cpu": 8}, {"cuda": 0, "cpu": 1}
+# What trl's tiles take for each logit beside the tile itself, in which a GPU works: seven float32 copies and a mask.
+TILE_BYTES = {"cuda": 0, "cpu": 7 * 4 + 1}
 
 Parts = dict[str, float]
 
@@ -101,11 +101,15 @@ def training_parts(
     if technique.recomputes:
         # Each layer's input is kept. Beside them are the logits or, once these are gone, one layer with its gradients:
         # whichever takes more. In 16 bit, norms and rotated keys are held in float32 too.
-        layer = number * ((2 if number == 4 else 4) * narrow + 4 * wide)
+        layer: float = number * ((2 if number == 4 else 4) * narrow + 4 * wide)
         inputs = num_tokens * shape.num_layers * number * shape.hidden
-        activations = inputs + max(0, num_tokens * 2 * layer - logits)
+        activations = inputs + max(0.0, num_tokens * 2 * layer - logits)
     else:
-        activations = num_tokens * shape.num_layers * number * 4 * (narrow + wide)
+        layer = number * 4.0 * (narrow + wide)
+        layer += 12 * shape.hidden if number == 2 else 0  # what both norms hold in float32
+        if shape.has_qk_norm:
+            layer += 4.5 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
+        activations = num_tokens * shape.num_layers * layer
     dequantised = 2 * number * max(i * o for i, o in shape.linear_sizes) if recipe.model.precision == "4bit" else 0
     return {
         "weights": weight_bytes(recipe, shape, device),
@@ -123,7 +127,7 @@ def _logits(
         tile = min(num_tokens, CHUNK_TOKENS) * min(shape.vocabulary, CHUNK_WORDS)
         gradients = num_tokens * shape.hidden * (4 + number)  # of what the head reads, and of the head
         gradients += 4 * shape.vocabulary * shape.hidden if technique.num_trained == shape.num_parameters else 0
-        return float(tile * (TILE_NUMBERS[device.kind] * number + TILE_MASK_BYTES[device.kind]) + gradients)
+        return float(tile * (number + TILE_BYTES[device.kind]) + gradients)
     policy = num_tokens * shape.vocabulary * (number + 4 + 4 + number)  # logits, float32, and both gradients
     return float(policy + (num_tokens * shape.vocabulary * (number + 4) if is_dpo else 0))  # the reference's beside it
 
