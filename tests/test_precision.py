@@ -143,7 +143,10 @@ def test_checkpoints_as_on_a_gpu_change_nothing(base_dir, prompter, policy_dir, 
 
 @pytest.fixture
 def fast(monkeypatch):
-    """Our module on a stand-in with the signatures of unsloth 2026.10.7, which does what transformers and peft do."""
+    """Our module on a stand-in for unsloth, which does what transformers and peft do.
+
+    It has only the arguments that we pass; test_unsloth_source.py checks their names and defaults.
+    """
     import importlib
     import types
 
@@ -152,19 +155,19 @@ def fast(monkeypatch):
     class FastLanguageModel:
         @staticmethod
         def from_pretrained(
-            model_name, max_seq_length=2048, dtype=None, load_in_4bit=True, load_in_8bit=False, load_in_16bit=False,
-            full_finetuning=False, token=None, device_map="sequential", rope_scaling=None, fix_tokenizer=True,
-            trust_remote_code=False, use_gradient_checkpointing="unsloth", resize_model_vocab=None, revision=None,
-            use_exact_model_name=False, fast_inference=False, gpu_memory_utilization=0.5, random_state=3407,
+            model_name="unsloth/Llama-3.2-1B-Instruct", max_seq_length=2048, dtype=None, load_in_4bit=True,
+            load_in_8bit=False, load_in_16bit=False, full_finetuning=False, trust_remote_code=False,
+            use_gradient_checkpointing="unsloth", use_exact_model_name=False, fast_inference=False,
         ):  # fmt: skip
             calls.append(("from_pretrained", locals()))
             return load(Path(model_name), "4bit" if load_in_4bit else "16bit"), None
 
         @staticmethod
         def get_peft_model(
-            model, r=16, target_modules=(), lora_alpha=16, lora_dropout=0.0, bias="none", layers_to_transform=None,
-            use_gradient_checkpointing="unsloth", random_state=3407, use_rslora=False, modules_to_save=None,
-            init_lora_weights=True, loftq_config=None,
+            model, r=16,
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],  # noqa: B006
+            lora_alpha=16, lora_dropout=0.0, bias="none", use_gradient_checkpointing="unsloth", random_state=3407,
+            use_rslora=False, init_lora_weights=True,
         ):  # fmt: skip
             calls.append(("get_peft_model", locals()))
             return adapters.create(model, LoraRecipe(rank=r, alpha=lora_alpha), seed=random_state)

@@ -13,7 +13,7 @@ from dpost_lite.errors import ModelError
 from dpost_lite.models import hardware
 from dpost_lite.recipe import LoraRecipe, ModelRecipe
 
-# Read by unsloth when it is imported. Its default for generated code is the current folder.
+# unsloth reads the first when it is imported: its default for generated code is the current folder.
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path(tempfile.gettempdir()) / "unsloth-compiled"))
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 
