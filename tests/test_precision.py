@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from dpost_lite.models.backend import FIRST_IMPORTS, choose_backend
 from dpost_lite.models.training import probe
 from dpost_lite.recipe import LoraRecipe, ModelRecipe
 from dpost_lite.recipe_files import load_recipe
+from dpost_lite.system.machine import cache_dir
 
 # All weights
 
@@ -194,7 +194,7 @@ def test_unsloth_is_asked_for_the_same_training(base_dir, policy_dir, prompter, 
     assert loaded["max_seq_length"] == 640
     assert loaded["model_name"] == str(base_dir)
     assert (wrapped["r"], wrapped["lora_alpha"], wrapped["random_state"]) == (4, 8, 42)
-    assert os.environ["UNSLOTH_COMPILE_LOCATION"].startswith(tempfile.gettempdir())
+    assert os.environ["UNSLOTH_COMPILE_LOCATION"].startswith(str(cache_dir()))
 
     figures = run_dpo(base_dir, prompter, policy_dir, tmp_path / "dpo", backend="unsloth")
     assert figures["first_loss"] == pytest.approx(LN2, abs=1e-6)

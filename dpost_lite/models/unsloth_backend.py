@@ -5,16 +5,16 @@ process that does nothing but train (see `backend.FIRST_IMPORTS`). Sampling and 
 """
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ModelError
 from dpost_lite.models import hardware
 from dpost_lite.recipe import LoraRecipe, ModelRecipe
+from dpost_lite.system.machine import cache_dir
 
 # unsloth reads the first when it is imported: its default for generated code is the current folder.
-os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path(tempfile.gettempdir()) / "unsloth-compiled"))
+os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth-compiled"))  # nobody else writes there
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 
 from unsloth import FastLanguageModel
