@@ -10,7 +10,7 @@ from command_line import a_run, dpost_lite
 from gguf import LlamaFileType
 from test_modelfile import gguf_file
 
-from dpost_lite.errors import DataError, RunError
+from dpost_lite.errors import DataError, RecipeError, RunError
 from dpost_lite.evaluation.evaluate import saved_answers
 from dpost_lite.evaluation.publish import find_release
 from dpost_lite.evaluation.targets import find_target, policies_of, policy_dir, problems_for
@@ -126,6 +126,8 @@ def test_an_adapter_is_merged_as_it_was_trained(cwd: Path, bare_model: Path) -> 
         return find_release("adapter", {"quant": "f16", **settings}).recipe.model.precision
 
     assert [precision(), precision(merge="original"), precision(merge="dequantized")] == ["16bit", "16bit", "4bit"]
+    with pytest.raises(RecipeError, match="--merge auto: no run is given"):
+        precision(merge="auto")
     tasks._note_format(adapter, Recipe())
     assert [precision(), precision(merge="original")] == ["4bit", "4bit"]
 

@@ -3,8 +3,10 @@
 import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 from tiny_training import (
     LN2,
     TOLERANCE,
@@ -26,6 +28,7 @@ from tiny_training import (
 
 from dpost_lite.errors import DataError, RecipeError
 from dpost_lite.models import adapters, dpo
+from dpost_lite.models.order import ByLength
 from dpost_lite.recipe import DpoRecipe
 
 
@@ -73,6 +76,33 @@ def test_dpo_learns_to_prefer(base_dir, prompter, policy_dir, tmp_path):
     changed = last["chosen_change"] - last["rejected_change"]  # in nats, the margin is β times that
     assert last["margin"] == pytest.approx(DpoRecipe().beta * changed, rel=1e-3)
     assert max(first["chosen"], last["chosen"]) < 0
+
+
+def test_rows_by_length_within_a_step_train_the_same(base_dir, prompter, policy_dir, tmp_path, monkeypatch):
+    """With less padding: losses and weights are those of the same rows in the order in which they were drawn."""
+    by_length, found = ByLength.__iter__, {}
+    uneven = [replace(pair, chosen_ids=pair.chosen_ids * (1 + i % 3)) for i, pair in enumerate(pairs(prompter, 16))]
+    for name in ("by length", "as drawn"):
+        if name == "as drawn":
+            monkeypatch.setattr(
+                ByLength, "__iter__", lambda s: by_length(ByLength([1] * len(s), s._rows_per_step, seed=s._seed))
+            )
+        recipe = DpoRecipe(batch_size=8, micro_batch_size=2, learning_rate=1e-3)
+        policy = adapters.load_for_dpo(base_dir, policy_dir, whole(dpo=recipe), "plain")
+        trainers: list[Any] = trainers_of(dpo, monkeypatch)
+        losses: list[float] = []
+        dpo.train_dpo(
+            policy, prompter, uneven, tmp_path / name, recipe=recipe, seed=42, checkpoint_s=600,
+            progress=lambda *_, losses=losses, **step: losses.append(step["loss"]),
+        )  # fmt: skip
+        order = list(trainers[0].get_train_dataloader().batch_sampler.sampler)
+        found[name] = (losses, saved(tmp_path / name), order)
+    (losses, weights, order), (losses_before, weights_before, order_before) = found.values()
+    assert losses == pytest.approx(losses_before, rel=1e-4)
+    for key, values in weights.items():
+        torch.testing.assert_close(values, weights_before[key], rtol=1e-3, atol=1e-6)
+    assert order != order_before
+    assert [sorted(order[:8]), sorted(order[8:])] == [sorted(order_before[:8]), sorted(order_before[8:])]
 
 
 def test_max_steps_ends_training_early(base_dir, prompter, policy_dir, tmp_path):

@@ -1,6 +1,8 @@
 """What `export` takes, and the model card and Modelfile beside the file: only what the run's files say."""
 
-from dataclasses import asdict
+import os
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from test_modelfile import CHATML, gguf_file
 
 from dpost_lite.errors import RunError
 from dpost_lite.evaluation import publish
-from dpost_lite.evaluation.model_card import Release
+from dpost_lite.evaluation.model_card import Release, _without_folder
 from dpost_lite.evaluation.publish import find_release, write_beside
 from dpost_lite.problems.records import GradedAnswer, Score, write_jsonl
 from dpost_lite.runs.folder import Run, write_json
@@ -87,6 +89,13 @@ def test_the_score_without_the_calculator_is_in_the_card_once_eval_has_saved_it(
     _, card, modelfile = written(run)
     assert "| **round-2** | off | 20.0% |" in card
     assert "On the run's 5 test problems: 60.0% right with the calculator, 20.0% without." in modelfile
+    newer = cwd / "evals" / "run" / "test-2" / "round-2-off"
+    newer.mkdir(parents=True)
+    write_jsonl(newer / "answers.jsonl", [replace(answer, correct=True) for answer in answers])
+    os.utime(folder / "answers.jsonl", (time.time() - 9,) * 2)
+    assert "| **round-2** | off | 100.0% |" in written(run)[1]
+    os.utime(run.path / "round-2" / "sft" / "done.json", (time.time() + 9,) * 2)  # trained again since
+    assert "| off |" not in written(run)[1]
 
 
 def test_the_licence_and_base_are_those_that_are_known(cwd: Path, bare_model: Path) -> None:
@@ -95,6 +104,20 @@ def test_the_licence_and_base_are_those_that_are_known(cwd: Path, bare_model: Pa
     assert metadata(written(run)[1])["license"] == "mit"
     (bare_model / "README.md").write_text("No metadata.")
     assert "license" not in metadata(written(run)[1])
+
+
+def test_a_policy_without_a_score_is_not_given_the_others(cwd: Path, bare_model: Path) -> None:
+    run = scored_run(cwd)
+    release = find_release(str(run.path), {"quant": "q8_0"}, policy="round-2/dpo", out=cwd / "m.gguf")
+    gguf_file(release.file, eos_token_id=2)
+    card, _ = write_beside(release)
+    assert "The exported policy, round-2/dpo, was not scored; these are others of its run." in card.read_text()
+    assert "was not scored" not in written(run)[1]
+
+
+def test_folders_of_problems_are_not_published(cwd: Path, bare_model: Path) -> None:
+    assert _without_folder("clients/acme/p.jsonl") == "p.jsonl"  # also from another folder, where it is not
+    assert _without_folder("openai/gsm8k") == "openai/gsm8k"
 
 
 def test_files_of_somebody_else_stay(cwd: Path, bare_model: Path) -> None:

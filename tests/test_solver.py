@@ -384,6 +384,21 @@ def test_a_row_whose_writer_is_late_waits_and_others_go_on(tiny, monkeypatch):
     assert others_while_waiting >= 3
 
 
+@pytest.mark.parametrize("limit", range(5, 14))
+def test_a_late_reply_may_end_the_answer(tiny, monkeypatch, limit):
+    """At the limit or at a stop text: the same as with a writer that replies at once."""
+    found = []
+    for delay in (0, 3):
+        answerer = make_engine(tiny, num_parallel=2, max_new_tokens=limit)
+        if delay:
+            answerer._writer = LateWriter(answerer._writer, delay)
+        for stop in ((), ("2>>",)):
+            follow(monkeypatch, Script(answerer, "<<3*4=", " apples"))
+            found += answerer.run([replace(Request.of("How many?"), stop=stop)])
+    assert found[:2] == found[2:]
+    assert found[0].num_tokens <= limit
+
+
 def test_a_request_may_leave_the_tools_aside(tiny, monkeypatch):
     answerer = make_engine(tiny, num_parallel=2)
     follow(monkeypatch, Script(answerer, "<<3*4=", "9>>9"), Script(answerer, "<<3*4=", "."))

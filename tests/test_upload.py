@@ -25,6 +25,8 @@ class FakeHub:
     created: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     validated: list[dict[str, Any]] = field(default_factory=list)
+    wrong: list[dict[str, str]] = field(default_factory=list)
+    """What is wrong with a card's metadata."""
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def fake_hub() -> Iterator[FakeHub]:
                 return self._send({"url": f"{hub.address}/me/tiny"})
             if self.path == "/api/validate-yaml":  # the model card's metadata
                 hub.validated.append(json.loads(body))
-                return self._send({"errors": [], "warnings": []})
+                return self._send({"errors": hub.wrong, "warnings": []}, 400 if hub.wrong else 200)
             if self.path.endswith("/preupload/main"):
                 files = json.loads(body)["files"]
                 return self._send(
@@ -128,6 +130,18 @@ def test_what_stops_an_upload_is_one_line_before_anything_is_exported(folder, fa
     assert done.stderr.count("\n") == 1
     assert not fake_hub.created
     assert not (folder / "new").exists()
+
+
+def test_a_card_that_the_hub_refuses_is_one_line(folder, fake_hub):
+    fake_hub.wrong = [{"message": '"license" must be one of [apache-2.0]'}]
+    done = push(folder, fake_hub.address, HF_TOKEN="hf_good")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "dpost-lite: --push-to-hub: the hub refuses the upload (Invalid metadata in README.md"
+    )
+    assert "correct the licence" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not fake_hub.files
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(folder):

@@ -1,8 +1,6 @@
 """What commands share: one-line errors with exit codes, common options, and small helpers."""
 
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,13 +118,6 @@ def choice(option: str, given: str, choices: dict[str, Any]) -> Any:
     if given not in choices:
         raise RecipeError(f"{option}: {given}{nearest(given, list(choices))}; give {', '.join(choices)}")
     return choices[given]
-
-
-def lines_of_stdin() -> Iterator[str]:
-    """Yield the lines of standard input that are not blank, stripped."""
-    if sys.stdin.isatty():
-        typer.echo("one problem per line, Ctrl-D to end", err=True)
-    return (line.strip() for line in sys.stdin if line.strip())
 
 
 def file_size(file: Path) -> str:

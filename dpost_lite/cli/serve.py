@@ -64,7 +64,7 @@ def serve(
             access=Access(
                 api_key,
                 frozenset(name.lower() for name in allow_host or ()),
-                tuple(url.rstrip("/") for url in allow_origin or ()),
+                tuple(url.rstrip("/").lower() for url in allow_origin or ()),
             ),
         )
         typer.echo(f"serving {file.stem} at {run.url_of(listening)} (Ctrl-C ends it)")

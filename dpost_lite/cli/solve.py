@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpost_lite.cli.options import Debug, lines_of_stdin
+from dpost_lite.cli.options import Debug
 from dpost_lite.errors import DataError, PromptTooLong
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def solve(
         elif is_single:
             _converse(asking)
         else:
-            asking.answer_all(list(lines_of_stdin()))
+            asking.answer_all([line.strip() for line in sys.stdin if line.strip()])
 
 
 def tools_of(recipe: "Recipe", *, allow_code: bool) -> "Tools":

@@ -39,6 +39,7 @@ _SCDPO = (
     "(SCDPO, Lu et al. 2024, [arXiv:2407.00782](https://arxiv.org/abs/2407.00782))"
 )
 _LICENCES = {"Apache-2.0": "apache-2.0", "Llama 3 Community": "llama3", "Llama 3.1 Community": "llama3.1"}
+FILES = {".json", ".jsonl", ".csv", ".parquet", ".txt", ".yaml", ".gz", ".zst"}  # names of such files are paths
 _DEMO_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -65,7 +66,7 @@ class Release:
     def base(self) -> str:
         """The base as the hub knows it, or the name of its folder (not its path, which is nobody's business)."""
         name = self.recipe.model.name
-        return _DEMO_BASE if name == DEMO_MODEL else Path(name).name if Path(name).exists() else name
+        return _DEMO_BASE if name == DEMO_MODEL else Path(name).resolve().name if Path(name).exists() else name
 
 
 def model_card(release: Release, *, modelfile: str = "Modelfile") -> str:
@@ -117,8 +118,8 @@ def _licence(release: Release) -> str | None:
         text = (release.model_dir / "README.md").read_text(encoding="utf-8")
         if text.startswith("---"):
             found = yaml.safe_load(text.split("---")[1])
-            if isinstance(found, Mapping) and found.get("license"):
-                return str(found["license"])
+            if isinstance(found, Mapping) and isinstance(found.get("license"), str):
+                return found["license"]
     if release.base == _DEMO_BASE:
         return "apache-2.0"
     known = BASES.get(release.base)
@@ -158,6 +159,8 @@ def _results(release: Release, run: Run) -> Iterator[str]:
         "where it has to stand, *flexible* the last number; intervals are 95 % Wilson."
     )
     yield _table(scores, release.policy)
+    if release.policy not in {score.name for score in scores}:
+        yield f"The exported policy, {release.policy}, was not scored; these are others of its run."
     gained = results.gain(run.path, release.policy) if release.policy != "base" else None
     method = METHODS[release.recipe.method]
     if gained:
@@ -255,7 +258,9 @@ def _versions(found: Mapping[str, str | None]) -> str:
 
 def _without_folder(text: str) -> str:
     """Return the name of a file or folder; a card is published, and where things lie is nobody's business."""
-    is_path = Path(text).is_absolute() or text.startswith(("~", ".")) or Path(text).exists()
+    is_path = (
+        Path(text).is_absolute() or text.startswith(("~", ".")) or Path(text).exists() or Path(text).suffix in FILES
+    )
     return Path(text).name if is_path else text
 
 
@@ -270,13 +275,15 @@ def _without_folders(value: Any) -> Any:
 def _without_calculator(release: Release, run: Run) -> Score | None:
     """Return the score without the calculator that `eval RUN` has saved in the current folder, if it is there.
 
-    Only answers to all of the run's own test problems count.
+    Only answers to all of the run's own test problems count, the newest ones, if the policy was not trained since.
     """
     problems = results.problems(run.path)
     ids = {problem.id for problem in problems}
-    for file in sorted(
-        Path("evals", file_name(str(run.path))).glob(f"*/{file_name(release.policy)}-off/answers.jsonl")
-    ):
+    name, trained = file_name(release.policy), release.policy_dir / "done.json" if release.policy_dir else None
+    since = trained.stat().st_mtime if trained is not None and trained.is_file() else 0.0
+    files = Path("evals", file_name(str(run.path))).glob(f"*/{name}-off/answers.jsonl")
+    dated = sorted(((file.stat().st_mtime, file) for file in files), reverse=True)
+    for file in (file for time, file in dated if time >= since):
         with contextlib.suppress(*results.DAMAGED):
             answers = list(read_jsonl(file, GradedAnswer))
             if ids and {answer.problem_id for answer in answers} == ids:

@@ -50,7 +50,7 @@ def find_release(
     name = "-".join(["model", *(policy.split("/") if policy else []), recipe.export.quant])
     if target.run is None:
         ((known, folder),) = target.policies.items()
-        file = out or Path("exports", file_name(source), f"{name}.gguf")
+        file = out or Path("exports", file_name(path.resolve().name if path.is_dir() else source), f"{name}.gguf")
     else:
         known, folder = _policy_of(target.run, policy, is_named=out is not None)
         file = out or path / "export" / f"{name}.gguf"
@@ -65,6 +65,8 @@ def _with_merge(target: Target, folder: Path | None) -> Recipe:
     recipe = target.recipe
     if target.run is not None or folder is None:
         raise RecipeError(f"--merge: no adapter of a 4-bit base is exported ({recipe.model.precision}); leave it out")
+    if recipe.export.merge == "auto":
+        raise RecipeError("--merge auto: no run is given, whose dev problems decide; give dequantized or original")
     precision = "4bit" if recipe.export.merge == "dequantized" else recipe.model.precision
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"precision": precision})})
 
@@ -88,8 +90,8 @@ def write_beside(release: Release) -> list[Path]:
     A README.md or Modelfile of another origin stays: ours is then named after the GGUF file. Raises ExportError if they
     cannot be written.
     """
-    card, modelfile = (_own(release.file, *named) for named in ((CARD, MARK), (MODELFILE, _MODELFILE_MARK)))
     try:
+        card, modelfile = (_own(release.file, *named) for named in ((CARD, MARK), (MODELFILE, _MODELFILE_MARK)))
         card.write_text(model_card(release, modelfile=modelfile.name), encoding="utf-8")
         notes = [_MODELFILE_MARK, *costs(release)]
         limit = release.recipe.sampling.max_new_tokens

@@ -56,7 +56,7 @@ def find_target(name: str, policy: str | None = None, *, base: str | None = None
         "precision": "4bit" if is_adapter and note.get("precision") == "4bit" else "16bit",
     }
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=model)})
-    return Target(recipe, {path.name: path} if is_adapter else {name: None})
+    return Target(recipe, {path.resolve().name: path} if is_adapter else {name: None})
 
 
 def file_to_solve_with(source: str) -> tuple[Path, Recipe]:

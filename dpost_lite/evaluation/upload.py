@@ -68,7 +68,13 @@ class HubUpload:
                     f"--push-to-hub: the hub refuses the token for {self._name} ({status}); run `hf auth login` with "
                     "a token that may write there"
                 ) from error
-            raise ExportError(f"--push-to-hub: the hub reports an error ({_words(error)}); try again later") from error
+            way_out = "try again later" if status is None or status == 429 or status >= 500 else "check the name"
+            raise ExportError(f"--push-to-hub: the hub reports an error ({_words(error)}); {way_out}") from error
+        except ValueError as error:  # of the card's metadata, or a reply that is no JSON
+            raise ExportError(
+                f"--push-to-hub: the hub refuses the upload ({_words(error)}); correct the licence in the base's "
+                "README.md, delete ours, and repeat the command"
+            ) from error
         except (OSError, HTTPError) as error:
             raise ExportError(
                 f"--push-to-hub: the hub cannot be reached ({_words(error)}); what is exported stays, so repeat the "
@@ -77,4 +83,4 @@ class HubUpload:
 
 
 def _words(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return " ".join(str(error).split())[:300] or type(error).__name__

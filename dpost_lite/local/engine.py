@@ -239,7 +239,8 @@ class Engine:
 
         Rows that read their answers come before prompts, of which the batch takes as much as it has room for.
         """
-        rows = sorted((row for row in self._running if row.unread), key=lambda row: row.num_read < len(row.prompt_ids))
+        unread = (row for row in self._running if row.unread and not row.is_finished)  # a late reply may have ended it
+        rows = sorted(unread, key=lambda row: row.num_read < len(row.prompt_ids))
         room, ends = self._batch_size, []
         self._batch.n_tokens = 0
         for row in rows:

@@ -36,13 +36,22 @@ def token_dpo_trainer() -> type:
     """Return trl's DPOTrainer for rows of token ids: prompt_ids, chosen_ids and rejected_ids are taken as they are.
 
     Overrides `DPOTrainer._prepare_dataset`, which would tokenise text and append a stop token to every answer, even to
-    one that was cut off. If it is renamed, trl raises an error about missing text columns.
+    one that was cut off. If it is renamed, trl raises an error about missing text columns. Overrides
+    `Trainer._get_train_sampler` with `order.ByLength`; if that is renamed, tests/test_dpo.py fails.
     """
     from trl import DPOTrainer
+
+    from dpost_lite.models.order import ByLength
 
     class TokenDPOTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            rows: Any = self.train_dataset if train_dataset is None else train_dataset
+            lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
+            num_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            return ByLength(lengths, num_rows, seed=self.args.data_seed or 0)
 
     return TokenDPOTrainer
 

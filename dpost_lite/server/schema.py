@@ -152,6 +152,7 @@ class TextCompletion(Completion):
     """The body of /v1/completions. `prompt` is continued as it is, without the chat template."""
 
     prompt: Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES), BeforeValidator(_as_list)]
+    best_of: int | None = Field(None, ge=1, le=1)
     suffix: Unsupported = None
     echo: Unsupported = None
 
