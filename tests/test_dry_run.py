@@ -31,8 +31,9 @@ def check(recipe, name: str, device: Device) -> None:
         )
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", {base.shape.num_parameters: name for name, base in BASES.items()}.values())
 def test_every_base(name):
+    """Of two bases with the same shape, one."""
     recipe = load_recipe(None)
     check(recipe, name, smallest_card(recipe, name))
 

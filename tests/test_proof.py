@@ -468,6 +468,7 @@ def test_the_real_model_is_far_within_the_bounds(tmp_path, monkeypatch):
         return values if "q_proj" in source else real(config, source, values)
 
     monkeypatch.setattr(gguf, "permuted", forgotten)
+    monkeypatch.setattr("dpost_lite.pipeline.evidence.NUM_RATIONALES", 1)  # for time
     with pytest.raises(ExportError, match="does not answer like the trained model"):
         export_gguf(recipe, find(DEMO_MODEL), None, tmp_path / "wrong.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["8.gguf"]

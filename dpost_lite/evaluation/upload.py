@@ -73,7 +73,7 @@ class HubUpload:
         except ValueError as error:  # of the card's metadata, or a reply that is no JSON
             raise ExportError(
                 f"--push-to-hub: the hub refuses the upload ({_words(error)}); correct the licence in the base's "
-                "README.md, delete ours, and repeat the command"
+                "README.md and repeat the command"
             ) from error
         except (OSError, HTTPError) as error:
             raise ExportError(

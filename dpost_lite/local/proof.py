@@ -5,6 +5,7 @@ What the figures mean for an export is decided in pipeline/proof.py.
 """
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,6 @@ from typing import Any
 
 from dpost_lite.errors import DpostError, ExportError
 from dpost_lite.local import llama
-from dpost_lite.system.machine import physical_cores
 
 CHUNK = 64  # tokens whose distributions are compared at a time
 FULL_BYTES = 2**22  # a disk with less free space than this counts as full
@@ -163,7 +163,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         extra_buffers=request["extra_buffers"],
         n_ctx=max((len(row.token_ids) for row in rows), default=8),
         logits_all=bool(rows),
-        n_threads_batch=physical_cores(),
+        n_threads_batch=max(1, (os.cpu_count() or 1) // 2),  # more would wait for each other on a busy machine
         **exact_cache,
     )
     vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
