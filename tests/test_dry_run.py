@@ -1,4 +1,4 @@
-"""The planner's bytes beside the real steps on fake tensors (bench/dry_run.py), for each base and preset."""
+"""The planner's bytes beside the real steps on fake tensors (bench/dry_run.py)."""
 
 import sys
 from pathlib import Path
@@ -31,9 +31,9 @@ def check(recipe, name: str, device: Device) -> None:
         )
 
 
-@pytest.mark.parametrize("name", {base.shape.num_parameters: name for name, base in BASES.items()}.values())
-def test_every_base(name):
-    """Of two bases with the same shape, one."""
+@pytest.mark.parametrize("name", [*BASES][::2])
+def test_bases(name):
+    """Every second one, for time; the benchmark takes all."""
     recipe = load_recipe(None)
     check(recipe, name, smallest_card(recipe, name))
 
