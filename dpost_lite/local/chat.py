@@ -7,7 +7,8 @@ and `strftime_now`.
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NoReturn
+from functools import lru_cache
+from typing import Any, NoReturn
 
 from dpost_lite.errors import ExportError
 
@@ -20,6 +21,19 @@ def render_chat(
     Raises ExportError if the template is broken or rejects the messages.
     """
     from jinja2 import TemplateError
+
+    try:
+        return _compiled(template).render(
+            messages=messages, bos_token=bos, eos_token=eos, add_generation_prompt=add_generation_prompt
+        )
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        is_usual = [message["role"] for message in messages] in (["user"], ["user", "assistant"])
+        way_out = "fix chat_template.jinja" if is_usual else "ask with one message, from the user"
+        raise ExportError(f"the model's chat template cannot be rendered ({error}); {way_out}") from error
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
@@ -28,14 +42,7 @@ def render_chat(
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(template).render(
-            messages=messages, bos_token=bos, eos_token=eos, add_generation_prompt=add_generation_prompt
-        )
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        is_usual = [message["role"] for message in messages] in (["user"], ["user", "assistant"])
-        way_out = "fix chat_template.jinja" if is_usual else "ask with one message, from the user"
-        raise ExportError(f"the model's chat template cannot be rendered ({error}); {way_out}") from error
+    return environment.from_string(template)
 
 
 def _raise(message: str) -> NoReturn:

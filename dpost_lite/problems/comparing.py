@@ -15,6 +15,7 @@ from dpost_lite.errors import DataError
 from dpost_lite.problems.answers import majority, same_answer
 from dpost_lite.problems.records import Problem, Rationale, SampledScore
 
+_DRAWN_AT_ONCE = 2**20  # numbers, to bound memory
 NUM_RESAMPLES = 10_000
 
 
@@ -97,8 +98,10 @@ def bootstrap_mean(values: Any, *, confidence: float = 0.95) -> tuple[float, flo
     import numpy as np
 
     array, tail, dice = np.asarray(values, dtype=float), 50 * (1 - confidence), np.random.default_rng(0)
-    means = [array[dice.integers(len(array), size=len(array))].mean() for _ in range(NUM_RESAMPLES)]  # one at a time
-    low, high = np.percentile(means, [tail, 100 - tail])
+    at_once = max(1, _DRAWN_AT_ONCE // len(array))
+    sizes = [min(at_once, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, at_once)]
+    means = [array[dice.integers(len(array), size=(number, len(array)))].mean(axis=1) for number in sizes]
+    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
     return float(low), float(high)
 
 

@@ -9,7 +9,7 @@ import pytest
 from easy import SETTINGS, write_problems
 
 BENCH = Path(__file__).parents[2] / "bench" / "faults.py"
-NUM_FAULTS = 3  # of random kinds; the published figures are of 50
+NUM_FAULTS = 2  # of random kinds; the published figures are of 50
 
 
 @pytest.mark.slow
