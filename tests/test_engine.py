@@ -44,7 +44,16 @@ from dpost_lite.sampling.engine import Engine  # noqa: E402
 # --- greedy, without a calculator ------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["fused", "products"])
+def kernel(request, monkeypatch):
+    """Both ways to compute attention on every machine: the kernel for CPUs, and the products that GPUs run."""
+    if request.param == "products":
+        monkeypatch.setattr(attention._Layer, "_is_fused", lambda *_: False)
+    return request.param
+
+
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("kernel")
 def test_greedy_equals_generate(model_of, family):
     """Mixed lengths, more prompts than rows, K > 1, stops that come early; windows shorter than prompt and answer."""
     model = model_of(family)
@@ -297,13 +306,12 @@ def test_forced_tokens_take_no_step_of_their_own(storyteller):
     assert sum(len(sample.token_ids) for sample in samples) > len(drawn) + 40
 
 
-@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_forced_tokens_in_every_architecture(model_of, family, static):
+def test_forced_tokens_in_every_architecture(model_of, family, kernel):
     """Within windows and beyond them, capped or not: several tokens of a row in one forward equal one after another."""
     model, writer = model_of(family), Dictation()
     asked = [ask(p, key=i, max_new_tokens=18, num_samples=2) for i, p in enumerate(prompts(7))]
-    engine = Engine(model, writer=writer, max_rows=5, static=static)
+    engine = Engine(model, writer=writer, max_rows=5, static=kernel == "products")
     found = {(sample.key, sample.index): sample for sample in engine.run(asked)}
     same(found, {(r.key, i): one_row(model, r, writer) for r in asked for i in range(2)})
     assert sum(sum(sample.forced) for sample in found.values()) > 10

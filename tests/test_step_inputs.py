@@ -23,6 +23,7 @@ from stories import (  # noqa: E402
 
 from dpost_lite.errors import OutOfMemory  # noqa: E402
 from dpost_lite.problems.answer_tokens import AnswerTokens  # noqa: E402
+from dpost_lite.sampling.attention import Part, _Layer  # noqa: E402
 from dpost_lite.sampling.cache import KVCache  # noqa: E402
 from dpost_lite.sampling.engine import Engine  # noqa: E402
 from dpost_lite.sampling.request import CacheSize  # noqa: E402
@@ -91,12 +92,38 @@ def test_long_rows_stay_in_front_of_short_ones(storyteller, monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma2", "gemma3"])
-def test_padded_shapes_change_nothing(model_of, family):
+def test_padded_shapes_change_nothing(model_of, family, monkeypatch):
     """What a GPU replays as a graph, run on the CPU without one: equal to `generate`."""
+    monkeypatch.setattr(_Layer, "_is_fused", lambda *_: False)
     model = model_of(family)
     asked = [ask(p, max_new_tokens=14, num_samples=2) for p in prompts(6)]
     for (prompt, _), sample in drawn(Engine(model, writer=None, max_rows=5, static=True), asked).items():
         assert sample.token_ids == generated(model, prompt, 14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("width", [1, 3])
+def test_both_ways_to_compute_attention_agree(width, window, dtype, monkeypatch):
+    """Also in the log-sum-exp, and where a window hides a whole part, which then has no weight."""
+    torch.manual_seed(0)
+    query = torch.randn(6 * width, 6, 16, dtype=dtype) / 4
+    keys, values = torch.randn(2, 8, 2, 20, 16, dtype=dtype)
+    position = torch.tensor([19, 12, 5, 30, 0, 7])[:, None].expand(-1, width)
+    tokens = torch.arange(6 * width).view(6, width) if width > 1 else slice(0, 6)
+    part = Part(tokens, torch.arange(1, 7), 18, position[:, :1].clamp(max=17), position)
+    layer, ways = _Layer(0, 1.0, window, None), []
+    for is_fused in (True, False):
+        monkeypatch.setattr(_Layer, "_is_fused", lambda *_, is_fused=is_fused: is_fused)
+        ways.append(layer._part(query, keys, values, part))
+    (fused, weight), (products, other) = ways
+    assert fused.shape == products.shape == query.shape
+    hidden = other < -1e30
+    assert hidden.any() == (window is not None)
+    assert (weight < -1e30).equal(hidden)
+    tolerance = {"atol": 2e-2, "rtol": 2e-2} if dtype is torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(fused[~hidden], products[~hidden], **tolerance)
+    torch.testing.assert_close(weight[~hidden], other[~hidden], **tolerance)
 
 
 def test_padded_shapes_with_forced_tokens_change_nothing(storyteller):

@@ -117,7 +117,7 @@ class _Layer:
         parts = zip(*(t.split(batch.lengths, dim=2) for t in (query, key, value)), strict=True)
         for slot, (q, k, v) in enumerate(parts, start=batch.first_slot):
             length = q.shape[2]
-            batch.cache.prompt_keys[self.index, slot, ..., :length] = k[0].transpose(1, 2)
+            batch.cache.prompt_keys[self.index, slot, :, :length] = k[0]
             batch.cache.prompt_values[self.index, slot, :, :length] = v[0]
             if self.softcap is None and (self.window is None or length <= self.window):
                 out = torch.nn.functional.scaled_dot_product_attention(
@@ -127,7 +127,7 @@ class _Layer:
                 position = torch.arange(length, device=q.device)[None]
                 part = Part(slice(None), slice(None), length, max_key_position=position, query_position=position)
                 grouped = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3).flatten(2, 3)  # tokens before heads
-                mixed, _ = self._softmax_attention(grouped * self.scaling, k.transpose(2, 3), v, part.mask(self.window))
+                mixed, _ = self._softmax_attention(grouped * self.scaling, k, v, part.mask(self.window))
                 out = mixed.unflatten(2, (length, -1)).transpose(2, 3).flatten(1, 2)
             outputs.append(out)
         return torch.cat(outputs, dim=2).transpose(1, 2)
@@ -135,7 +135,7 @@ class _Layer:
     def decode(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Decode) -> torch.Tensor:
         """Attention for `query` `(tokens, heads, head_dim)`, after `key` and `value` were written to their rows."""
         cache, layer = batch.cache, self.index
-        cache.row_keys[layer][batch.row, :, :, batch.position] = key
+        cache.row_keys[layer][batch.row, :, batch.position] = key
         cache.row_values[layer][batch.row, :, batch.position] = value
         query = query * self.scaling
         of_row, row_weight = self._parts(query, cache.row_keys[layer], cache.row_values[layer], batch.rows)
@@ -158,16 +158,16 @@ class _Layer:
     def _part(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, part: Part
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        _, kv_heads, head_dim, _ = keys.shape
+        _, kv_heads, _, head_dim = keys.shape
         index = part.scatter_index
         q = query[part.tokens]
         q = q.view(*(q.shape[:-2] if q.dim() == 4 else (len(q), 1)), kv_heads, -1, head_dim)
         num, width, _, group, _ = q.shape
         q = q.transpose(1, 2).reshape(num, kv_heads, width * group, head_dim)
-        k, v = keys[part.slots, ..., : part.length], values[part.slots, :, : part.length]
+        k, v = keys[part.slots, :, : part.length], values[part.slots, :, : part.length]
         out, weight = self._softmax_attention(q, k, v, part.mask(self.window))
-        out = out.view(num, kv_heads, width, group, head_dim).transpose(1, 2).reshape(num * width, -1, head_dim)
-        weight = weight.view(num, kv_heads, width, group).transpose(1, 2).reshape(num * width, -1)
+        out = out.unflatten(2, (width, group)).transpose(1, 2).reshape(num * width, -1, head_dim)
+        weight = weight.unflatten(2, (width, group)).transpose(1, 2).reshape(num * width, -1)
         return (out, weight) if index is None else (out[index], weight[index])
 
     def _softmax_attention(
@@ -175,14 +175,20 @@ class _Layer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Softmax attention of scaled `q` `(n, kv_heads, width * group, head_dim)`, and its log-sum-exp.
 
-        `k` is `(n, kv_heads, head_dim, length)`, `v` `(n, kv_heads, length, head_dim)`.
-
-        Heads that share a key head are rows of one product, so keys are never repeated.
+        `k` and `v` are `(n, kv_heads, length, head_dim)`. Heads that share a key head are rows of one product, so keys
+        are never repeated. On a CPU one kernel does it all, without storing scores.
         """
-        scores = torch.matmul(q, k).float()
+        if self._is_fused(q):
+            if mask.shape[1] > 1:
+                mask = mask.repeat_interleave(q.shape[2] // mask.shape[1], dim=1)
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask[:, None], scale=1)
+        scores = torch.matmul(q, k.transpose(2, 3)).float()
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         scores.view(*scores.shape[:2], mask.shape[1], -1, scores.shape[3]).add_(mask[:, None, :, None])
         weights = torch.softmax(scores, dim=-1)
         log_sum_exp = scores.amax(dim=-1) - weights.amax(dim=-1).log()  # the largest weight is exp(peak) / sum of exp
         return torch.matmul(weights.to(v.dtype), v), log_sum_exp
+
+    def _is_fused(self, q: torch.Tensor) -> bool:
+        return q.device.type == "cpu" and self.softcap is None

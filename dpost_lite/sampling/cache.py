@@ -15,8 +15,7 @@ from dpost_lite.sampling.request import CacheSize
 class KVCache:
     """Keys and values of all layers, for the prompts and rows of `size` and `num_scratch` more rows for padding.
 
-    Values are `(layers, prompts or rows, kv_heads, length, head_dim)`; keys `(…, head_dim, length)`, the order in which
-    a product with queries reads them, a quarter to a third faster on a CPU than the reverse.
+    Keys and values are `(layers, prompts or rows, kv_heads, length, head_dim)`.
     """
 
     def __init__(
@@ -25,31 +24,28 @@ class KVCache:
         heads, head_dim = kv_shape(config)
         self.size = size
 
-        def store(number: int, *shape: int) -> torch.Tensor:
-            return torch.zeros((config.num_hidden_layers, number, heads, *shape), dtype=dtype, device=device)
+        def store(number: int, length: int) -> torch.Tensor:
+            shape = (2, config.num_hidden_layers, number, heads, length, head_dim)
+            return torch.zeros(shape, dtype=dtype, device=device)
 
-        self.prompt_keys = store(size.num_prompts, head_dim, size.prompt_length)
-        self.prompt_values = store(size.num_prompts, size.prompt_length, head_dim)
-        self.row_keys = store(size.num_rows + num_scratch, head_dim, size.row_length)
-        self.row_values = store(size.num_rows + num_scratch, size.row_length, head_dim)
+        self._prompts = store(size.num_prompts, size.prompt_length)
+        self._rows = store(size.num_rows + num_scratch, size.row_length)
+        self.prompt_keys, self.prompt_values = self._prompts
+        self.row_keys, self.row_values = self._rows
 
     def move_prompt(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of prompt `source` over prompt `target`."""
-        self.prompt_keys[:, target, ..., :length] = self.prompt_keys[:, source, ..., :length]
-        self.prompt_values[:, target, :, :length] = self.prompt_values[:, source, :, :length]
+        self._prompts[:, :, target, :, :length] = self._prompts[:, :, source, :, :length]
 
     def move_row(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of row `source` over row `target`."""
-        self.row_keys[:, target, ..., :length] = self.row_keys[:, source, ..., :length]
-        self.row_values[:, target, :, :length] = self.row_values[:, source, :, :length]
+        self._rows[:, :, target, :, :length] = self._rows[:, :, source, :, :length]
 
     def swap_rows(self, first: int, second: int, length: int) -> None:
         """Exchange the first `length` positions of two rows."""
-        keys, values = self.row_keys[:, first, ..., :length], self.row_values[:, first, :, :length]
-        first_keys, first_values = keys.clone(), values.clone()
+        before = self._rows[:, :, first, :, :length].clone()
         self.move_row(second, first, length)
-        self.row_keys[:, second, ..., :length] = first_keys
-        self.row_values[:, second, :, :length] = first_values
+        self._rows[:, :, second, :, :length] = before
 
 
 def kv_shape(config: Any) -> tuple[int, int]:
