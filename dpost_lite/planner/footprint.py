@@ -17,7 +17,7 @@ from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, logit_copies, max_pr
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight's code, its block's 8-bit scale, that one's own scale (QLoRA, 3)
 PROCESS_BYTES = 0.75 * GIB  # Python, PyTorch and the libraries
 FRAGMENTATION = 0.06  # as a share of what is allocated
-ADAPTER_FRAGMENTATION = 0.12  # the same where adapters are trained on a GPU: 6 to 23 %, median 12 (bench/published.py)
+ADAPTER_FRAGMENTATION = 0.12  # the same where adapters are trained on a GPU: 6 to 23 %, median 12 (bench/README.md)
 LENGTH_MARGIN = 1.1  # lengths are counted without the tokenizer
 CHUNK_TOKENS, CHUNK_WORDS = 4096, 32_768  # of a tile of logits (trl 1.16)
 
