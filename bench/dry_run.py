@@ -1,6 +1,6 @@
 """Does the planner count what a step allocates? The real steps on fake tensors, which have a shape and no values.
 
-    python bench/dry_run.py [--bases NAME …] [--gpu-mem 24GB] [--save FILE.json] [key=value …]
+    python bench/dry_run.py [key=value …] [--bases NAME …] [--gpu-mem 24GB] [--save FILE.json]
 
 Needs neither weights nor a GPU. Our trainers' loss with trl's tiles and checkpointing, and our engine's prefill and
 decode, run as in a stage; every storage counts from its allocation to its end. What a CPU cannot stand in for is
@@ -395,7 +395,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     """Compare, print one line a stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bases", nargs="+", default=list(BASES), metavar="NAME")
+    parser.add_argument("--bases", nargs="+", default=list(BASES), choices=list(BASES), metavar="NAME")
     parser.add_argument("--gpu-mem", default=None, help="a card for all bases; by default the smallest that holds each")
     parser.add_argument("--save", type=Path)
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
