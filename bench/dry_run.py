@@ -1,6 +1,6 @@
 """Does the planner count what a step allocates? The real steps on fake tensors, which have a shape and no values.
 
-    python bench/dry_run.py [--bases NAME …] [--gpu-mem 24GB] [--save FILE.json] [key=value …]
+    python bench/dry_run.py [key=value …] [--bases NAME …] [--gpu-mem 24GB] [--save FILE.json]
 
 Needs neither weights nor a GPU. Our trainers' loss with trl's tiles and checkpointing, and our engine's prefill and
 decode, run as in a stage; every storage counts from its allocation to its end. What a CPU cannot stand in for is
@@ -8,8 +8,10 @@ replaced by code that allocates as much: bitsandbytes' product (the dequantised 
 memory-efficient attention (output and log-sum-exp), and trl's Triton kernels (nothing, they work in place). Not counted
 on either side: the CUDA context, fragmentation and, as no step of the optimiser is made, its moments.
 
-Each model is cut to 2 and to 3 layers, from which its own number is extrapolated: memory grows by the layer.
-On CPUs, where little needs replacing, the rehearsal's training is counted in both compute types.
+Each model is cut to 1 and 2 layers (for sampling, 2 and 3), from which its own number is extrapolated: memory grows by
+the layer. On CPUs, where little needs replacing, the rehearsal's training is counted in both compute types. One thing
+is counted that PyTorch does not allocate: it adds the two gradients of an embedding that is also the head in place, but
+not under fake tensors. That is the peak in full precision with small micro-batches only.
 
 For a decode step it also counts the bytes read and written by all operations and the operations themselves, beside the
 bound: weights and cache read once. The last line is one JSON object.
@@ -33,6 +35,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from dpost_lite.errors import ModelError
 from dpost_lite.models import adapters, dpo, sft, training
 from dpost_lite.models.shapes import BASES, ModelShape
 from dpost_lite.planner.device import GIB, Device, card, parse_memory
@@ -48,8 +51,9 @@ from dpost_lite.sampling.statistics import Statistics
 from dpost_lite.sampling.step_inputs import StepInputs, StepShape, multiple_of
 
 BLOCK = 512  # bytes: PyTorch's GPU allocator rounds up to it
-LAYERS = 2, 3  # that are run
+TRAINED_LAYERS, SAMPLED_LAYERS = (1, 2), (2, 3)  # with one, sampling may peak in a prefill where more peak in a step
 CPUS = [Device("cpu", 16e9, number_bytes, 1e12, 1e10, "of no importance") for number_bytes in (2, 4)]
+COMPUTE_TYPES = {2: torch.bfloat16, 4: torch.float32}
 aten = torch.ops.aten
 NOTHING_MOVED = {
     aten.empty.memory_format, aten.new_empty.default, aten.empty_like.default, aten._unsafe_view.default,
@@ -255,9 +259,9 @@ class Dry:
     moved: float = 0.0
     num_operations: float = 0.0
 
-    def with_layers(self, other: "Dry", num_layers: int) -> "Dry":
-        """Return the same of a model with `num_layers`, where `self` and `other` have LAYERS."""
-        few, many = LAYERS
+    def with_layers(self, other: "Dry", layers: tuple[int, int], num_layers: int) -> "Dry":
+        """Return the same of a model with `num_layers`, where `self` and `other` have `layers`."""
+        few, many = layers
 
         def line(a: float, b: float) -> float:
             return a + (b - a) * (num_layers - few) / (many - few)
@@ -271,12 +275,14 @@ class Dry:
 
 def dry_training(name: str, recipe: Recipe, shape: ModelShape, device: Device, micro: int, length: int) -> Dry:
     """Return the peak of a step's second micro-batch, all rows of `length` tokens; `name` is sft or dpo."""
-    found = [_dry_training(name, recipe, replace(shape, num_layers=n), device, micro, length) for n in LAYERS]
-    return found[0].with_layers(found[1], shape.num_layers)
+    few, many = (
+        _dry_training(name, recipe, replace(shape, num_layers=n), device, micro, length) for n in TRAINED_LAYERS
+    )
+    return few.with_layers(many, TRAINED_LAYERS, shape.num_layers)
 
 
 def _dry_training(name: str, recipe: Recipe, shape: ModelShape, device: Device, micro: int, length: int) -> Dry:
-    policy = build(shape, recipe.model.precision, torch.bfloat16 if device.number_bytes == 2 else torch.float32)
+    policy = build(shape, recipe.model.precision, COMPUTE_TYPES[device.number_bytes])
     with stand_ins(on_gpu=not device.is_cpu), tempfile.TemporaryDirectory() as folder:
         with torch.device("meta"):
             if recipe.model.precision != "full":
@@ -301,13 +307,18 @@ def _dry_training(name: str, recipe: Recipe, shape: ModelShape, device: Device, 
     return Dry(live.peak)
 
 
-def dry_sampling(recipe: Recipe, shape: ModelShape, work: Workload, num_rows: int, *, is_merged: bool) -> Dry:
+def dry_sampling(
+    recipe: Recipe, shape: ModelShape, work: Workload, device: Device, num_rows: int, *, is_merged: bool
+) -> Dry:
     """Return the peak of a full prefill and of a decode step at the end of all rows, and the traffic of the latter."""
-    found = [_dry_sampling(recipe, replace(shape, num_layers=n), work, num_rows, is_merged=is_merged) for n in LAYERS]
-    return found[0].with_layers(found[1], shape.num_layers)
+    cut = (replace(shape, num_layers=n) for n in SAMPLED_LAYERS)
+    few, many = (_dry_sampling(recipe, one, work, device, num_rows, is_merged=is_merged) for one in cut)
+    return few.with_layers(many, SAMPLED_LAYERS, shape.num_layers)
 
 
-def _dry_sampling(recipe: Recipe, shape: ModelShape, work: Workload, num_rows: int, *, is_merged: bool) -> Dry:
+def _dry_sampling(
+    recipe: Recipe, shape: ModelShape, work: Workload, device: Device, num_rows: int, *, is_merged: bool
+) -> Dry:
     section = recipe.sampling
     per_prompt = min(section.samples_for_pairs, section.samples_for_labels)
     num_prompts = min(work.num_train, max_prompts(num_rows, per_prompt))
@@ -318,7 +329,7 @@ def _dry_sampling(recipe: Recipe, shape: ModelShape, work: Workload, num_rows: i
         prompt_width=1 << (per_prompt - 1).bit_length(), prompt_length=prompt_length,
         segments=((0, num_rows, row_length),),
     )  # fmt: skip
-    model = build(shape, "16bit" if is_merged else recipe.model.precision, torch.bfloat16)
+    model = build(shape, "16bit" if is_merged else recipe.model.precision, COMPUTE_TYPES[device.number_bytes])
     if not is_merged:
         with torch.device("meta"):
             model = adapters.create(model, recipe.lora, seed=0)
@@ -346,6 +357,7 @@ def _dry_sampling(recipe: Recipe, shape: ModelShape, work: Workload, num_rows: i
 def compare(recipe: Recipe, name: str, device: Device) -> list[dict[str, Any]]:
     """Return the planner's count beside the dry run for each stage of the plan of one base; on a CPU, for training."""
     work, shape = workload_of(recipe), BASES[name].shape
+    device = device.computing(recipe.model.compute_dtype)
     (plan,) = make_plans([(recipe, work)], shape, device)
     rows = []
     for stage in plan.stages:
@@ -356,7 +368,8 @@ def compare(recipe: Recipe, name: str, device: Device) -> list[dict[str, Any]]:
             found = dry_training(stage.name, recipe, shape, device, micro, length)
             parts["optimiser"] = num_trained(recipe, shape) * 4.0  # the gradient; no step is made
         elif stage.name == "sampling" and not device.is_cpu:
-            found = dry_sampling(recipe, shape, work, int(choices["rows"]), is_merged=choices["weights"] == "merged")
+            is_merged = choices["weights"] == "merged"
+            found = dry_sampling(recipe, shape, work, device, int(choices["rows"]), is_merged=is_merged)
         else:
             continue
         row = {"base": name, "device": name_of(device), "stage": stage.name, "choices": choices, "parts": parts}
@@ -382,7 +395,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     """Compare, print one line a stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bases", nargs="+", default=list(BASES), metavar="NAME")
+    parser.add_argument("--bases", nargs="+", default=list(BASES), choices=list(BASES), metavar="NAME")
     parser.add_argument("--gpu-mem", default=None, help="a card for all bases; by default the smallest that holds each")
     parser.add_argument("--save", type=Path)
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
@@ -404,17 +417,15 @@ def main() -> None:
 
 def name_of(device: Device) -> str:
     """Return `24 GB`, or the CPU's compute type."""
-    kind = {2: "bfloat16", 4: "float32"}[device.number_bytes]
+    kind = str(COMPUTE_TYPES[device.number_bytes]).removeprefix("torch.")
     return f"CPU, {kind}" if device.is_cpu else f"{device.memory_bytes / 1e9:.0f} GB"
 
 
 def smallest_card(recipe: Recipe, name: str) -> Device:
     """Return the smallest usual card that holds a base."""
-    from dpost_lite.errors import ModelError
-
     for size in ("8GB", "12GB", "16GB", "24GB", "48GB"):
         try:
-            device = card(parse_memory(size))
+            device = card(parse_memory(size)).computing(recipe.model.compute_dtype)
             make_plans([(recipe, workload_of(recipe))], BASES[name].shape, device)
             return device
         except ModelError:

@@ -30,7 +30,8 @@ by_length = ByLength.__iter__
 
 def as_drawn(sampler: ByLength) -> Iterator[int]:
     """The order without the sorting: of rows of equal length."""
-    return by_length(ByLength([1] * len(sampler), sampler._rows_per_step, seed=sampler._seed))
+    equal = ByLength([1] * len(sampler), sampler._rows_per_step, sampler._micro_batch_size, seed=sampler._seed)
+    return by_length(equal)
 
 
 ORDERS = {"as drawn": as_drawn, "by length": by_length}
@@ -98,7 +99,7 @@ def padding(pairs: list[PreferencePair], prompter: Any, seed: int, arguments: ar
         (prompt + len(pair.chosen_ids), prompt + len(pair.rejected_ids))
         for prompt, pair in zip(prompts, pairs, strict=True)
     ]
-    order = list(ByLength([max(both) for both in sides], arguments.batch, seed=seed))
+    order = list(ByLength([max(both) for both in sides], arguments.batch, arguments.micro_batch, seed=seed))
     padded = 0
     for start in range(0, len(order), arguments.micro_batch):
         batch = [sides[i] for i in order[start : start + arguments.micro_batch]]

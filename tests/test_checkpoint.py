@@ -19,7 +19,7 @@ from dpost_lite.models.training import check_loss_of_step
 from dpost_lite.runs.folder import UNFINISHED
 
 SFT = {"epochs": 4, "batch_size": 4, "micro_batch_size": 1, "num": 11, "learning_rate": 1e-2}  # 3 steps to an epoch
-DPO = {"batch_size": 4, "micro_batch_size": 2, "num": 15, "learning_rate": 1e-3}  # 4 steps
+DPO = {"epochs": 2, "batch_size": 4, "micro_batch_size": 2, "num": 11, "learning_rate": 1e-3}  # the same
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def weights(folder):
         ("sft", "4bit", 5),
         ("sft", "4bit", 9),
         ("sft", "full", 2),
-        ("dpo", "4bit", 2),
+        ("dpo", "4bit", 4),
         ("dpo", "full", 3),
     ],
 )

@@ -132,6 +132,18 @@ def test_logits_and_a_recomputed_layer_are_never_there_at_once(recomputes, in_ch
     assert parts["logits"] == logits
 
 
+@pytest.mark.parametrize("micro", [1, 16])
+def test_the_gradient_of_an_embedding_that_is_the_head_is_held_in_full_precision(micro):
+    """From the head's to the embedding's part of the backward pass; both are there at its end."""
+    recipe, shape = load_recipe(None, ["model.precision=full"]), find_shape("Qwen/Qwen3-0.6B-Base")
+    parts = footprint.training_parts("sft", recipe, shape, GSM8K, card(24e9), micro)
+    tokens, gradient = micro * 605, 4 * 151_936 * 1024
+    layer = 4 * (2 * (1024 + 2048) + 4 * 3072)
+    recomputing = tokens * 28 * 4 * 1024 + tokens * 2 * layer + gradient
+    expected = 2 * gradient if micro == 1 else recomputing
+    assert parts["activations"] + parts["logits"] == pytest.approx(expected)
+
+
 def test_a_gpu_that_trains_adapters_keeps_more_in_reserve():
     sft, sampling, dpo, merge = planned(Recipe(), "Qwen/Qwen3-8B-Base", "24GB").stages
     full, *_ = planned(load_recipe(None, ["model.precision=full"]), "HuggingFaceTB/SmolLM2-360M", "24GB").stages

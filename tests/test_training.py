@@ -20,6 +20,7 @@ from tiny_training import (
     trainers_of,
     without_result,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dpost_lite.errors import DataError, ModelError
 from dpost_lite.models import adapters, dpo, sft
@@ -30,7 +31,9 @@ from dpost_lite.recipe import DpoRecipe, SftRecipe
 def test_sft_loss_is_on_the_answer_and_its_stop_token_alone(base_dir, prompter, tmp_path, monkeypatch):
     trainers = trainers_of(sft, monkeypatch)
     figures = run_sft(base_dir, prompter, tmp_path, num=4)
-    batch = next(iter(trainers[0].get_train_dataloader()))
+    loader = trainers[0].get_train_dataloader()
+    assert isinstance(loader.batch_sampler.sampler, LengthGroupedSampler)
+    batch = next(iter(loader))
     expected = {(prompter.prompt_ids(i.question) + i.token_ids, i.token_ids) for i in labelled(prompter, 4)}
     found = set()
     for ids, labels, seen in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):

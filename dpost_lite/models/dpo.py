@@ -133,7 +133,6 @@ def make_trainer(
     from trl import DPOConfig
 
     arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows), report_to=report_to)
-    arguments["train_sampling_strategy"] = "random"  # within steps by length: see token_dpo_trainer
     is_adapter = hasattr(policy, "peft_config")
     losses, weights = [recipe.loss], [1.0]
     if recipe.nll_weight:

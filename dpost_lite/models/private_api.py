@@ -50,8 +50,10 @@ def token_dpo_trainer() -> type:
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             rows: Any = self.train_dataset if train_dataset is None else train_dataset
             lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
-            num_rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            return ByLength(lengths, num_rows, seed=self.args.data_seed or 0)
+            micro = self.args.train_batch_size
+            return ByLength(
+                lengths, micro * self.args.gradient_accumulation_steps, micro, seed=self.args.data_seed or 0
+            )
 
     return TokenDPOTrainer
 

@@ -74,7 +74,7 @@ def make_trainer(
     arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows), report_to=report_to)
     return SFTTrainer(
         model=policy,
-        args=SFTConfig(**arguments, packing=False),
+        args=SFTConfig(**arguments, train_sampling_strategy="group_by_length", packing=False),
         train_dataset=Dataset.from_list(rows),
         processing_class=prompter.tokenizer,
     )

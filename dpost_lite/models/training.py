@@ -68,7 +68,6 @@ def shared_arguments(
         "gradient_checkpointing": on_gpu,  # a CPU has memory to spare, but no time
         "padding_free": False,
         "max_length": None,  # lengths were checked: nothing is truncated silently
-        "train_sampling_strategy": "group_by_length",
         "dataloader_pin_memory": on_gpu,
         "save_strategy": "no",
         "eval_strategy": "no",

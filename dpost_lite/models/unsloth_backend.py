@@ -13,8 +13,9 @@ from dpost_lite.models import hardware
 from dpost_lite.recipe import LoraRecipe, ModelRecipe
 from dpost_lite.system.machine import cache_dir
 
-# unsloth reads the first when it is imported: its default for generated code is the current folder.
-os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth-compiled"))  # nobody else writes there
+# Where unsloth puts the code that it generates and runs, read when it is imported. Its default is the current folder,
+# which others may be able to write to.
+os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth-compiled"))
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 
 from unsloth import FastLanguageModel

@@ -17,7 +17,7 @@ from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, logit_copies, max_pr
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight's code, its block's 8-bit scale, that one's own scale (QLoRA, 3)
 PROCESS_BYTES = 0.75 * GIB  # Python, PyTorch and the libraries
 FRAGMENTATION = 0.06  # as a share of what is allocated
-ADAPTER_FRAGMENTATION = 0.12  # the same where adapters are trained on a GPU: 6 to 23 %, median 12 (bench/published.py)
+ADAPTER_FRAGMENTATION = 0.12  # the same where adapters are trained on a GPU: 6 to 23 %, median 12 (bench/README.md)
 LENGTH_MARGIN = 1.1  # lengths are counted without the tokenizer
 CHUNK_TOKENS, CHUNK_WORDS = 4096, 32_768  # of a tile of logits (trl 1.16)
 
@@ -98,18 +98,23 @@ def training_parts(
     # k and v repeated for their heads, what o and down read, and gate, its activation and up.
     narrow, wide = shape.hidden + shape.num_heads * shape.head_dim, shape.intermediate
     logits = _logits(num_tokens, shape, device, number, technique, is_dpo=is_dpo)
+    # Where embedding and head are one matrix, its gradient in the head is held until that in the embedding is there.
+    shared = 4.0 * shape.num_embedding if is_full and shape.is_tied else 0.0
     if technique.recomputes:
         # Each layer's input is kept. Beside them are the logits or, once these are gone, one layer with its gradients:
         # whichever takes more. In 16 bit, norms and rotated keys are held in float32 too.
         layer: float = number * ((2 if number == 4 else 4) * narrow + 4 * wide)
         inputs = num_tokens * shape.num_layers * number * shape.hidden
-        activations = inputs + max(0.0, num_tokens * 2 * layer - logits)
+        activations = inputs + max(0.0, shared + num_tokens * 2 * layer - logits)
     else:
         layer = number * 4.0 * (narrow + wide)
         layer += 12 * shape.hidden if number == 2 else 0  # what both norms hold in float32
-        if shape.has_qk_norm:
-            layer += 4.5 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
+        qk_norm = (shape.num_heads + shape.num_kv_heads) * shape.head_dim if shape.has_qk_norm else 0
+        layer += 4.5 * qk_norm
+        if is_full:  # the gradients of norms' weights need what these scale
+            layer += 4 * (shape.num_norms * shape.hidden + qk_norm)
         activations = num_tokens * shape.num_layers * layer
+    activations = max(activations, 2 * shared - logits)  # the embedding's gradient, added to the head's
     dequantised = 2 * number * max(i * o for i, o in shape.linear_sizes) if recipe.model.precision == "4bit" else 0
     return {
         "weights": weight_bytes(recipe, shape, device),

@@ -37,7 +37,10 @@ def physical_cores() -> int:
 
 
 def cache_dir() -> Path:
-    """Return the folder for converted models and cached test results: `$DPOST_LITE_CACHE`, or `~/.cache/dpost-lite`."""
+    """Return the folder for converted models, cached test results and unsloth's generated code.
+
+    `$DPOST_LITE_CACHE`, or `~/.cache/dpost-lite`.
+    """
     return Path(os.environ.get("DPOST_LITE_CACHE") or Path.home() / ".cache" / "dpost-lite")
 
 
