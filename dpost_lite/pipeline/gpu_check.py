@@ -78,20 +78,20 @@ class CheckTask:
         return {} if outcome is None else asdict(outcome)
 
 
-def check_once(say: Callable[[str], None], checks: Sequence[Check] = CHECKS) -> None:
+def check_once(say: Callable[[str], None]) -> None:
     """Run the checks that are not recorded for this GPU and these versions, and `say` each result; none on a CPU."""
     name = gpu_record.device_name()
     if name is None:
         return
     recorded = gpu_record.results()
-    if missing := [check for check in checks if check.name not in recorded]:
+    if missing := [check for check in CHECKS if check.name not in recorded]:
         say(f"Checking {name}, which is done once and takes about a minute:")
         for result in run_checks(missing):
             say(line(result))
         say("")
 
 
-def run_checks(checks: Sequence[Check] = CHECKS, device: str = "cuda") -> Iterator[Result]:
+def run_checks(checks: Sequence[Check], device: str = "cuda") -> Iterator[Result]:
     """Run checks, whatever is recorded, and yield each result once it is recorded itself.
 
     A check that runs out of memory says nothing about the device and is not recorded: the next run repeats it.

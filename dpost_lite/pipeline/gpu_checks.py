@@ -290,11 +290,10 @@ def write_plain_step(folder: Path) -> None:
 
     recipe = _recipe()
     save_base(folder / "base", SHAPE)
-    with torch.random.fork_rng():
-        policy = adapters.create(loading.load(folder / "base", "4bit"), recipe.lora, seed=0)
-        for name, weights in policy.named_parameters():
-            if "lora_B" in name:  # zero in a fresh adapter, whose other half would get no gradient
-                torch.nn.init.normal_(weights.data, std=0.02)
+    policy = adapters.create(loading.load(folder / "base", "4bit"), recipe.lora, seed=0)
+    for name, weights in policy.named_parameters():
+        if "lora_B" in name:  # zero in a fresh adapter, whose other half would get no gradient
+            torch.nn.init.normal_(weights.data, std=0.02)
     adapters.save(policy, None, folder / "adapter")
     write_json(folder / "plain.json", lora_step(folder, "plain"))
 

@@ -28,8 +28,8 @@ class ModelRunner:
     """One model and its cache. `model` is any transformers decoder with a replaceable attention function.
 
     With `static`, steps have few padded shapes; None means on a GPU only. With `graphs`, these become CUDA graphs; None
-    means on a GPU unless they failed their check there. Raises ModelError for a model that keeps something other than keys
-    and values.
+    means on a GPU unless they failed their check there. Raises ModelError for a model that keeps something other than
+    keys and values.
     """
 
     cache: KVCache | None
