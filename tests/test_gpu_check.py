@@ -1,5 +1,6 @@
 """How the checks of a GPU are run, recorded and obeyed, with stand-ins for the GPU and for what the checks find."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from command_line import dpost_lite
 
-from dpost_lite.errors import ModelError, OutOfMemory
+from dpost_lite.errors import ModelError, OutOfMemory, RunError
 from dpost_lite.models import hardware
 from dpost_lite.models.backend import choose_backend
 from dpost_lite.pipeline import gpu_check
@@ -58,6 +59,14 @@ def dies(device: str, folder: Path) -> Outcome:
 
 def breaks(device: str, folder: Path) -> Outcome:
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def computes_nan(device: str, folder: Path) -> Outcome:
+    raise ModelError("the model computes NaN: its training diverged (lower sft.learning_rate)")
+
+
+def finds_no_space(device: str, folder: Path) -> Outcome:
+    raise OSError(errno.ENOSPC, "No space left on device", str(folder / "model.safetensors"))
 
 
 def starves(device: str, folder: Path) -> Outcome:
@@ -159,7 +168,18 @@ def test_a_check_without_memory_is_not_recorded_and_made_again(monkeypatch):
     assert gpu_record.results() == {}
 
 
-def test_what_was_found_before_the_user_stopped_is_kept_and_the_rest_is_made_next_time(monkeypatch):
+def test_a_model_that_computes_nan_has_failed():
+    (result,) = run_checks([stand_in("sampler", computes_nan)])
+    assert line(result) == f"✗ {'sampler':<18} failed: the model computes NaN: {BY_NAME['sampler'].remedy}"
+
+
+def test_a_full_disk_says_nothing_about_the_gpu():
+    with pytest.raises(RunError, match="the disk is full"):
+        list(run_checks([stand_in("sampler", finds_no_space)]))
+    assert gpu_record.results() == {}
+
+
+def test_what_was_found_before_the_user_stopped_is_kept_and_the_rest_is_made_next_time(monkeypatch, in_process):
     all_with(monkeypatch, sampler=bad)
     checks = run_checks(gpu_check.CHECKS)
     assert [next(checks).name, next(checks).name] == ["CUDA graphs", "sampler"]
@@ -282,7 +302,7 @@ def test_unsloth_that_failed_is_not_taken_and_asked_for_is_an_error(monkeypatch)
 def test_wrong_four_bit_layers_are_refused_where_they_would_be_used():
     gpu_check.refuse(Recipe(model=ModelRecipe(precision="4bit")))
     off("4-bit layers")
-    with pytest.raises(ModelError, match=r"^model\.precision=4bit: .* use --precision 16bit$"):
+    with pytest.raises(ModelError, match=r"^model\.precision=4bit: .* use --precision 16bit, or test again"):
         gpu_check.refuse(Recipe(model=ModelRecipe(precision="4bit")))
     for precision in ("16bit", "full"):
         gpu_check.refuse(Recipe(model=ModelRecipe(precision=precision)))
@@ -325,7 +345,7 @@ def test_a_run_on_a_cpu_checks_nothing(bare_model, monkeypatch, gpu):
     assert not gpu.exists()
 
 
-def test_doctor_tests_again_whatever_is_recorded(monkeypatch):
+def test_doctor_tests_again_whatever_is_recorded(monkeypatch, in_process):
     all_with(monkeypatch, memory=note)
     off("CUDA graphs")
     result = dpost_lite("doctor", "--gpu")
@@ -334,7 +354,7 @@ def test_doctor_tests_again_whatever_is_recorded(monkeypatch):
     assert first == "Checking Test GPU, about a minute:"
     assert [text[0] for text in lines] == ["✓"] * 5 + ["!"]
     assert switched_off() == set()
-    all_with(monkeypatch, CUDA_graphs=dies)
+    all_with(monkeypatch, CUDA_graphs=bad)
     result = dpost_lite("doctor", "--gpu")
     assert result.exit_code == 1
     assert switched_off() == {"graphs"}

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.errors import DpostError, ModelError, OutOfMemory
+from dpost_lite.errors import DpostError, ModelError, OutOfMemory, RunError
 from dpost_lite.models.backend import FIRST_IMPORTS
 from dpost_lite.pipeline import gpu_checks
 from dpost_lite.pipeline.gpu_checks import Outcome
@@ -94,32 +94,39 @@ def check_once(say: Callable[[str], None]) -> None:
 def run_checks(checks: Sequence[Check], device: str = "cuda") -> Iterator[Result]:
     """Run checks, whatever is recorded, and yield each result once it is recorded itself.
 
-    A check that runs out of memory says nothing about the device and is not recorded: the next run repeats it.
+    A check that runs out of memory says nothing about the device and is not recorded: the next run repeats it. Raises
+    RunError if the disk is full.
     """
     for check in checks:
         try:
             result = _run(check, device)
         except OutOfMemory as error:
-            yield Result(check.name, "note", f"not checked, for want of memory ({error}); the next run checks it")
+            yield Result(check.name, "note", f"not checked, for want of memory ({error}): close other programs")
             continue
         gpu_record.remember(result)
         yield result
 
 
 def _run(check: Check, device: str) -> Result:
+    log = cache_dir() / "gpu-check" / f"{check.name.replace(' ', '-')}.log"
     try:
-        outcome = _outcome(check, device)
+        outcome = _outcome(check, device, log)
     except OutOfMemory:
         raise
     except DpostError as error:
-        outcome = Outcome("failed" if check.switches_off else "note", _crash(error))
+        is_crash = str(log) in str(error)
+        if isinstance(error, RunError) and not is_crash:
+            raise
+        reason, _, end = str(error).partition(": ")
+        reason = reason.partition(";")[0].partition(",")[0]  # without the worker's advice
+        words = f"the check crashed ({reason}; {end})" if is_crash else reason
+        outcome = Outcome("failed" if check.switches_off else "note", words)
     if outcome.state in ("failed", "note"):
         return Result(check.name, outcome.state, f"{outcome.text}: {check.remedy}", check.switches_off)
     return Result(check.name, outcome.state, outcome.text, check.switches_off)
 
 
-def _outcome(check: Check, device: str) -> Outcome:
-    log = cache_dir() / "gpu-check" / f"{check.name.replace(' ', '-')}.log"
+def _outcome(check: Check, device: str, log: Path) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="dpost-lite-") as folder:
         for part, first_import in check.parts:
             task = CheckTask(part, device)
@@ -127,13 +134,6 @@ def _outcome(check: Check, device: str) -> Outcome:
             if found.metrics:
                 return Outcome(**found.metrics)
     raise ValueError(f"no part of the check '{check.name}' decides")
-
-
-def _crash(error: DpostError) -> str:
-    """Return how a check's process ended: the worker's words without its advice, and the end of the log."""
-    words, _, log = str(error).partition(": ")
-    reason = words.partition(";")[0].partition(",")[0]
-    return f"the check crashed ({reason}; {log})" if log else f"the check crashed ({words})"
 
 
 def line(result: Result) -> str:
@@ -147,11 +147,11 @@ def refuse(recipe: Recipe) -> None:
     off = gpu_record.switched_off()
     if "engine" in off:
         raise ModelError(
-            "this GPU: the sampler failed its check here (`dpost-lite doctor` says how); run on the CPU with "
-            "--gpu-mem cpu, and please report it"
+            "this GPU: the sampler failed its check (`dpost-lite doctor` says how); run on the CPU with --gpu-mem cpu, "
+            "and please report it, or test again with `dpost-lite doctor --gpu`"
         )
     if "4bit" in off and recipe.model.precision == "4bit":
         raise ModelError(
             "model.precision=4bit: 4-bit layers compute wrong results on this GPU (`dpost-lite doctor` says how); "
-            "use --precision 16bit"
+            "use --precision 16bit, or test again with `dpost-lite doctor --gpu`"
         )
