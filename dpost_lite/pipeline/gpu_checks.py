@@ -68,7 +68,10 @@ def graphs(device: str, folder: Path) -> Outcome:
 
 
 def compare_replays(device: str) -> Outcome:
-    """Draw the same samples with and without graphs, tokens being inserted: ids and log-probabilities must be equal."""
+    """Answer greedily with and without graphs, tokens being inserted: ids and log-probabilities must be equal.
+
+    Greedily, because drawing sums on the GPU in an order that PyTorch does not promise.
+    """
     from dpost_lite.sampling.engine import Engine
 
     model = tiny_model(device, hardware.compute_dtype(on=device))
@@ -109,7 +112,9 @@ def engine(device: str, folder: Path) -> Outcome:
     dtype = hardware.compute_dtype(on=device)
     model = tiny_model(device, dtype)
     sampler = Engine(model, writer=_Inserter(), max_rows=ROWS, static=True, graphs=False)
-    samples = list(sampler.run(_requests(samples=2)))  # the model has the sampler's attention until the last one
+    samples = list(
+        sampler.run(_requests(samples=2, temperature=1.0))
+    )  # the model has the sampler's attention until the last one
     differences = [one for sample in samples for one in _differences_from_forward(model, sample)]
     off = sum(differences) / len(differences)
     if not off <= LOGPROB_TOLERANCE[dtype.itemsize]:
@@ -145,8 +150,8 @@ def _config(shape: ModelShape) -> Any:
     return config
 
 
-def _requests(samples: int = 1) -> Iterator["Request"]:
-    """Prompts of mixed lengths; one sample is greedy, several are drawn."""
+def _requests(samples: int = 1, temperature: float = 0.0) -> Iterator["Request"]:
+    """Prompts of mixed lengths."""
     from dpost_lite.sampling.request import Request
 
     dice = random.Random(0)
@@ -156,7 +161,7 @@ def _requests(samples: int = 1) -> Iterator["Request"]:
             prompt_ids=tuple(dice.randrange(3, SHAPE.vocabulary) for _ in range(length)),
             stop_ids=frozenset({STOP}),
             num_samples=samples,
-            temperature=0.0 if samples == 1 else 1.0,
+            temperature=temperature,
             max_new_tokens=NEW_TOKENS,
             seed=key,
         )
