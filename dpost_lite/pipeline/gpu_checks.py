@@ -112,9 +112,7 @@ def engine(device: str, folder: Path) -> Outcome:
     dtype = hardware.compute_dtype(on=device)
     model = tiny_model(device, dtype)
     sampler = Engine(model, writer=_Inserter(), max_rows=ROWS, static=True, graphs=False)
-    samples = list(
-        sampler.run(_requests(samples=2, temperature=1.0))
-    )  # the model has the sampler's attention until the last one
+    samples = list(sampler.run(_requests(samples=2, temperature=1.0)))  # the end gives transformers' attention back
     differences = [one for sample in samples for one in _differences_from_forward(model, sample)]
     off = sum(differences) / len(differences)
     if not off <= LOGPROB_TOLERANCE[dtype.itemsize]:
