@@ -13,6 +13,7 @@ from test_step_inputs import drawn, stories  # noqa: E402
 
 from dpost_lite.sampling.engine import Engine  # noqa: E402
 from dpost_lite.sampling.graphs import RECORD_AT, Graphs  # noqa: E402
+from dpost_lite.sampling.statistics import Statistics  # noqa: E402
 from dpost_lite.sampling.step_inputs import StepShape  # noqa: E402
 
 
@@ -25,7 +26,8 @@ def graphs_of_refused(monkeypatch, error: Exception) -> tuple[Graphs, list[str]]
         raise error
 
     monkeypatch.setattr(Graphs, "_record", refuse)
-    return Graphs(lambda numbers, shape: numbers * 2, torch.device("cpu"), max_rows=5), tried  # type: ignore[arg-type]
+    graphs = Graphs(lambda numbers, shape: numbers * 2, torch.device("cpu"), Statistics(), max_rows=5)  # type: ignore[arg-type]
+    return graphs, tried
 
 
 def test_a_shape_is_recorded_when_it_has_come_often_enough(monkeypatch):

@@ -18,6 +18,7 @@ from dpost_lite.local import llama
 from dpost_lite.models import demo, hardware
 from dpost_lite.recipe_files import recipes_dir
 from dpost_lite.sandbox.choose import available
+from dpost_lite.system import gpu_record
 from dpost_lite.system.machine import cache_dir, cpu_name, version
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def examine() -> Iterator[Finding]:
     yield from _packages()
     yield from _broken()
     yield from _devices()
+    yield from _gpu_checks()
     yield from _llama()
     yield from _sandboxes()
     yield from _disks()
@@ -118,6 +120,23 @@ def _devices() -> Iterator[Finding]:
     else:
         yield Finding("gpu", "none usable by torch: training runs on the CPU, which is fine for small models", "note")
     yield Finding("compute type", f"{dtype}{'' if dtype == 'bfloat16' else ' (no fast bfloat16 here)'}")
+
+
+def _gpu_checks() -> Iterator[Finding]:
+    """What the checks of this GPU found; nothing without one."""
+    try:
+        if gpu_record.device_name() is None:
+            return
+    except Exception:  # PyTorch is broken: reported by _broken
+        return
+    found = gpu_record.results()
+    if not found:
+        yield Finding("gpu checks", "none made yet: the first `run` makes them, or `dpost-lite doctor --gpu`", "note")
+        return
+    yield Finding("gpu checks", f"recorded in {gpu_record.path()}; `dpost-lite doctor --gpu` tests again")
+    for one in found.values():
+        text = one.text if one.state in ("ok", "note") else f"{one.state}: {one.text}"
+        yield Finding(f"  {one.name}", text, "note" if one.state in ("failed", "note") else "ok")
 
 
 def _llama() -> Iterator[Finding]:

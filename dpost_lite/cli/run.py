@@ -71,7 +71,7 @@ def run(
     """Train a model on its own right answers, score each round, and export a GGUF file.
 
     Run the same command again to resume: finished stages are not repeated. Ctrl-C stops after the current step; a
-    second Ctrl-C stops immediately.
+    second Ctrl-C stops immediately. The first run on a GPU checks it for about a minute (`doctor --gpu`).
     """
     from dpost_lite.evaluation.baselines import methods_of
     from dpost_lite.planner.device import hide_gpu
@@ -101,6 +101,7 @@ def _train(request: RunRequest, restart_from: list[str] | None = None) -> "Outco
     from rich.console import Console
 
     from dpost_lite.evaluation import publish
+    from dpost_lite.pipeline.gpu_check import check_once
     from dpost_lite.pipeline.preflight import preflight
     from dpost_lite.pipeline.run import execute
     from dpost_lite.planner.plan import estimate
@@ -114,6 +115,7 @@ def _train(request: RunRequest, restart_from: list[str] | None = None) -> "Outco
     if request.plan is not None:
         kept = f"kept from the run's first start: {', '.join(request.kept)}\n" if request.kept else ""
         typer.echo(f"{request.plan}\n{kept}")
+    check_once(typer.echo)
     model_dir = preflight(recipe, folder)  # before the folder is created, so that a mistake leaves none behind
     plan = request.plan or estimate(recipe)
     with TerminalView(Console(), stages=[str(name) for name in planned_stages(recipe)]) as view:

@@ -6,6 +6,7 @@ from typing import Literal
 from dpost_lite.errors import ModelError
 from dpost_lite.models import hardware
 from dpost_lite.recipe import ModelRecipe
+from dpost_lite.system.gpu_record import switched_off
 
 Backend = Literal["plain", "unsloth"]
 
@@ -14,9 +15,9 @@ FIRST_IMPORTS: dict[Backend, str | None] = {"plain": None, "unsloth": "dpost_lit
 
 
 def choose_backend(recipe: ModelRecipe) -> Backend:
-    """Return the backend for `model.backend` on this machine; "auto" is unsloth if it can run.
+    """Return the backend for `model.backend` on this machine; "auto" is unsloth if it can run and passed its check.
 
-    Raises ModelError if the recipe asks for unsloth and it cannot run here.
+    Raises ModelError if the recipe asks for unsloth and it cannot run here, or failed.
     """
     if recipe.backend == "plain" or recipe.precision == "full":
         return "plain"
@@ -25,4 +26,13 @@ def choose_backend(recipe: ModelRecipe) -> Backend:
         raise ModelError(
             "model.backend=unsloth needs a CUDA GPU and pip install 'dpost-lite[unsloth]'; use auto or plain instead"
         )
-    return "unsloth" if can_run else "plain"
+    if not can_run:
+        return "plain"
+    if "unsloth" not in switched_off():
+        return "unsloth"
+    if recipe.backend == "unsloth":
+        raise ModelError(
+            "model.backend=unsloth: its training step failed the check on this GPU (`dpost-lite doctor` says how); use "
+            "auto or plain instead, or test again with `dpost-lite doctor --gpu`"
+        )
+    return "plain"

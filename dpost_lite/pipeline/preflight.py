@@ -9,6 +9,7 @@ from dpost_lite.models import hub
 from dpost_lite.models.backend import choose_backend
 from dpost_lite.models.dpo import check_loss
 from dpost_lite.models.tracking import check_trackers
+from dpost_lite.pipeline import gpu_check
 from dpost_lite.pipeline.proof import disk_bytes
 from dpost_lite.recipe import Recipe
 
@@ -20,6 +21,7 @@ def preflight(recipe: Recipe, folder: Path) -> Path:
     """
     check_loss(recipe.dpo.loss)
     check_trackers(recipe.report_to)
+    gpu_check.refuse(recipe)
     choose_backend(recipe.model)
     model_dir = hub.find(recipe.model.name)
     config = read_config(model_dir)

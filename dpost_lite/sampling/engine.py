@@ -41,16 +41,17 @@ class Engine:
 
     At most `max_rows` samples run side by side, and fewer if their cache and logits would take more than `memory_gib`.
     `writer` inserts tokens into the answers, None for none. Tokens in `step_ids` end a step of the rationale, for
-    temperatures by step. With `static`, steps have few padded shapes, which are CUDA graphs on a GPU; None means on a
-    GPU only. Raises ModelError for a model that keeps something other than keys and values.
+    temperatures by step. With `static`, steps have few padded shapes; None means on a GPU only. With `graphs`, these
+    are CUDA graphs; None means on a GPU unless they failed their check there. Raises ModelError for a model that keeps
+    something other than keys and values.
     """
 
     def __init__(
         self, model: Any, *, writer: Writer | None, max_rows: int, memory_gib: float | None = None,
-        step_ids: frozenset[int] = frozenset(), static: bool | None = None,
+        step_ids: frozenset[int] = frozenset(), static: bool | None = None, graphs: bool | None = None,
     ) -> None:  # fmt: skip
         self.statistics = Statistics()
-        self._runner = ModelRunner(model, self.statistics, static=static)
+        self._runner = ModelRunner(model, self.statistics, static=static, graphs=graphs)
         self._scheduler = Scheduler(writer, step_ids)
         self._max_rows = max_rows
         self._memory_gib = memory_gib

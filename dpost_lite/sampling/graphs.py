@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dpost_lite.errors import is_out_of_memory
+from dpost_lite.sampling.statistics import Statistics
 from dpost_lite.sampling.step_inputs import StepShape
 
 RECORD_AT = 4  # recording takes as long as a few steps without a graph, so rare shapes are not recorded
@@ -25,9 +26,14 @@ class Graphs:
     """
 
     def __init__(
-        self, step: Callable[[torch.Tensor, StepShape], torch.Tensor], device: torch.device, *, max_rows: int
+        self,
+        step: Callable[[torch.Tensor, StepShape], torch.Tensor],
+        device: torch.device,
+        statistics: Statistics,
+        *,
+        max_rows: int,
     ) -> None:
-        self._step, self._device, self._max_rows = step, device, max_rows
+        self._step, self._device, self._statistics, self._max_rows = step, device, statistics, max_rows
         self._num_seen: Counter[StepShape] = Counter()
         self._recorded: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._pool: Any = None
@@ -52,6 +58,7 @@ class Graphs:
         graph, inputs = self._recorded[shape]
         inputs.copy_(packed, non_blocking=True)
         graph.replay()
+        self._statistics.num_replayed += 1
         return self._logits[: shape.num_rows]
 
     def _record(self, packed: torch.Tensor, shape: StepShape) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:

@@ -1,6 +1,6 @@
 """Runs the model: allocates the cache, computes prompts, decodes one step, chooses tokens. The scheduler says for whom.
 
-On a GPU, steps are padded to few shapes and replayed as CUDA graphs.
+On a GPU, steps are padded to few shapes and replayed as CUDA graphs, unless these failed their check there.
 """
 
 import math
@@ -19,6 +19,7 @@ from dpost_lite.sampling.request import CacheSize, Request, logit_copies, max_pr
 from dpost_lite.sampling.scheduler import Prompt, Queued, Row
 from dpost_lite.sampling.statistics import Statistics
 from dpost_lite.sampling.step_inputs import StepInputs, StepShape, multiple_of
+from dpost_lite.system.gpu_record import switched_off
 
 SEGMENT_ROWS = 64  # rows whose attention is one product; each segment reads as far as its longest row
 
@@ -26,19 +27,22 @@ SEGMENT_ROWS = 64  # rows whose attention is one product; each segment reads as 
 class ModelRunner:
     """One model and its cache. `model` is any transformers decoder with a replaceable attention function.
 
-    With `static`, steps have few padded shapes, which become CUDA graphs on a GPU; None means on a GPU only. Raises
-    ModelError for a model that keeps something other than keys and values.
+    With `static`, steps have few padded shapes; None means on a GPU only. With `graphs`, these become CUDA graphs; None
+    means on a GPU unless they failed their check there. Raises ModelError for a model that keeps something other than
+    keys and values.
     """
 
     cache: KVCache | None
 
-    def __init__(self, model: Any, statistics: Statistics, *, static: bool | None) -> None:
+    def __init__(self, model: Any, statistics: Statistics, *, static: bool | None, graphs: bool | None = None) -> None:
         check_layers(model.config)
         self._model = model
         self._statistics = statistics
         self._device = model.device
         self.static = self._device.type == "cuda" if static is None else static
-        self._has_graphs = self.static and self._device.type == "cuda"
+        if graphs is None:
+            graphs = self._device.type == "cuda" and "graphs" not in switched_off()
+        self._has_graphs = self.static and graphs
         self._shapes: set[StepShape] = set()
         self.release()
 
@@ -90,7 +94,9 @@ class ModelRunner:
         self.cache = KVCache(
             self._model.config, size, num_scratch=int(self.static), dtype=self._model.dtype, device=self._device
         )
-        self._step = Graphs(self._decode, self._device, max_rows=size.num_rows) if self._has_graphs else self._decode
+        self._step = self._decode
+        if self._has_graphs:
+            self._step = Graphs(self._decode, self._device, self._statistics, max_rows=size.num_rows)
         self.segment_rows = size.num_rows if self.static else SEGMENT_ROWS
         return self.cache
 

@@ -16,8 +16,9 @@ class Statistics:
     `seconds` is split into prefill, plan, forward, choose and calculator. On a GPU these are as the host sees them: it
     waits in "choose", where tokens are copied. `num_row_steps` is the number of rows summed over decode steps, and
     `num_positions_read` the row positions that attention reads in one layer, summed likewise. `num_shapes` counts the
-    padded shapes, each of which may become a CUDA graph. `num_rows` is what the memory allowed in the end,
-    `num_caches` how many caches were allocated, `num_shrunk` how often memory ran out.
+    padded shapes, each of which may become a CUDA graph, `num_replayed` the steps that were one. `num_rows`
+    is what the memory allowed in the end, `num_caches` how many caches were allocated, `num_shrunk` how often memory
+    ran out.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -25,6 +26,7 @@ class Statistics:
     num_row_steps: int = 0
     num_positions_read: int = 0
     num_shapes: int = 0
+    num_replayed: int = 0
     num_caches: int = 0
     num_shrunk: int = 0
     cache_size: CacheSize | None = None  # of the latest cache
