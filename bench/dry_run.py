@@ -44,7 +44,7 @@ from dpost_lite.planner.plan import make_plans
 from dpost_lite.planner.workload import Workload, workload_of
 from dpost_lite.recipe import Recipe
 from dpost_lite.recipe_files import load_recipe
-from dpost_lite.sampling import choosing
+from dpost_lite.sampling import attention, choosing
 from dpost_lite.sampling.model_runner import ModelRunner
 from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, CacheSize, Request, logit_copies, max_prompts
 from dpost_lite.sampling.statistics import Statistics
@@ -187,6 +187,7 @@ def stand_ins(*, on_gpu: bool = True) -> Iterator[None]:
             (chunked_logprob, "_addmm_fp32", lambda *_: None),  # on a GPU, of 16-bit numbers without a copy
             (chunked_logprob, "_use_triton", lambda _: False),
             (choosing, "_CPU_CHUNK", 2**62),  # a GPU takes all logits at once
+            (attention._Layer, "_is_fused", lambda *_: False),
         ]
     with ExitStack() as stack:
         for owner, name, value in replaced:
