@@ -99,7 +99,7 @@ TINY = Sizes(
         *PAPER, "sampling.max_new_tokens=38", "sampling.max_rows=16", "sft.batch_size=4", "dpo.batch_size=4",
         "sft.micro_batch_size=2", "dpo.micro_batch_size=2",
     ),
-    scale=0.125, steps=2, waves=2, num_samples=2, slow_prompts=4, matrix=512,
+    scale=0.125, steps=1, waves=2, num_samples=2, slow_prompts=4, matrix=512,
 )  # fmt: skip
 
 
