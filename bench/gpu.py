@@ -3,7 +3,8 @@
     python bench/gpu.py [--gpu-mem 24GB] [--minutes 25] [--again PART …] [--save bench/results/gpu-<device>.json]
     python bench/gpu.py --tiny --device cpu          # the same on tiny models, to try the command
 
-Needs no download: models have random weights, prompts random words, and the tokenizer comes with the demo extra. Each
+Needs no download: models have random weights, prompts random words, and the tokenizer comes with the demo extra. The
+weights take 19 GB of disk for as long as the command runs, in TMPDIR if that is set, and as much RAM. Each
 part runs in a process of its own under the cap, and is written to --save when it is finished. Repeat the command to
 go on after a stop; a part that is there is not repeated, even if it failed, unless --again names it or a
 beginning of its name. Parts come in order of value, and those that would not fit into --minutes by the planner's
@@ -15,8 +16,8 @@ Parts:
 - `train/SHAPE/ENTRANT/sft` and `/dpo`: QLoRA, LoRA on 16 bit, unsloth if it is installed, all weights where they fit.
   At the planner's micro-batch: a step of the longest rows, for the peak, then timed steps of rows of GSM8K's mean
   length. GiB are what PyTorch reserved, and 0.6 for CUDA.
-- `sample/SHAPE/WEIGHTS/ENTRANT`: ours with and without calculator, from merged 16-bit weights and from 4-bit ones under
-  an adapter; from merged ones also vLLM if it is installed, the papers' procedure, transformers' continuous batching
+- `sample/SHAPE/WEIGHTS/ENTRANT`: ours, from merged 16-bit weights and from 4-bit ones under an adapter; from merged
+  ones also ours without calculator, vLLM if it is installed, the papers' procedure, transformers' continuous batching
   and generate.
 
 What the sampler's parts measure: random weights compute as long as trained ones, but never end an answer or write `<<`.
@@ -24,14 +25,16 @@ So each problem has a fixed length, drawn from GSM8K's distribution and the same
 problem share it. "With calculator" inserts GSM8K's share of tokens through a writer of the engine, wherever they
 fall. What they do not measure: the calculator's parsing (bench/sampler.py does), the tokens that the papers' hook would
 force (it decodes and matches every row, and finds nothing), lengths of a trained model, and answers that differ in
-length among the samples of a problem. Slow entrants draw the first of the problems, twice each, and are not charged for
-starting up. The share of the bandwidth bound is of reading weights and cache once a step at the measured bandwidth.
+length among the samples of a problem. Slow entrants draw for the first 32 of the problems, and none is charged for
+starting up. At the end of a pass rows run empty, which a stage with many more rationales hardly notices. The bandwidth
+bound is reading weights and cache once a step, at the bandwidth measured.
 
 At the end: the hours of DPO-ST with Llama-3-8B on GSM8K (7,473 problems, K = 10, three rounds) at the measured rates,
 and a table of targets. The last line is one JSON object.
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -120,6 +123,7 @@ def device_name(kind: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+@functools.cache
 def gpu_name() -> str:
     """Return the GPU's name, asked in a process of its own: CUDA takes memory as long as the process lives."""
     if hardware.device() != "cuda":

@@ -19,7 +19,6 @@ from dpost_lite.models.backend import FIRST_IMPORTS
 from dpost_lite.models.shapes import BASES, ModelShape
 from dpost_lite.pipeline.worker import Task
 from dpost_lite.planner.device import GIB, Device
-from dpost_lite.planner.footprint import weight_bytes
 from dpost_lite.planner.pace import LIMIT_SHARE, LOADING_SECONDS, READING_EFFICIENCY, Estimate, Pace
 from dpost_lite.planner.plan import StagePlan, fit_stage
 from dpost_lite.planner.workload import GSM8K, Workload
@@ -45,17 +44,14 @@ CALCULATED_SHARE = 0.16  # of the tokens of sampled rationales (results/sampler.
 CALCULATED_TOKENS = 6  # at once: GSM8K's results and the brackets behind them have 5.7
 WRITTEN_ID = 29  # what is inserted; any token will do
 
-SAMPLE_ENTRANTS = ("ours", "ours-off", "vllm", "continuous", "papers", "generate")
-SLOW = ("continuous", "papers", "generate")  # draw fewer rationales
 GENERATE_STEP_S = {"cpu": 0.1, "cuda": 0.04}  # of transformers' loop, beside reading the weights; an assumption
 STARTUP_S = {"vllm": 60}  # beside loading: it compiles and records graphs; an assumption
-CONTINUOUS_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How large everything is. Lengths of GSM8K are multiplied by `scale`; our sampler draws `waves` times its rows,
-    `num_samples` for each prompt, and slow entrants 2 for each of `slow_prompts`.
+    `num_samples` for each prompt, and slow entrants take `slow_prompts`.
     """
 
     shapes: dict[str, ModelShape]
@@ -78,6 +74,13 @@ class Sizes:
             prompt=prompt, rationale=rationale, longest_prompt=longest_prompt, longest=longest,
         )  # fmt: skip
 
+    def drawn(self, entrant: str, rows: int) -> tuple[int, int]:
+        """Return how many prompts an entrant gets, and how many samples it draws for each."""
+        if entrant in ("papers", "generate"):
+            return self.slow_prompts, 2 if entrant == "papers" else 1
+        prompts = self.slow_prompts if entrant == "continuous" else math.ceil(self.waves * rows / self.num_samples)
+        return prompts, self.num_samples
+
     def scaled(self, tokens: float) -> int:
         return max(1, round(tokens * self.scale))
 
@@ -86,7 +89,7 @@ FULL = Sizes(
     shapes={
         "llama-3.1-8b": BASES["meta-llama/Llama-3.1-8B"].shape, "qwen2.5-1.5b": BASES["Qwen/Qwen2.5-1.5B"].shape,
     },
-    settings=PAPER, scale=1, steps=2, waves=5, num_samples=10, slow_prompts=32, matrix=8192,
+    settings=PAPER, scale=1, steps=2, waves=6, num_samples=10, slow_prompts=32, matrix=8192,
 )  # fmt: skip
 TINY = Sizes(
     shapes={
@@ -138,7 +141,7 @@ def all_parts(sizes: Sizes, device: Device, folders: dict[str, Path]) -> list[Pa
         *trained["qlora"],
         *sampled("merged", "ours", "ours-off"),
         *trained["16bit"],
-        *sampled("4bit", "ours", "ours-off"),
+        *sampled("4bit", "ours"),
         *trained["unsloth"],
         *trained["full"],
         *sampled("merged", "vllm", "papers", "continuous", "generate"),
@@ -198,17 +201,13 @@ def sampling_part(
     stage = fit_stage("sampling", (recipe, work), shape, device, weights="merged" if is_merged else "quantized")
     rows = int(stage.choices["rows"])
     rate = sampling_rate(recipe, shape, work, device, rows, is_merged=is_merged)
-    samples = 2 if entrant in SLOW else sizes.num_samples
-    prompts = sizes.slow_prompts if entrant in SLOW else math.ceil(sizes.waves * rows / samples)
-    number = prompts * samples
-    seconds = number * work.rationale / rate + STARTUP_S.get(entrant, 0)
-    if entrant in SLOW:
-        size = 2 * shape.num_parameters if is_merged else weight_bytes(recipe, shape, device)
-        step = GENERATE_STEP_S[device.kind] + size / (READING_EFFICIENCY[device.kind] * device.bandwidth)
-        all_at_once = number * work.rationale / CONTINUOUS_ROWS
-        seconds = step * (
-            all_at_once if entrant == "continuous" else samples * math.ceil(prompts / 32) * longest(sizes)
-        )
+    prompts, samples = sizes.drawn(entrant, rows)
+    seconds = prompts * samples * work.rationale / rate + STARTUP_S.get(entrant, 0)
+    if entrant in ("continuous", "papers", "generate"):
+        step = GENERATE_STEP_S[device.kind]
+        step += device.number_bytes * shape.num_parameters / (READING_EFFICIENCY[device.kind] * device.bandwidth)
+        in_batches = samples * math.ceil(prompts / 32) * sizes.scaled(ANSWER_TOKENS[3])
+        seconds = step * (prompts * samples * work.rationale / 64 if entrant == "continuous" else in_batches)
     missing = "not installed" if entrant == "vllm" and importlib.util.find_spec("vllm") is None else ""
     if stage.peak_bytes > device.memory_bytes:
         missing = f"does not fit: it is planned at {stage.peak_bytes / GIB:.1f} GiB"
@@ -220,11 +219,6 @@ def sampling_part(
         shape=shape_name,
         missing=missing,
     )
-
-
-def longest(sizes: Sizes) -> int:
-    """Return the tokens of the longest answer."""
-    return sizes.scaled(ANSWER_TOKENS[3])
 
 
 def training_rate(
@@ -339,7 +333,8 @@ class Weights:
     folder: Path
 
     def run(self, out: Path, progress: Callable[..., None]) -> dict[str, Any]:
-        save_random(self.shape, self.folder)
+        partial = self.folder.with_name(f"{self.folder.name}.partial")
+        save_random(self.shape, partial).rename(self.folder)
         return {}
 
 

@@ -138,7 +138,7 @@ def targets(parts: Parts, bound: dict[str, dict[str, float]], hours: dict[str, A
             for weights in ("merged", "4bit")
         ),
         Target(
-            "DPO-ST with an 8 B model in one night of 10 h",
+            "DPO-ST in one night of 10 h",
             None if goal is None else f"{goal:.1f} h",
             goal is not None and goal <= NIGHT_HOURS,
         ),

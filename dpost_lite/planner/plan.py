@@ -185,7 +185,12 @@ def make_plans(cases: Sequence[Case], shape: ModelShape, device: Device) -> list
 
 
 def fit_stage(
-    kind: Literal["sft", "dpo", "sampling"], case: Case, shape: ModelShape, device: Device, *, weights: str | None = None
+    kind: Literal["sft", "dpo", "sampling"],
+    case: Case,
+    shape: ModelShape,
+    device: Device,
+    *,
+    weights: str | None = None,
 ) -> StagePlan:
     """Return the plan of one kind of stage by itself: the first choice that fits the device, or else the smallest.
 
