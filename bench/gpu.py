@@ -112,6 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{len(to_do)} parts to measure, {estimate:.0f} minutes by the planner at the rates {device.rates_of};")
         print(f"limit {arguments.minutes:g} minutes; result in {path}", flush=True)
         run_parts(parts, record, path, device, deadline, sizes, Path(scratch))
+    if skipped := [name for name, part in record["parts"].items() if part["status"] == "skipped"]:
+        print(f"{len(skipped)} parts were skipped; the same command goes on with them")
     conclude(record, sizes, device)
     save(record, path)
     print(json.dumps(record))

@@ -28,11 +28,8 @@ from dpost_lite.recipe_files import load_recipe
 from dpost_lite.runs.stage_names import BASE, StageName
 from dpost_lite.system.machine import machine_info
 
-PAPER = (
-    "sampling.samples_for_labels=10",
-    "sampling.top_k=50",
-    "dpo.gate=off",
-)  # Llama-3's run; rounds=3 is the default
+# The paper's run of Llama-3 (recipes/paper-llama3-8b-24gb.yaml); three rounds are the default.
+PAPER = ("sampling.samples_for_labels=10", "sampling.top_k=50", "dpo.gate=off")
 ALL_PROBLEMS = 7473  # of GSM8K's training set: the paper's run takes all of them
 
 # Lengths of GSM8K's 7,473 prompts and rationales in tokens of SmolLM2: mean and standard deviation of their logarithms,

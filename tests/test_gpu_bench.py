@@ -8,17 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from dpost_lite.errors import RecipeError, RunError
-from dpost_lite.planner.device import Device, card, parse_memory
+from dpost_lite.planner.device import GIB, Device, card, parse_memory
 from dpost_lite.planner.plan import fit_stage, make_plans
 from dpost_lite.planner.workload import GSM8K
 from dpost_lite.recipe_files import load_recipe
+from dpost_lite.runs.folder import WorkResult
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
@@ -337,6 +339,56 @@ class TestVllm:
         for prompt, own in made.asked:
             assert own.max_tokens == answers[tuple(prompt["prompt_token_ids"])]
             assert (own.n, own.ignore_eos, own.detokenize) == (10, True, False)
+
+
+def test_a_gpus_memory_is_what_was_reserved_and_cuda_itself(tmp_path, monkeypatch):
+    result = WorkResult({"tokens_per_s": 5.0, "allocated_gib": 1.5}, 3 * GIB, 2 * GIB)
+    monkeypatch.setattr(gpu, "in_child", lambda *_, **__: result)
+    part = Part("train/a/qlora/sft", Does("works"), 1, {"gib": 2.5, "tokens_per_s": 4.0})
+    found = gpu.measure(part, card(24e9), 60, TINY, tmp_path)
+    assert (found["gib"], found["reserved_gib"], found["allocated_gib"]) == (2.6, 2, 1.5)
+    assert gpu.as_text(found) == "5 tokens/s (planned 4), 2.60 GiB (planned 2.50), 0 s"
+
+
+def test_what_pytorch_allocated_of_a_gpu_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * GIB)
+    assert gpu_parts.Limited(Does("works"), 60).run(tmp_path, lambda *_: None)["allocated_gib"] == 3
+
+
+def test_continuous_batching_is_held_to_the_cap(monkeypatch):
+    """Its cache takes a share of all that is free; under a cap of 30 % of 80 GiB with 16 in use, 8 are left."""
+    import sampler
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 16 * GIB)
+    continuous = sampler.Continuous.__new__(sampler.Continuous)
+    continuous._setting = SimpleNamespace(memory_share=0.3)
+    assert continuous._share_of_free() * (80 - 16) == pytest.approx(0.8 * 8)
+    continuous._setting = SimpleNamespace(memory_share=None)
+    assert continuous._share_of_free() is None
+
+
+def test_a_gpu_that_has_less_than_the_cap_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "gpu_name", lambda: "NVIDIA GeForce RTX 4060")
+    monkeypatch.setattr(gpu, "find_device", lambda size: card(24e9))
+    assert gpu.device_name("cuda") == "nvidia-geforce-rtx-4060"
+    with pytest.raises(RecipeError, match=r"--gpu-mem 24GB: this machine's GPU has less; give a smaller size, or auto"):
+        gpu.open_record(tmp_path / "new.json", gpu.parse([]))
+    measured_here = replace(card(24e9), rates_of="measured here", total_bytes=25e9)
+    monkeypatch.setattr(gpu, "find_device", lambda size: measured_here)
+    record = gpu.open_record(tmp_path / "new.json", gpu.parse([]))
+    assert Device(**json.loads(json.dumps(record))["device"]) == measured_here
+
+
+def test_unsloth_is_trained_where_it_is_installed_and_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(gpu_parts.importlib.util, "find_spec", lambda name: object())
+    on_gpu = {part.name: part for part in full_parts(card(24e9))}
+    part = on_gpu["train/llama-3.1-8b/unsloth/dpo"]
+    assert (part.missing, part.first_import) == ("", "dpost_lite.models.unsloth_backend")
+    assert on_gpu["train/llama-3.1-8b/qlora/dpo"].first_import is None
+    assert on_gpu["sample/llama-3.1-8b/merged/vllm"].missing == ""
+    assert {part.missing for part in full_parts(CPU) if "/unsloth/" in part.name} == {"needs a GPU"}
 
 
 def test_targets():
