@@ -10,10 +10,14 @@ from dpost_lite.system.machine import let_threads_sleep, machine_info
 let_threads_sleep()  # as the command line does
 
 
+def command_of(benchmark: str) -> str:
+    """Return the command that was given."""
+    return " ".join(["python", f"bench/{benchmark}.py", *sys.argv[1:]])
+
+
 def result_of(benchmark: str, **figures: Any) -> dict[str, Any]:
     """Return the figures with the command that was given and the machine it ran on."""
-    command = " ".join(["python", f"bench/{benchmark}.py", *sys.argv[1:]])
-    return {"benchmark": benchmark, "command": command, "machine": machine_info(), **figures}
+    return {"benchmark": benchmark, "command": command_of(benchmark), "machine": machine_info(), **figures}
 
 
 def save(result: dict[str, Any], path: Path | None) -> None:

@@ -31,8 +31,10 @@ def save_random(shape: ModelShape, folder: Path) -> Path:
     import transformers
 
     torch.manual_seed(0)
+    config = shape.config()
+    config.bos_token_id = config.eos_token_id = None  # nothing that it writes ends an answer
     with torch.device(hardware.device()):
-        model = transformers.AutoModelForCausalLM.from_config(shape.config(), dtype=torch.bfloat16)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with quiet.quiet_transformers():
         model.save_pretrained(folder)
     loading.load_tokenizer(hub.find(demo.DEMO_MODEL)).save_pretrained(folder)

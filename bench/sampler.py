@@ -6,7 +6,8 @@
 Entrants: `ours` (with calculator), `ours-off` (without), `papers` (transformers' generate in padded batches of 32,
 one pass per sample, a hook that decodes and matches every row at every step: papers' code, `generate.py`), `generate`
 (the same without the hook), `continuous` (transformers' continuous batching), `llama.cpp` (llama-cpp-python with
-parallel sequences on the same weights in 16 bit). Same prompts, stop token, temperature and limit for all. A useful
+parallel sequences on the same weights in 16 bit) and, only if asked for, `vllm` (in 16 bit; it must be installed).
+Same prompts, stop token, temperature and limit for all. A useful
 token lies before the end of its answer, the stop token included. Every entrant is warmed up and repeated; the table
 shows the median and the spread.
 The ceiling is the time that reading weights and cache once per step, or the arithmetic, would take at this
@@ -22,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from dpost_lite.models import adapters, demo, hub, loading
 from dpost_lite.models.onednn_layout import use_blocked_layout
 from dpost_lite.problems import datasets, synthetic
 from dpost_lite.problems.calculator import Calculator
-from dpost_lite.problems.forcing import Forcer
+from dpost_lite.problems.forcing import Forcer, Writer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.recipe import ModelRecipe
 from dpost_lite.sampling.cache import kv_shape
@@ -49,12 +50,17 @@ PAPERS_TOP_K = 50  # what transformers takes where nothing is given
 CONTINUOUS_REQUESTS = 64  # at once; its attention multiplies every query with every cache: 256 took 1.5 times as long
 LLAMA_SEQUENCES = 64
 LLAMA_PROMPTS = 8  # computed together, then copied to their samples
-ENTRANTS = ("ours", "ours-off", "llama.cpp", "papers", "continuous", "generate")
+ENTRANTS = ("ours", "ours-off", "llama.cpp", "papers", "continuous", "generate", "vllm")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every entrant is given: the model, the prompts, and how to sample."""
+    """What every entrant is given: the model, the prompts, and how to sample.
+
+    With `lengths`, an answer to a prompt has just as many tokens, and no stop token: for random weights (bench/gpu.py).
+    `writer` takes the place of the calculator; `folder` holds the model's weights if they are saved; `memory_share` is
+    the share of the GPU that may be used, if it is limited.
+    """
 
     model: Any
     prompter: Prompter
@@ -63,6 +69,19 @@ class Setting:
     num_rows: int
     max_new_tokens: int
     temperature: float
+    lengths: Mapping[tuple[int, ...], int] | None = None
+    writer: Writer | None = None
+    folder: Path | None = None
+    memory_share: float | None = None
+
+    @property
+    def stop_id(self) -> int | None:
+        """The token that ends an answer, if one does."""
+        return None if self.lengths else self.prompter.stop_id
+
+    def limit(self, prompt: tuple[int, ...]) -> int:
+        """Return how many tokens an answer to this prompt may have, or has."""
+        return self.lengths[prompt] if self.lengths else self.max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -84,7 +103,7 @@ def main() -> None:
     torch.manual_seed(0)
     setting = prepare(arguments)
     repeats = arguments.repeats
-    rates = machine_rates(setting.model)
+    rates = machine_rates(setting.model.device, setting.model.dtype)
     rows: dict[str, dict[str, float]] = {}
     sizes = {"questions": len(setting.prompts), "samples": setting.num_samples, "repeats": repeats}
     result = result_of("sampler", **sizes, rates=rates, entrants=rows)
@@ -117,7 +136,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--entrants", nargs="+", choices=ENTRANTS, default=list(ENTRANTS))
+    parser.add_argument("--entrants", nargs="+", choices=ENTRANTS, default=list(ENTRANTS[:-1]))
     parser.add_argument("--sweep", action="store_true", help="also: throughput by number of rows and by K")
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     return parser.parse_args()
@@ -162,6 +181,9 @@ def measure(name: str, setting: Setting, repeats: int) -> dict[str, float]:
         "rationales_per_s": statistics.median(o.num_rationales / s for o, s in zip(outcomes, seconds, strict=True)),
         "forced": last.num_forced / last.num_tokens,
         "tokens_per_rationale": last.num_tokens / last.num_rationales,
+        "tokens": last.num_tokens,
+        "rationales": last.num_rationales,
+        "seconds": statistics.median(seconds),
     }
     if last.num_steps:
         row["steps"] = last.num_steps
@@ -176,6 +198,7 @@ class entrant:
 
     def __init__(self, name: str, setting: Setting) -> None:
         self._name, self._setting, self._folder = name, setting, tempfile.TemporaryDirectory()
+        self._run: Any = None
 
     def __enter__(self) -> Callable[[list[tuple[int, ...]]], Outcome]:
         setting = self._setting
@@ -186,10 +209,14 @@ class entrant:
             "generate": lambda: Generate(setting, with_calculator=False),
             "continuous": lambda: Continuous(setting),
             "llama.cpp": lambda: LlamaCpp(setting, Path(self._folder.name)),
+            "vllm": lambda: Vllm(setting, Path(self._folder.name)),
         }
-        return builders[self._name]()
+        self._run = builders[self._name]()
+        return self._run
 
     def __exit__(self, *_: object) -> None:
+        if hasattr(self._run, "close"):
+            self._run.close()
         self._folder.cleanup()
 
 
@@ -198,18 +225,20 @@ class Ours:
 
     def __init__(self, setting: Setting, *, with_calculator: bool) -> None:
         prompter = setting.prompter
-        self._setting = setting
-        self._model = use_blocked_layout(copy.deepcopy(setting.model), setting.num_rows)  # as `dpost-lite run` samples
-        self._forcer = Forcer(prompter.token_text(), prompter.encode, Calculator()) if with_calculator else None
+        self._setting, self._model = setting, setting.model
+        if self._model.device.type == "cpu" and not getattr(self._model, "is_loaded_in_4bit", False):
+            self._model = use_blocked_layout(copy.deepcopy(self._model), setting.num_rows)  # as a run samples
+        writer = setting.writer or Forcer(prompter.token_text(), prompter.encode, Calculator())
+        self._writer = writer if with_calculator else None
 
     def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
         setting = self._setting
-        engine = Engine(self._model, writer=self._forcer, max_rows=setting.num_rows)
+        engine = Engine(self._model, writer=self._writer, max_rows=setting.num_rows)
+        stop_ids = frozenset(() if setting.stop_id is None else (setting.stop_id,))
         requests = [
             Request(
-                key=i, prompt_ids=prompt, stop_ids=frozenset({setting.prompter.stop_id}), seed=i,
-                num_samples=setting.num_samples, temperature=setting.temperature,
-                max_new_tokens=setting.max_new_tokens,
+                key=i, prompt_ids=prompt, stop_ids=stop_ids, seed=i, num_samples=setting.num_samples,
+                temperature=setting.temperature, max_new_tokens=setting.limit(prompt),
             )
             for i, prompt in enumerate(prompts)
         ]  # fmt: skip
@@ -237,7 +266,7 @@ class Generate:
     def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
         from transformers import LogitsProcessorList
 
-        setting, stop = self._setting, self._setting.prompter.stop_id
+        setting, stop = self._setting, self._setting.prompter.stop_id  # which also pads
         num_tokens = num_forced = num_rationales = 0
         for _ in range(setting.num_samples):
             for start in range(0, len(prompts), PAPERS_BATCH):
@@ -250,11 +279,12 @@ class Generate:
                     ids.to(setting.model.device),
                     attention_mask=mask.to(setting.model.device),
                     do_sample=True, temperature=setting.temperature, top_k=self._top_k, top_p=1.0,
-                    max_new_tokens=setting.max_new_tokens, eos_token_id=stop, pad_token_id=stop,
+                    max_new_tokens=max(map(setting.limit, batch)), eos_token_id=setting.stop_id, pad_token_id=stop,
                     logits_processor=LogitsProcessorList([hook] if self._with_calculator else []),
                 )  # fmt: skip
-                for answer in out[:, width:].tolist():
-                    num_tokens += answer.index(stop) + 1 if stop in answer else len(answer)
+                for prompt, answer in zip(batch, out[:, width:].tolist(), strict=True):
+                    length = answer.index(stop) + 1 if setting.stop_id in answer else len(answer)
+                    num_tokens += min(length, setting.limit(prompt))
                 num_forced += hook.num_forced
                 num_rationales += len(batch)
         return Outcome(num_tokens, num_rationales, num_forced)
@@ -289,26 +319,92 @@ class Continuous:
     """transformers' continuous batching: paged cache, no calculator (it has no hook that could force tokens)."""
 
     def __init__(self, setting: Setting) -> None:
-        self._setting = setting
+        from transformers import ContinuousBatchingConfig, GenerationConfig
+        from transformers.generation.continuous_batching.utils import WorkloadHints
+
+        self._setting, model = setting, setting.model
+        self._attention = model.config._attn_implementation
+        longest = max(map(setting.limit, setting.prompts))
+        stop = -1 if setting.stop_id is None else setting.stop_id  # -1: none
+        config = GenerationConfig(
+            do_sample=True, temperature=setting.temperature, top_k=0, max_new_tokens=longest, eos_token_id=stop,
+            pad_token_id=setting.prompter.stop_id,
+        )  # fmt: skip
+        number, prompt = len(setting.prompts) * setting.num_samples, max(map(len, setting.prompts))
+        rows, page = min(CONTINUOUS_REQUESTS, number), ContinuousBatchingConfig.page_size
+        self._manager = model.init_continuous_batching(
+            generation_config=config,
+            continuous_batching_config=ContinuousBatchingConfig(
+                max_requests_per_batch=rows, max_memory_percent=self._share_of_free(),
+                num_blocks=rows * math.ceil((prompt + longest) / page) if model.device.type == "cpu" else None,
+            ),
+            workload_hints=WorkloadHints(prompt, longest, number),
+        )  # fmt: skip
+        if model.device.type == "cuda":  # records graphs, which is no part of the time
+            self._manager.warmup()
+        self._manager.start()
+
+    def _share_of_free(self) -> float | None:
+        """Return the share of the GPU's free memory that the cache may take: it does not know of a process's limit."""
+        if self._setting.memory_share is None:
+            return None
+        total, reserved = torch.cuda.mem_get_info()[1], torch.cuda.memory_reserved()
+        return 0.8 * max(0.0, self._setting.memory_share * total - reserved) / (total - reserved)
 
     def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
-        from transformers import ContinuousBatchingConfig, GenerationConfig
+        setting, manager = self._setting, self._manager
+        waiting = set()
+        for prompt in prompts:
+            for _ in range(setting.num_samples):
+                waiting.add(manager.add_request(list(prompt), max_new_tokens=setting.limit(prompt)))
+        num_tokens = 0
+        while waiting:
+            result = manager.get_result(timeout=1)
+            if result is not None and result.is_finished():
+                waiting.remove(result.request_id)
+                num_tokens += len(result.generated_tokens)
+            elif result is None and not manager.is_running():
+                raise RuntimeError("transformers' continuous batching ended before its requests")
+        return Outcome(num_tokens, len(prompts) * setting.num_samples)
+
+    def close(self) -> None:
+        self._manager.stop(block=True, timeout=5)
+        self._manager.destroy()
+        self._setting.model.set_attn_implementation(self._attention)
+
+
+class Vllm:
+    """vLLM, without a calculator. It loads the weights itself: from the setting's folder, or saved here."""
+
+    def __init__(self, setting: Setting, scratch: Path) -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # its memory is this process's
+        from vllm import LLM
+
+        self._setting = setting
+        longest = max(map(len, setting.prompts)) + max(map(setting.limit, setting.prompts))
+        if setting.folder is None:
+            adapters.save_merged(copy.deepcopy(setting.model), setting.prompter.tokenizer, scratch)
+        self._llm = LLM(
+            model=str(setting.folder or scratch), load_format="safetensors", skip_tokenizer_init=True, seed=0,
+            dtype="bfloat16", max_model_len=longest, max_num_seqs=setting.num_rows, enable_prefix_caching=True,
+            gpu_memory_utilization=setting.memory_share or 0.9,
+        )  # fmt: skip
+
+    def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
+        from vllm import SamplingParams
 
         setting = self._setting
-        config = GenerationConfig(
-            do_sample=True, temperature=setting.temperature, top_k=0, max_new_tokens=setting.max_new_tokens,
-            eos_token_id=setting.prompter.stop_id, pad_token_id=setting.prompter.stop_id,
-        )  # fmt: skip
-        before = setting.model.config._attn_implementation
-        results = setting.model.generate_batch(
-            [list(prompt) for prompt in prompts for _ in range(setting.num_samples)],
-            generation_config=config,
-            continuous_batching_config=ContinuousBatchingConfig(max_requests_per_batch=CONTINUOUS_REQUESTS),
-            progress_bar=False,
-        )
-        setting.model.set_attn_implementation(before)
-        answers = [result.generated_tokens for result in results.values()]
-        return Outcome(sum(map(len, answers)), len(answers))
+        stop = {"ignore_eos": True} if setting.stop_id is None else {"stop_token_ids": [setting.stop_id]}
+        params = [
+            SamplingParams(
+                n=setting.num_samples, temperature=setting.temperature, max_tokens=setting.limit(prompt),
+                detokenize=False, **stop,
+            )
+            for prompt in prompts
+        ]  # fmt: skip
+        texts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        answers = [answer for found in self._llm.generate(texts, params, use_tqdm=False) for answer in found.outputs]
+        return Outcome(sum(len(answer.token_ids) for answer in answers), len(answers))
 
 
 class LlamaCpp:
@@ -399,13 +495,12 @@ class LlamaCpp:
         return [int(token) for token in drawn]
 
 
-def machine_rates(model: Any) -> dict[str, float]:
-    """Measure this machine's memory bandwidth (GB/s, reading) and matrix rate (GFLOP/s) in the model's type."""
-    device, dtype = model.device, model.dtype
+def machine_rates(device: torch.device, dtype: torch.dtype, size: int = 2048) -> dict[str, float]:
+    """Measure a device's memory bandwidth (GB/s, reading) and matrix rate (GFLOP/s) in a type."""
     block = torch.zeros(256 * 2**20 // dtype.itemsize, dtype=dtype, device=device)
     bandwidth = block.nbytes / best_of(lambda: block.sum()) / 1e9
-    a = torch.randn(2048, 2048, device=device, dtype=dtype)
-    matrix = 2 * 2048**3 / best_of(lambda: a @ a) / 1e9
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    matrix = 2 * size**3 / best_of(lambda: a @ a) / 1e9
     return {"bandwidth_gb_s": bandwidth, "matrix_gflop_s": matrix}
 
 
@@ -421,6 +516,28 @@ def best_of(work: Callable[[], Any], repeats: int = 5) -> float:
     return min(times)
 
 
+def ceiling(
+    ours: Mapping[str, float], rates: Mapping[str, float], *, weight_bytes: float, num_weights: float,
+    position_bytes: float, prompt: float, num_rationales: int,
+) -> dict[str, float]:  # fmt: skip
+    """Return the tokens per second that a step's reading (weights and cache once) and arithmetic allow, and our share.
+
+    `weight_bytes` and `num_weights` are those that a step reads and multiplies, `position_bytes` those of keys and
+    values of a token, `prompt` the tokens of a prompt, divided by the rationales that share it.
+    """
+    rows = ours["occupancy"] * ours["rows"]
+    cache = position_bytes * (prompt + ours["tokens_per_rationale"] / 2) * rows
+    tokens_per_step = ours["tokens_per_rationale"] * num_rationales / ours["steps"]
+    reading = (weight_bytes + cache) / rates["bandwidth_gb_s"] / 1e9
+    arithmetic = 2 * num_weights * tokens_per_step / rates["matrix_gflop_s"] / 1e9
+    most = tokens_per_step / max(reading, arithmetic)
+    return {
+        "tokens_per_step": tokens_per_step, "reading_ms": reading * 1e3, "arithmetic_ms": arithmetic * 1e3,
+        "ceiling_tokens_per_s": most, "reached": ours["tokens_per_s"] / most,
+        "bandwidth_reached": ours["tokens_per_s"] * reading / tokens_per_step,
+    }  # fmt: skip
+
+
 def print_ceiling(setting: Setting, ours: dict[str, float], rates: dict[str, float]) -> dict[str, float]:
     """Print what share of the ceiling was reached: reading weights and cache once a step, or the arithmetic."""
     model, config = setting.model, setting.model.config
@@ -428,20 +545,16 @@ def print_ceiling(setting: Setting, ours: dict[str, float], rates: dict[str, flo
     if not config.tie_word_embeddings:  # of which a step reads a row a token
         num_weights -= model.get_input_embeddings().weight.numel()
     heads, head_dim = kv_shape(config)
-    rows = ours["occupancy"] * ours["rows"]
-    prompt = sum(map(len, setting.prompts)) / len(setting.prompts) / setting.num_samples  # one for all of its samples
-    cache = 2 * config.num_hidden_layers * heads * head_dim * (prompt + ours["tokens_per_rationale"] / 2) * rows
-    tokens_per_step = ours["tokens_per_rationale"] * len(setting.prompts) * setting.num_samples / ours["steps"]
-    reading = (num_weights + cache) * model.dtype.itemsize / rates["bandwidth_gb_s"] / 1e9
-    arithmetic = 2 * num_weights * tokens_per_step / rates["matrix_gflop_s"] / 1e9
-    ceiling = tokens_per_step / max(reading, arithmetic)
-    reached = {
-        "tokens_per_step": tokens_per_step, "reading_ms": reading * 1e3, "arithmetic_ms": arithmetic * 1e3,
-        "ceiling_tokens_per_s": ceiling, "reached": ours["tokens_per_s"] / ceiling,
-    }  # fmt: skip
+    reached = ceiling(
+        ours, rates, weight_bytes=num_weights * model.dtype.itemsize, num_weights=num_weights,
+        position_bytes=2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize,
+        prompt=sum(map(len, setting.prompts)) / len(setting.prompts) / setting.num_samples,
+        num_rationales=len(setting.prompts) * setting.num_samples,
+    )  # fmt: skip
     print(
-        f"\nceiling: a step of {tokens_per_step:.0f} tokens takes {reading * 1e3:.0f} ms to read and "
-        f"{arithmetic * 1e3:.0f} ms to multiply, so {ceiling:.0f} tok/s; reached {reached['reached']:.0%}"
+        f"\nceiling: a step of {reached['tokens_per_step']:.0f} tokens takes {reached['reading_ms']:.0f} ms to read "
+        f"and {reached['arithmetic_ms']:.0f} ms to multiply, so {reached['ceiling_tokens_per_s']:.0f} tok/s; "
+        f"reached {reached['reached']:.0%}"
     )
     parts = {key.removeprefix("seconds_"): value for key, value in ours.items() if key.startswith("seconds_")}
     total = sum(parts.values())

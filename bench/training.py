@@ -15,6 +15,7 @@ import argparse
 import random
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -79,58 +80,78 @@ def measured(
     name: str, kind: str, folder: Path, device: Device, arguments: argparse.Namespace, scratch: Path
 ) -> dict[str, Any]:
     """Train in a child; return seconds a step, tokens a second, and its peak, or the error that ended it."""
-    micro, steps = arguments.micro_batch, arguments.steps + 1
-    settings = [f"{kind}.batch_size={micro}", f"{kind}.micro_batch_size={micro}", "dpo.max_steps=100000"]
-    recipe = load_recipe(None, [*ENTRANTS[name], *settings, "sft.epochs=1", f"{kind}.max_length={arguments.length}"])
-    times: list[float] = []
-    out = scratch / f"{name}-{kind}"
+    micro = arguments.micro_batch
+    recipe = training_recipe(name, kind, micro, micro, arguments.length)
     try:
         value = run_in_child(
-            Training(kind, recipe, folder, scratch / f"{name}-sft", arguments.length, micro * steps),
-            out,
+            Training(kind, recipe, folder, arguments.length, arguments.steps),
+            scratch / f"{name}-{kind}",
             log=scratch / f"{name}-{kind}.log",
-            progress=lambda *_, **__: times.append(time.perf_counter()),
+            progress=lambda *_, **__: None,
             memory_share=device.memory_share,
             first_import=FIRST_IMPORTS[choose_backend(recipe.model)],
         )
     except DpostError as error:
         return {"error": str(error)}
-    seconds = (times[-1] - times[0]) / (len(times) - 1)
-    tokens = micro * arguments.length * (2 if kind == "dpo" else 1)
-    peak = value.gpu_bytes or value.ram_bytes
-    return {
-        "seconds": seconds,
-        "tokens_per_s": tokens / seconds,
-        "peak_gib": peak / GIB,
-        "loss": value.metrics["first_loss"],
-    }
+    return {**value.metrics, "peak_gib": (value.gpu_bytes or value.ram_bytes) / GIB}
+
+
+def training_recipe(name: str, kind: str, micro: int, batch: int, length: int, settings: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of an entrant with these micro-batches, and a limit that keeps rows of `length` tokens."""
+    sizes = [f"{kind}.batch_size={batch}", f"{kind}.micro_batch_size={micro}", f"{kind}.max_length={length}"]
+    return load_recipe(None, [*settings, *ENTRANTS[name], *sizes, "sft.epochs=1", "dpo.max_steps=100000"])
 
 
 @dataclass(frozen=True)
 class Training:
-    """The task for the child: train on random ids of one length. DPO starts from what SFT left in `start`."""
+    """The task for the child: train `steps` timed steps on random ids of one length, after one that is not timed.
+
+    With `longest`, it first takes a step on rows of that length: what a stage's memory is planned for.
+    DPO starts from a fresh adapter, which costs as much as a trained one.
+    """
 
     kind: str
     recipe: Recipe
     folder: Path
-    start: Path
     length: int
-    num_rows: int
+    steps: int
+    longest: int = 0
 
-    def run(self, out: Path, progress: Any) -> dict[str, Any]:
-        prompter: Any = FixedPrompt(Prompter(loading.load_tokenizer(self.folder), "plain"), self.length // 4)
-        dice = random.Random(0)
+    def run(self, out: Path, progress: Callable[..., None]) -> dict[str, Any]:
+        """Return the seconds and the policy's tokens of a step, their rate, and the first loss."""
+        policy = adapters.load_for_sft(self.folder, self.recipe, choose_backend(self.recipe.model))
+        if self.longest:
+            self._train(policy, out / "longest", progress, self.longest, 1)
+            if "ref" in getattr(policy, "peft_config", {}):
+                policy.delete_adapter("ref")  # DPO makes it anew
+        times: list[float] = []
+
+        def timed(*args: Any, **figures: Any) -> None:
+            times.append(time.perf_counter())
+            progress(*args, **figures)
+
+        found = self._train(policy, out / "timed", timed, self.length, self.steps + 1)
+        rows = self._batch_size * (2 if self.kind == "dpo" else 1)
+        seconds, tokens = (times[-1] - times[0]) / (len(times) - 1), rows * self.length
+        return {"seconds": seconds, "tokens": tokens, "tokens_per_s": tokens / seconds, "loss": found["first_loss"]}
+
+    @property
+    def _batch_size(self) -> int:
+        return (self.recipe.sft if self.kind == "sft" else self.recipe.dpo).batch_size
+
+    def _train(self, policy: Any, out: Path, progress: Callable[..., None], length: int, steps: int) -> dict[str, Any]:
+        prompter: Any = FixedPrompt(Prompter(loading.load_tokenizer(self.folder), "plain"), length // 4)
+        dice, num_rows = random.Random(0), steps * self._batch_size
         options: dict[str, Any] = {"seed": 0, "progress": progress, "checkpoint_s": inf}
+        out.mkdir(parents=True)
 
         def answer() -> tuple[int, ...]:
-            return tuple(dice.choice(IDS) for _ in range(self.length - self.length // 4))
+            return tuple(dice.choice(IDS) for _ in range(length - length // 4))
 
         if self.kind == "sft":
-            labels = [LabelledRationale(str(i), "", "", answer(), is_gold=True) for i in range(self.num_rows)]
-            policy = adapters.load_for_sft(self.folder, self.recipe, choose_backend(self.recipe.model))
+            labels = [LabelledRationale(str(i), "", "", answer(), is_gold=True) for i in range(num_rows)]
             return train_sft(policy, prompter, labels, out, recipe=self.recipe.sft, **options)
-        pairs = [PreferencePair(str(i), "", "", "", answer(), answer()) for i in range(self.num_rows)]
-        policy = adapters.load_for_dpo(self.folder, self.start, self.recipe, choose_backend(self.recipe.model))
+        pairs = [PreferencePair(str(i), "", "", "", answer(), answer()) for i in range(num_rows)]
         return train_dpo(policy, prompter, pairs, out, recipe=self.recipe.dpo, **options)
 
 

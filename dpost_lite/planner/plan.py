@@ -6,6 +6,7 @@ nor the samples change. Shapes are enough: planning needs neither weights nor a 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from dpost_lite.errors import ModelError, RecipeError
 from dpost_lite.methods import METHODS
@@ -181,6 +182,27 @@ def make_plans(cases: Sequence[Case], shape: ModelShape, device: Device) -> list
     if not _all_fit(plans):
         raise ModelError(_too_large(plans, cases))
     return plans
+
+
+def fit_stage(
+    kind: Literal["sft", "dpo", "sampling"],
+    case: Case,
+    shape: ModelShape,
+    device: Device,
+    *,
+    weights: str | None = None,
+) -> StagePlan:
+    """Return the plan of one kind of stage by itself: the first choice that fits the device, or else the smallest.
+
+    `weights`, "merged" or "quantized", leaves no other to choose from for sampling.
+    """
+    recipe, work = case
+    if kind == "sampling":
+        choices = _sampling_choices(recipe, shape, device, work)
+        choices = [stage for stage in choices if weights in (None, stage.choices["weights"])]
+    else:
+        choices = _training_choices(kind, recipe, shape, device, work)
+    return next((stage for stage in choices if stage.peak_bytes <= device.memory_bytes), choices[-1])
 
 
 def pick_base(cases: Sequence[Case], device: Device) -> list[Plan]:
