@@ -264,7 +264,7 @@ def test_the_planned_peaks_are_those_of_the_real_steps(monkeypatch):
     found = {
         "SFT": _dry_training("sft", recipe, shape, device, recipe.sft.micro_batch_size, length),
         "DPO": _dry_training("dpo", recipe, shape, device, recipe.dpo.micro_batch_size, length),
-        "sampling": _dry_sampling(recipe, shape, work, gpu_checks.MEMORY_ROWS, is_merged=True),
+        "sampling": _dry_sampling(recipe, shape, work, device, gpu_checks.MEMORY_ROWS, is_merged=True),
     }
     for name, planned in gpu_checks.planned_peaks(shape, 2).items():
         assert planned == pytest.approx(found[name].peak, rel=0.1), name

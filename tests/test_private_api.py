@@ -10,7 +10,7 @@ OURS = ("dpost_lite/models/private_api.py",)
 ALLOWED = {
     "self", "cls", "run",  # of the class around it
     "self._forcer",  # of a class in the same module
-    "os", "torch.cpu", "torch.ops.mkldnn",  # other packages', without an alternative
+    "os", "torch.cpu", "torch.ops.mkldnn", "torch.ops.aten",  # other packages', without an alternative
     "self._model.config",  # _attn_implementation, which transformers documents for custom attention functions
 }  # fmt: skip
 
