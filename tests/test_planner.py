@@ -13,7 +13,7 @@ from dpost_lite.models.shapes import BASES
 from dpost_lite.pipeline.worker import run_in_child
 from dpost_lite.planner import device as device_module
 from dpost_lite.planner import footprint
-from dpost_lite.planner.device import GIB, card, find_device, parse_memory
+from dpost_lite.planner.device import GIB, Device, card, find_device, parse_memory
 from dpost_lite.planner.footprint import longest_row, weight_bytes
 from dpost_lite.planner.pace import Pace
 from dpost_lite.planner.plan import MIN_ROWS, find_shape, make_plans, pick_base, plan_for, settings_of
@@ -376,6 +376,23 @@ def test_a_cpu_is_planned_for_its_own_memory_and_rates(no_gpu):
     assert plan.shape.num_parameters / 1e6 == pytest.approx(134.5, rel=0.01)
     assert all(stage.ram_bytes == stage.peak_bytes for stage in plan.stages)
     assert plan.stages[0].choices["micro-batch"] == 4  # the recipe's own: a CPU gains nothing from more
+
+
+def test_training_on_a_cpu_takes_as_long_in_bfloat16_as_in_float32():
+    """Only sampling gains from fast products, and emulated ones slow both down."""
+    recipe, shape = load_recipe("rehearsal"), find_shape("smollm2-135m-instruct")
+    cpu = Device("cpu", 20e9, 2, 1.1e12, 2e10, "", measured_float32_flops=3e11)
+
+    def seconds(device: Device, stage: StageName) -> float:
+        (plan,) = make_plans([(recipe, workload_of(recipe))], shape, device)
+        return plan.estimates[stage].seconds
+
+    sft, sampling = StageName("sft", 1), StageName("samples-labels", 1)
+    assert seconds(cpu, sft) == seconds(cpu.computing("float32"), sft)
+    assert seconds(cpu, sampling) < seconds(cpu.computing("float32"), sampling)
+    without = Device("cpu", 20e9, 4, 3e11, 2e10, "", measured_float32_flops=3e11)
+    for stage in (sft, sampling):
+        assert seconds(without.computing("bfloat16"), stage) > seconds(without, stage)
 
 
 def test_sizes_without_a_gpu_are_cards_as_sold(no_gpu):

@@ -133,6 +133,8 @@ class Pace:
     def _training(self, num_rows: float, *, reference: int = 0) -> Estimate:
         """FLOP per weight: 2 forward and 2 backward, as LoRA needs no gradients of frozen weights; `reference` for the
         reference's forward. Full training takes 2 more, and so does a GPU's checkpointing, for a second forward.
+
+        On a CPU that multiplies bfloat16, adapters train no faster than in float32: little of a step is products there.
         """
         is_full = self.recipe.model.precision == "full"
         per_weight = 2 + 2 + reference + (2 if is_full else 0)
@@ -140,6 +142,8 @@ class Pace:
         tokens = num_rows * self.work.mean_length
         kind = self.device.kind
         flops = self.device.float32_flops if is_full else self.device.flops
+        if self.device.is_cpu:
+            flops = min(flops, self.device.float32_flops)
         seconds = per_weight * self.shape.num_parameters * tokens / (TRAINING_EFFICIENCY[kind] * flops)
         return Estimate(tokens, LOADING_SECONDS[kind] + seconds)
 
