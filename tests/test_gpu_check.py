@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,11 @@ def note(device: str, folder: Path) -> Outcome:
 
 def dies(device: str, folder: Path) -> Outcome:
     os.kill(os.getpid(), signal.SIGSEGV)
+    raise AssertionError
+
+
+def hangs(device: str, folder: Path) -> Outcome:
+    time.sleep(600)
     raise AssertionError
 
 
@@ -145,9 +151,11 @@ def test_what_only_warns_is_a_note(name, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "words"), [(dies, "exit code -11"), (breaks, "an illegal memory access was encountered")]
+    ("how", "words"),
+    [(dies, "exit code -11"), (breaks, "an illegal memory access was encountered"), (hangs, "stopped after 5 s")],
 )
-def test_a_check_that_crashes_has_failed_and_the_others_are_made(how, words):
+def test_a_check_that_crashes_has_failed_and_the_others_are_made(how, words, monkeypatch):
+    monkeypatch.setattr(gpu_check, "LIMIT_S", 5.0)
     checks = [stand_in("sampler", good), stand_in("CUDA graphs", how), stand_in("4-bit layers", good)]
     states = {result.name: result for result in run_checks(checks)}
     assert {name: one.state for name, one in states.items()} == {
@@ -206,7 +214,7 @@ def test_only_unsloths_own_step_runs_in_a_process_that_imports_unsloth_first():
     )
     import pickle
 
-    task = pickle.dumps(CheckTask(BY_NAME["unsloth"].parts[1][0], "cuda")).hex()
+    task = pickle.dumps(CheckTask(BY_NAME["unsloth"].parts[1][0], "cuda", 1)).hex()
     found = subprocess.run([sys.executable, "-c", code, task], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
 

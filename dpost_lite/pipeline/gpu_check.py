@@ -4,7 +4,10 @@ Every check is one or two child processes: an error of CUDA makes a process usel
 failed. What is found is recorded at once, so nothing is lost if a later check fails or the user stops.
 """
 
+import os
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ from dpost_lite.system.machine import cache_dir
 Part = Callable[[str, Path], Outcome | None]
 """A function of the device and a folder. It returns None if the next part decides."""
 
+LIMIT_S = 300.0  # unsloth compiles for a minute or two; what takes longer than this hangs
 MARKS = {"ok": "✓", "note": "!", "failed": "✗", "not applicable": "-"}
 
 
@@ -67,15 +71,24 @@ CHECKS = (
 
 @dataclass(frozen=True, slots=True)
 class CheckTask:
-    """The `Task` of one part."""
+    """The `Task` of one part, which may take `limit_s` seconds."""
 
     part: Part
     device: str
+    limit_s: float
 
     def run(self, out: Path, progress: Callable[..., None]) -> dict[str, Any]:
-        """Return the part's outcome as a dictionary, empty if it has none."""
+        """Return the part's outcome as a dictionary, empty if it has none. If it hangs, end the process."""
+        timer = threading.Timer(self.limit_s, self._end)
+        timer.daemon = True
+        timer.start()
         outcome = self.part(self.device, out)
+        timer.cancel()
         return {} if outcome is None else asdict(outcome)
+
+    def _end(self) -> None:
+        print(f"stopped after {self.limit_s:.0f} s", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def check_once(say: Callable[[str], None]) -> None:
@@ -129,7 +142,7 @@ def _run(check: Check, device: str) -> Result:
 def _outcome(check: Check, device: str, log: Path) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="dpost-lite-") as folder:
         for part, first_import in check.parts:
-            task = CheckTask(part, device)
+            task = CheckTask(part, device, LIMIT_S)
             found = run_in_child(task, Path(folder), log=log, progress=lambda *_, **__: None, first_import=first_import)
             if found.metrics:
                 return Outcome(**found.metrics)
