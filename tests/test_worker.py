@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from dpost_lite.errors import DataError, OutOfMemory, RunError
+from dpost_lite.pipeline import worker
 from dpost_lite.pipeline.worker import run_in_child
 from dpost_lite.system.interrupt import graceful
 
@@ -207,6 +208,18 @@ def test_a_module_can_come_before_the_libraries(run, tmp_path, monkeypatch):
     assert run(looks_around, name="comes_first")["before"] is None
 
 
+@pytest.mark.parametrize(("given", "seen"), [(None, "0"), ("1,0", "1"), ("GPU-5a", "GPU-5a")])
+def test_children_see_one_gpu(monkeypatch, given, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is restored
+    if given is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr("dpost_lite.models.hardware.device", lambda: "cuda")
+    assert worker._context().get_start_method() == "spawn"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
 def test_what_a_child_leaves_in_its_temporary_folder_goes_with_it(run):
     assert not Path(run(temporary)["folder"]).exists()
 
@@ -298,6 +311,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_worker import Call, waits
+from dpost_lite.pipeline import worker
 from dpost_lite.pipeline.worker import run_in_child
 if __name__ == "__main__":
     folder = Path({folder!r})

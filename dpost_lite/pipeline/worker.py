@@ -122,7 +122,10 @@ def _context() -> Any:
     let_threads_sleep()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch at its first allocation
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))  # shared by the stages
-    if hardware.device() == "cuda" or "forkserver" not in multiprocessing.get_all_start_methods():
+    on_gpu = hardware.device() == "cuda"
+    if on_gpu:  # one is planned for: with more in sight, trainers may split each batch among all
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    if on_gpu or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dpost_lite.pipeline.preload"])
