@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from dpost_lite.errors import DataError, OutOfMemory, RunError
+from dpost_lite.errors import DataError, OutOfMemory, RunError, is_out_of_memory
 from dpost_lite.pipeline import worker
 from dpost_lite.pipeline.worker import run_in_child
 from dpost_lite.system.interrupt import graceful
@@ -177,6 +177,12 @@ def test_a_failed_allocation_is_told_as_such(run):
         run(no_memory)
 
 
+@pytest.mark.parametrize("source", ["CUDA error", "CUDA driver error", "Triton Error [CUDA]"])
+def test_an_allocation_outside_pytorchs_allocator_is_recognised(source):
+    assert is_out_of_memory(RuntimeError(f"{source}: out of memory"))
+    assert not is_out_of_memory(RuntimeError(f"{source}: an illegal memory access was encountered"))
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX signals")
 def test_a_child_killed_by_the_system_is_taken_for_want_of_memory(run):
     with pytest.raises(OutOfMemory, match="when memory runs out"):
@@ -311,7 +317,6 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_worker import Call, waits
-from dpost_lite.pipeline import worker
 from dpost_lite.pipeline.worker import run_in_child
 if __name__ == "__main__":
     folder = Path({folder!r})
