@@ -12,7 +12,7 @@ def doctor(
         bool,
         typer.Option(
             "--gpu",
-            help="Test that this GPU computes what it should, for about a minute: CUDA graphs, the sampler, 4-bit "
+            help="Test that this GPU computes what it should, for a minute or two: CUDA graphs, the sampler, 4-bit "
             "layers, unsloth, the memory cap and the planned memory. What fails is switched off here. The first `run` "
             "does the same; this tests again.",
         ),
@@ -51,7 +51,7 @@ def _check_gpu() -> None:
             f"--gpu: PyTorch {version('torch')} finds no CUDA GPU here; install the card's driver and PyTorch for "
             "CUDA, or use the CPU, which needs no check"
         )
-    typer.echo(f"Checking {name}, about a minute:")
+    typer.echo(f"Checking {name}, a minute or two:")
     states = set()
     for result in run_checks(CHECKS):
         states.add(result.state)

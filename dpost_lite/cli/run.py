@@ -71,7 +71,7 @@ def run(
     """Train a model on its own right answers, score each round, and export a GGUF file.
 
     Run the same command again to resume: finished stages are not repeated. Ctrl-C stops after the current step; a
-    second Ctrl-C stops immediately. The first run on a GPU checks it for about a minute (`doctor --gpu`).
+    second Ctrl-C stops immediately. The first run on a GPU checks it for a minute or two (`doctor --gpu`).
     """
     from dpost_lite.evaluation.baselines import methods_of
     from dpost_lite.planner.device import hide_gpu

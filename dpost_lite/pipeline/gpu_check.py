@@ -98,7 +98,7 @@ def check_once(say: Callable[[str], None]) -> None:
         return
     recorded = gpu_record.results()
     if missing := [check for check in CHECKS if check.name not in recorded]:
-        say(f"Checking {name}, which is done once and takes about a minute:")
+        say(f"Checking {name}, which is done once and takes a minute or two:")
         for result in run_checks(missing):
             say(line(result))
         say("")
@@ -120,7 +120,8 @@ def run_checks(checks: Sequence[Check], device: str = "cuda") -> Iterator[Result
         yield result
 
 
-def _run(check: Check, device: str) -> Result:
+def _run(check: Check, device: str, *, is_repeated: bool = False) -> Result:
+    """Run one check; one that crashes is repeated once."""
     log = cache_dir() / "gpu-check" / f"{check.name.replace(' ', '-')}.log"
     try:
         outcome = _outcome(check, device, log)
@@ -130,9 +131,11 @@ def _run(check: Check, device: str) -> Result:
         is_crash = str(log) in str(error)
         if isinstance(error, RunError) and not is_crash:
             raise
+        if is_crash and not is_repeated:  # perhaps the device was busy, or a first compilation took long
+            return _run(check, device, is_repeated=True)
         reason, _, end = str(error).partition(": ")
         reason = reason.partition(";")[0].partition(",")[0]  # without the worker's advice
-        words = f"the check crashed ({reason}; {end})" if is_crash else reason
+        words = f"the check crashed twice ({reason}; {end})" if is_crash else reason
         outcome = Outcome("failed" if check.switches_off else "note", words)
     if outcome.state in ("failed", "note"):
         return Result(check.name, outcome.state, f"{outcome.text}: {check.remedy}", check.switches_off)
