@@ -34,7 +34,6 @@ and a table of targets. The last line is one JSON object.
 """
 
 import argparse
-import functools
 import json
 import os
 import re
@@ -42,24 +41,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no downloads
-from publish import command_of, save  # before torch: it sets how OpenMP's threads wait
+from publish import command_of  # before torch: it sets how OpenMP's threads wait
 
 # isort: split
 import gpu_parts
-from gpu_parts import FULL, TINY, Limited, Part, Sizes, Weights, all_parts
+from gpu_parts import FULL, TINY, Measured, Part, Sizes, Weights, all_parts
 
-from dpost_lite.errors import DpostError, RecipeError, RunError
-from dpost_lite.models import hardware
+from dpost_lite.errors import DpostError, ProcessFailed, RecipeError, RunError
 from dpost_lite.pipeline.worker import run_in_child
 from dpost_lite.planner.device import CONTEXT_BYTES, GIB, HERE, Device, find_device, hide_gpu
 from dpost_lite.recipe_files import load_recipe
+from dpost_lite.runs.folder import write_json
+from dpost_lite.system import gpu_record
 from dpost_lite.system.machine import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
@@ -115,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
     if skipped := [name for name, part in record["parts"].items() if part["status"] == "skipped"]:
         print(f"{len(skipped)} parts were skipped; the same command goes on with them")
     conclude(record, sizes, device)
-    save(record, path)
+    write_json(path, record)
     print(json.dumps(record))
 
 
@@ -125,19 +123,11 @@ def device_name(kind: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-@functools.cache
 def gpu_name() -> str:
-    """Return the GPU's name, asked in a process of its own: CUDA takes memory as long as the process lives."""
-    if hardware.device() != "cuda":
+    """Return the GPU's name."""
+    if (name := gpu_record.device_name()) is None:
         raise RecipeError("--device cuda: this machine has no CUDA GPU; --tiny --device cpu tries the command without")
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_gpu_name).result()
-
-
-def _gpu_name() -> str:
-    import torch
-
-    return torch.cuda.get_device_name(0)
+    return name
 
 
 def open_record(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -192,7 +182,7 @@ def run_parts(
         else:
             found = measure(part, device, left, sizes, scratch)
         record["parts"][part.name] = found
-        save_safely(record, path)
+        write_json(path, record)
         print(f"{part.name:<42} {as_text(found)}", flush=True)
 
 
@@ -210,7 +200,7 @@ def measure(part: Part, device: Device, left: float, sizes: Sizes, scratch: Path
     except DpostError as error:
         if left <= time.monotonic() - started:
             return {"status": "skipped", "why": "stopped, as --minutes were over"}
-        return {"status": "failed", "why": reason(error, scratch), "wall_s": time.monotonic() - started}
+        return {"status": "failed", "why": reason(error), "wall_s": time.monotonic() - started}
     found |= value.metrics
     found["wall_s"] = time.monotonic() - started
     found["resident_gib"] = value.ram_bytes / GIB
@@ -220,12 +210,11 @@ def measure(part: Part, device: Device, left: float, sizes: Sizes, scratch: Path
     return found
 
 
-def reason(error: DpostError, scratch: Path) -> str:
-    """Say in one line why a part failed: for what is no error of ours, the last line of the newest log."""
-    logs = sorted(scratch.glob("*.log"), key=lambda log: log.stat().st_mtime)
-    lines = logs[-1].read_text(encoding="utf-8", errors="replace").split("\n") if logs else []
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    return " ".join((last if isinstance(error, RunError) and last else str(error)).split())[:300]
+def reason(error: DpostError) -> str:
+    """Say in one line why a part failed."""
+    if isinstance(error, ProcessFailed):
+        return ": ".join(filter(None, (error.reason, error.last_line)))
+    return str(error)
 
 
 def in_child(
@@ -235,16 +224,9 @@ def in_child(
     slug = name.replace("/", "-")
     with tempfile.TemporaryDirectory(dir=scratch) as out:
         return run_in_child(
-            Limited(task, limit), Path(out), log=scratch / f"{slug}.log", progress=lambda *_, **__: None,
-            memory_share=device.memory_share, first_import=first_import,
+            Measured(task), Path(out), log=scratch / f"{slug}.log", progress=lambda *_, **__: None,
+            memory_share=device.memory_share, first_import=first_import, limit_s=limit,
         )  # fmt: skip
-
-
-def save_safely(record: dict[str, Any], path: Path) -> None:
-    """Write the record so that a crash leaves the old one or the new one."""
-    partial = path.with_suffix(".partial")
-    save(record, partial)
-    partial.replace(path)
 
 
 def as_text(found: dict[str, Any]) -> str:

@@ -2,10 +2,8 @@
 
 import importlib.util
 import math
-import os
 import random
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,9 +159,7 @@ def training_part(
     own = training_recipe(entrant, kind, micro, 2 * micro, longest, sizes.settings)
     rate = training_rate(kind, recipe, shape, work, device)
     length, rows = round(work.mean_length), 2 * micro * (2 if kind == "dpo" else 1)
-    tokens = rows * (
-        2 * longest + (sizes.steps + 2) * length
-    )  # with the trial of the longest rows before each training
+    tokens = rows * (2 * longest + (sizes.steps + 2) * length)  # with the probe of the longest rows before a training
     seconds = LOADING_SECONDS[device.kind] + tokens / rate * (1.3 if kind == "dpo" else 1)  # DPO also saves rewards
     return Part(
         name=f"train/{shape_name}/{entrant}/{kind}",
@@ -373,23 +369,14 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Limited:
-    """A task that ends its process after `seconds`, and that reports what PyTorch allocated of a GPU."""
+class Measured:
+    """A task that also reports what PyTorch allocated of a GPU."""
 
     task: Task
-    seconds: float
 
     def run(self, out: Path, progress: Callable[..., None]) -> dict[str, Any]:
-        timer = threading.Timer(self.seconds, self._end)
-        timer.daemon = True
-        timer.start()
         found = self.task.run(out, progress)
-        timer.cancel()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             found["allocated_gib"] = torch.cuda.max_memory_allocated() / GIB
         return found
-
-    def _end(self) -> None:
-        print(f"stopped after {self.seconds:.0f} s", file=sys.stderr, flush=True)
-        os._exit(1)

@@ -53,10 +53,10 @@ def bounds(parts: Parts, sizes: Sizes, device: Device) -> dict[str, dict[str, fl
         if name.endswith(("/ours", "/ours-off")):
             _, shape_name, weights, _ = name.split("/")
             shape = sizes.shapes[shape_name]
-            read = shape.num_parameters - (
-                0 if shape.is_tied else shape.vocabulary * shape.hidden
-            )  # an untied embedding
-            in_4_bit = weight_bytes(recipe, shape, device) - (shape.num_parameters - read) * device.number_bytes
+            # A step reads a row a token of an embedding that is not the head.
+            not_read = 0 if shape.is_tied else shape.vocabulary * shape.hidden
+            read = shape.num_parameters - not_read
+            in_4_bit = weight_bytes(recipe, shape, device) - not_read * device.number_bytes
             found[name] = ceiling(
                 part, rates, num_weights=read,
                 weight_bytes=read * device.number_bytes if weights == "merged" else in_4_bit,

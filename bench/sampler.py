@@ -7,9 +7,9 @@ Entrants: `ours` (with calculator), `ours-off` (without), `papers` (transformers
 one pass per sample, a hook that decodes and matches every row at every step: papers' code, `generate.py`), `generate`
 (the same without the hook), `continuous` (transformers' continuous batching), `llama.cpp` (llama-cpp-python with
 parallel sequences on the same weights in 16 bit) and, only if asked for, `vllm` (in 16 bit; it must be installed).
-Same prompts, stop token, temperature and limit for all. A useful
-token lies before the end of its answer, the stop token included. Every entrant is warmed up and repeated; the table
-shows the median and the spread.
+Same prompts, stop token, temperature and limit for all. A useful token lies before the end of its answer, the stop
+token included. Every entrant is warmed up and repeated; the table shows the median and the spread.
+
 The ceiling is the time that reading weights and cache once per step, or the arithmetic, would take at this
 machine's measured rates. The last line is one JSON object.
 """

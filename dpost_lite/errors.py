@@ -7,7 +7,8 @@
     ├── ModelError      a base model or adapter that cannot be found or used
     ├── ExportError     a GGUF file that cannot be written or read
     ├── RunError        a run folder that belongs to another run, is locked, or is on a full disk
-    │   └── OtherSettings   a finished stage was made with different settings
+    │   ├── OtherSettings   a finished stage was made with different settings
+    │   └── ProcessFailed   a child process died, hung, or hit a bug
     ├── SandboxError    code of a solution cannot be run here
     ├── OutOfMemory     work that needs more memory than this machine has
     └── DeliveryError   training and scoring succeeded, but the GGUF file could not be made or tested
@@ -17,6 +18,7 @@ traceback.
 """
 
 import errno
+from pathlib import Path
 
 
 class DpostError(Exception):
@@ -61,6 +63,15 @@ class DeliveryError(DpostError):
 
 class OtherSettings(RunError):
     """A stage was made with settings that differ from those requested now."""
+
+
+class ProcessFailed(RunError):
+    """A child process died, hung, or hit a bug: `reason` says how, `last_line` is the last that it printed."""
+
+    def __init__(self, reason: str, *, advice: str, log: Path, last_line: str) -> None:
+        end = f"{log} ends: {last_line}" if last_line else f"{log} is empty"
+        super().__init__(f"{reason}{advice}: {end}")
+        self.reason, self.last_line = reason, last_line
 
 
 OUT_OF_MEMORY = (

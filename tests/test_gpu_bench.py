@@ -192,7 +192,7 @@ def test_a_part_that_dies_is_recorded_and_the_others_go_on(tmp_path, monkeypatch
     }
     assert "memory runs out" in found["is killed"]["why"]
     assert found["fails"]["why"].endswith("is not there")
-    assert found["hangs"]["why"] == "stopped after 2 s"
+    assert found["hangs"]["why"] == "the process was stopped after 2 s"
     assert found["works"]["tokens_per_s"] == 7
     assert all("\n" not in part.get("why", "") for part in found.values())
     record = {"parts": found}
@@ -353,7 +353,7 @@ def test_a_gpus_memory_is_what_was_reserved_and_cuda_itself(tmp_path, monkeypatc
 def test_what_pytorch_allocated_of_a_gpu_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * GIB)
-    assert gpu_parts.Limited(Does("works"), 60).run(tmp_path, lambda *_: None)["allocated_gib"] == 3
+    assert gpu_parts.Measured(Does("works")).run(tmp_path, lambda *_: None)["allocated_gib"] == 3
 
 
 def test_continuous_batching_is_held_to_the_cap(monkeypatch):

@@ -228,7 +228,7 @@ def test_only_unsloths_own_step_runs_in_a_process_that_imports_unsloth_first():
     )
     import pickle
 
-    task = pickle.dumps(CheckTask(BY_NAME["unsloth"].parts[1][0], "cuda", 1)).hex()
+    task = pickle.dumps(CheckTask(BY_NAME["unsloth"].parts[1][0], "cuda")).hex()
     found = subprocess.run([sys.executable, "-c", code, task], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
 

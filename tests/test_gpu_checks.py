@@ -2,8 +2,6 @@
 
 # ruff: noqa: F811 - a fixture is imported and then named as an argument
 
-import itertools
-import sys
 import types
 from pathlib import Path
 
@@ -14,7 +12,7 @@ torch = pytest.importorskip("torch")
 from test_precision import fast  # noqa: E402, F401  (a fixture)
 
 from dpost_lite.models import adapters, hardware  # noqa: E402
-from dpost_lite.pipeline import gpu_check, gpu_checks  # noqa: E402
+from dpost_lite.pipeline import gpu_check, gpu_checks, gpu_memory  # noqa: E402
 from dpost_lite.pipeline.gpu_checks import Outcome  # noqa: E402
 from dpost_lite.sampling import step_inputs  # noqa: E402
 from dpost_lite.sampling.graphs import Graphs  # noqa: E402
@@ -196,82 +194,8 @@ def test_without_unsloth_there_is_nothing_to_compare(monkeypatch):
     assert gpu_checks.plain_step("cuda", NOWHERE) == Outcome("not applicable", "not installed")
 
 
-# Memory
-
-
-@pytest.mark.parametrize(("holds", "state"), [(True, "ok"), (False, "note")])
-def test_a_cap_is_tried_with_an_allocation_above_it(monkeypatch, holds, state):
-    shares, asked = [], []
-
-    def allocate(num_bytes):
-        asked.append(num_bytes)
-        if holds and sum(asked) > gpu_checks.CAP_BYTES:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**33, 2**34))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
-    monkeypatch.setattr(gpu_checks, "_allocate", allocate)
-    assert gpu_checks.memory_cap("cuda", NOWHERE).state == state
-    assert shares == [gpu_checks.CAP_BYTES / 2**34]
-
-
-def test_an_allocation_below_the_cap_that_fails_says_nothing_about_the_cap(monkeypatch):
-    def allocate(num_bytes):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 2**34))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share: None)
-    monkeypatch.setattr(gpu_checks, "_allocate", allocate)
-    with pytest.raises(torch.OutOfMemoryError):
-        gpu_checks.memory_cap("cuda", NOWHERE)
-
-
-@pytest.mark.parametrize(("measured", "state"), [(1.1, "ok"), (0.9, "ok"), (1.2, "note"), (0.8, "note")])
-def test_a_peak_more_than_15_percent_off_the_plan_is_a_note_with_both_figures(measured, state):
-    found = gpu_checks.compare_peaks({"SFT": 100 * 2**20, "DPO": 2**30}, {"SFT": measured * 100 * 2**20, "DPO": 2**30})
-    assert found.state == state
-    assert f"SFT {measured * 100:.0f} MiB (planned 100 MiB, {measured - 1:+.0%})" in found.text
-    assert "DPO 1024 MiB (planned 1024 MiB, +0%)" in found.text
-
-
-def test_the_steps_whose_memory_is_measured_run(tmp_path, monkeypatch):
-    """On a few tokens: a CPU has no peak to read, but what is measured on a GPU is this code."""
-    for name, value in {"MEMORY_LENGTH": 80, "MEMORY_NEW_TOKENS": 8, "MEMORY_ROWS": 8}.items():
-        monkeypatch.setattr(gpu_checks, name, value)
-    peaks = itertools.count(1)
-    done = []
-    monkeypatch.setattr(gpu_checks, "_peak", lambda step, folder: done.append(step(folder)) or next(peaks))
-    monkeypatch.setattr(torch, "ones", lambda *size, device=None, ones=torch.ones, **given: ones(*size, **given))
-    gpu_checks.save_base(tmp_path / "base", gpu_checks.SHAPE)
-    assert gpu_checks.measured_peaks(tmp_path) == {"SFT": 1, "DPO": 2, "sampling": 3}
-    assert done == [None] * 3
-
-
-def test_the_planned_peaks_are_those_of_the_real_steps(monkeypatch):
-    """As counted on fake tensors, so that a note says something about the GPU and not about this small shape."""
-    from dataclasses import replace
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-    from dry_run import _dry_sampling, _dry_training
-
-    from dpost_lite.planner.device import card
-    from dpost_lite.planner.workload import Workload
-
-    shape = replace(gpu_checks.SHAPE, vocabulary=gpu_checks.LARGE_VOCABULARY)
-    recipe, device, length = gpu_checks._recipe(), card(8e9), gpu_checks.MEMORY_LENGTH
-    num_prompts = gpu_checks.MEMORY_ROWS // gpu_checks.MEMORY_SAMPLES
-    work = Workload(num_prompts, num_prompts, 0, 0, 64, 64, 64, length)
-    found = {
-        "SFT": _dry_training("sft", recipe, shape, device, recipe.sft.micro_batch_size, length),
-        "DPO": _dry_training("dpo", recipe, shape, device, recipe.dpo.micro_batch_size, length),
-        "sampling": _dry_sampling(recipe, shape, work, device, gpu_checks.MEMORY_ROWS, is_merged=True),
-    }
-    for name, planned in gpu_checks.planned_peaks(shape, 2).items():
-        assert planned == pytest.approx(found[name].peak, rel=0.1), name
-
-
 def test_what_only_a_gpu_has_is_not_applicable_on_a_cpu():
-    for check in (gpu_checks.graphs, gpu_checks.plain_step, gpu_checks.memory_cap, gpu_checks.memory_plan):
+    for check in (gpu_checks.graphs, gpu_checks.plain_step, gpu_memory.memory_cap, gpu_memory.memory_plan):
         assert check("cpu", NOWHERE).state == "not applicable"
 
 

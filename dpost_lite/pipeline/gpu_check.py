@@ -4,23 +4,20 @@ Every check is one or two child processes: an error of CUDA makes a process usel
 failed. What is found is recorded at once, so nothing is lost if a later check fails or the user stops.
 """
 
-import os
-import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dpost_lite.errors import DpostError, ModelError, OutOfMemory, RunError
+from dpost_lite.errors import DpostError, ModelError, OutOfMemory, ProcessFailed, RunError
 from dpost_lite.models.backend import FIRST_IMPORTS
-from dpost_lite.pipeline import gpu_checks
+from dpost_lite.pipeline import gpu_checks, gpu_memory
 from dpost_lite.pipeline.gpu_checks import Outcome
 from dpost_lite.pipeline.worker import run_in_child
 from dpost_lite.recipe import Recipe
 from dpost_lite.system import gpu_record
-from dpost_lite.system.gpu_record import Feature, Result
+from dpost_lite.system.gpu_record import Feature, Result, State
 from dpost_lite.system.machine import cache_dir
 
 Part = Callable[[str, Path], Outcome | None]
@@ -59,11 +56,11 @@ CHECKS = (
         "switched off, the plain backend trains, which is slower",
     ),
     Check(
-        "memory cap", ((gpu_checks.memory_cap, None),), None,
+        "memory cap", ((gpu_memory.memory_cap, None),), None,
         "a size given as --gpu-mem is planned for but not enforced",
     ),
     Check(
-        "memory", ((gpu_checks.memory_plan, None),), None,
+        "memory", ((gpu_memory.memory_plan, None),), None,
         "nothing is switched off; if a stage runs out of memory, give a smaller --gpu-mem",
     ),
 )  # fmt: skip
@@ -71,24 +68,15 @@ CHECKS = (
 
 @dataclass(frozen=True, slots=True)
 class CheckTask:
-    """The `Task` of one part, which may take `limit_s` seconds."""
+    """The `Task` of one part."""
 
     part: Part
     device: str
-    limit_s: float
 
     def run(self, out: Path, progress: Callable[..., None]) -> dict[str, Any]:
-        """Return the part's outcome as a dictionary, empty if it has none. If it hangs, end the process."""
-        timer = threading.Timer(self.limit_s, self._end)
-        timer.daemon = True
-        timer.start()
+        """Return the part's outcome as a dictionary, empty if it has none."""
         outcome = self.part(self.device, out)
-        timer.cancel()
         return {} if outcome is None else asdict(outcome)
-
-    def _end(self) -> None:
-        print(f"stopped after {self.limit_s:.0f} s", file=sys.stderr, flush=True)
-        os._exit(1)
 
 
 def check_once(say: Callable[[str], None]) -> None:
@@ -121,22 +109,20 @@ def run_checks(checks: Sequence[Check], device: str = "cuda") -> Iterator[Result
 
 
 def _run(check: Check, device: str, *, is_repeated: bool = False) -> Result:
-    """Run one check; one that crashes is repeated once."""
+    """Run one check, and once more if its process dies or hangs."""
     log = cache_dir() / "gpu-check" / f"{check.name.replace(' ', '-')}.log"
+    failed: State = "failed" if check.switches_off else "note"
     try:
         outcome = _outcome(check, device, log)
-    except OutOfMemory:
-        raise
-    except DpostError as error:
-        is_crash = str(log) in str(error)
-        if isinstance(error, RunError) and not is_crash:
-            raise
-        if is_crash and not is_repeated:  # perhaps the device was busy, or a first compilation took long
+    except ProcessFailed as error:
+        if not is_repeated:  # perhaps the device was busy, or a first compilation took long
             return _run(check, device, is_repeated=True)
-        reason, _, end = str(error).partition(": ")
-        reason = reason.partition(";")[0].partition(",")[0]  # without the worker's advice
-        words = f"the check crashed twice ({reason}; {end})" if is_crash else reason
-        outcome = Outcome("failed" if check.switches_off else "note", words)
+        last_line = f"; {log} ends: {error.last_line}" if error.last_line else ""
+        outcome = Outcome(failed, f"the check crashed twice ({error.reason}{last_line})")
+    except (OutOfMemory, RunError):
+        raise
+    except DpostError as error:  # such as NaN; what to do about it is said of a run
+        outcome = Outcome(failed, str(error).partition(":")[0])
     if outcome.state in ("failed", "note"):
         return Result(check.name, outcome.state, f"{outcome.text}: {check.remedy}", check.switches_off)
     return Result(check.name, outcome.state, outcome.text, check.switches_off)
@@ -145,8 +131,10 @@ def _run(check: Check, device: str, *, is_repeated: bool = False) -> Result:
 def _outcome(check: Check, device: str, log: Path) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="dpost-lite-") as folder:
         for part, first_import in check.parts:
-            task = CheckTask(part, device, LIMIT_S)
-            found = run_in_child(task, Path(folder), log=log, progress=lambda *_, **__: None, first_import=first_import)
+            found = run_in_child(
+                CheckTask(part, device), Path(folder), log=log, progress=lambda *_, **__: None,
+                first_import=first_import, limit_s=LIMIT_S,
+            )  # fmt: skip
             if found.metrics:
                 return Outcome(**found.metrics)
     raise ValueError(f"no part of the check '{check.name}' decides")

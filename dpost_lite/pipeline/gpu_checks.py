@@ -1,25 +1,23 @@
-"""What is checked on a GPU before it is trusted: each check compares two ways to compute the same on a tiny Llama.
+"""What is checked of a GPU's results: each check compares two ways to compute the same on a tiny Llama.
 
 A check is a function of the device and of a folder for its files; it returns an `Outcome`, or None if another process
 goes on with the folder. What only a GPU has is "not applicable" on a CPU. Libraries are imported inside the functions,
 since unsloth must be the first in its process. gpu_check.py runs the checks and says what a failure costs.
 """
 
-import gc
 import importlib.util
 import math
 import random
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpost_lite.errors import is_out_of_memory
 from dpost_lite.models import hardware
 from dpost_lite.models.backend import Backend
 from dpost_lite.models.shapes import ModelShape
-from dpost_lite.recipe import DpoRecipe, ModelRecipe, Recipe, SamplingRecipe, SftRecipe
+from dpost_lite.recipe import ModelRecipe, Recipe
 from dpost_lite.runs.folder import read_json, write_json
 from dpost_lite.system.gpu_record import State
 from dpost_lite.system.quiet import quiet_transformers
@@ -33,7 +31,6 @@ SHAPE = ModelShape(
     name="tiny", num_layers=2, hidden=256, intermediate=704, num_heads=4, num_kv_heads=2, head_dim=64,
     vocabulary=320, is_tied=False,
 )  # fmt: skip
-LARGE_VOCABULARY = 32_000  # for memory: what a step takes must outweigh what libraries take beside it
 SEED = 4  # of the weights: every greedy token leads by at least 0.009 nats, a thousand times the rounding in float32
 STOP = 0
 NEW_TOKENS = 32
@@ -43,9 +40,6 @@ LOGPROB_TOLERANCE = {4: 1e-4, 2: 0.1}  # mean, in nats, by bytes of the compute 
 PRODUCT_TOLERANCE = {4: 1e-4, 2: 2e-2}  # of a product's size, likewise
 QUANTISATION_ERROR = 0.15  # of the weights' size; NF4 has 0.1 on normally distributed weights
 LOSS_TOLERANCE, NORM_TOLERANCE = 0.01, 0.05  # relative; bfloat16 is 0.0002 and 0.005 off float32
-CAP_BYTES = 256 * 2**20
-MEMORY_TOLERANCE = 0.15
-MEMORY_LENGTH, MEMORY_NEW_TOKENS, MEMORY_ROWS, MEMORY_SAMPLES = 256, 64, 512, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,9 +286,8 @@ def write_plain_step(folder: Path) -> None:
 
     from dpost_lite.models import adapters, loading
 
-    recipe = _recipe()
     save_base(folder / "base", SHAPE)
-    policy = adapters.create(loading.load(folder / "base", "4bit"), recipe.lora, seed=0)
+    policy = adapters.create(loading.load(folder / "base", "4bit"), Recipe().lora, seed=0)
     for name, weights in policy.named_parameters():
         if "lora_B" in name:  # zero in a fresh adapter, whose other half would get no gradient
             torch.nn.init.normal_(weights.data, std=0.02)
@@ -317,7 +310,7 @@ def lora_step(folder: Path, backend: Backend) -> dict[str, float]:
     from dpost_lite.models import adapters, loading, sft, training
     from dpost_lite.models.private_api import loss_of
 
-    recipe, dice = _recipe(), random.Random(0)
+    recipe, dice = Recipe(model=ModelRecipe(precision="4bit")), random.Random(0)
     policy = adapters.load_for_dpo(folder / "base", folder / "adapter", recipe, backend)
     prompter = loading.load_prompter(folder / "base", recipe.model)
     rows = []
@@ -357,154 +350,6 @@ def save_base(folder: Path, shape: ModelShape) -> None:
     with quiet_transformers():
         model.save_pretrained(folder)
         wrapped.save_pretrained(folder)
-
-
-def _recipe() -> Recipe:
-    length = {"batch_size": 16, "max_length": MEMORY_LENGTH}
-    return Recipe(
-        model=ModelRecipe(precision="4bit"),
-        sft=SftRecipe(micro_batch_size=16, **length),
-        dpo=DpoRecipe(micro_batch_size=8, **length),
-        sampling=SamplingRecipe(
-            max_new_tokens=MEMORY_NEW_TOKENS, samples_for_pairs=MEMORY_SAMPLES, samples_for_labels=MEMORY_SAMPLES
-        ),
-    )
-
-
-# Memory
-
-
-def memory_cap(device: str, folder: Path) -> Outcome:
-    """Cap this process as a stage's is, and allocate more."""
-    if device == "cpu":
-        return NO_GPU
-    import torch
-
-    total = torch.cuda.mem_get_info()[1]
-    torch.cuda.set_per_process_memory_fraction(min(1.0, CAP_BYTES / total))
-    held = [_allocate(CAP_BYTES // 4)]  # fits, or memory is taken by other programs
-    try:
-        held.append(_allocate(CAP_BYTES))
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return Outcome("ok", f"an allocation above a cap of {_size(CAP_BYTES)} is refused")
-    return Outcome("note", f"an allocation above a cap of {_size(CAP_BYTES)} is not refused here")
-
-
-def _allocate(num_bytes: int) -> Any:
-    import torch
-
-    return torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
-
-
-def memory_plan(device: str, folder: Path) -> Outcome:
-    """Compare the peaks of an SFT step, a DPO step and of sampling with what the planner counts for the same shape."""
-    if device == "cpu":
-        return NO_GPU
-    shape = replace(SHAPE, vocabulary=LARGE_VOCABULARY)
-    save_base(folder / "base", shape)
-    return compare_peaks(planned_peaks(shape, hardware.compute_dtype().itemsize), measured_peaks(folder))
-
-
-def compare_peaks(planned: dict[str, float], measured: dict[str, float]) -> Outcome:
-    """Return a note if a measured peak (bytes) is more than 15 % off the planned one."""
-    off = {name: measured[name] / planned[name] - 1 for name in planned}
-    figures = ", ".join(
-        f"{name} {_size(measured[name])} (planned {_size(planned[name])}, {off[name]:+.0%})" for name in planned
-    )
-    is_close = all(abs(one) <= MEMORY_TOLERANCE for one in off.values())
-    return Outcome("ok" if is_close else "note", figures if is_close else f"differs from the plan: {figures}")
-
-
-def planned_peaks(shape: ModelShape, number_bytes: int) -> dict[str, float]:
-    """Return the planner's bytes for `measured_peaks`, without its reserve."""
-    from dpost_lite.planner.device import card
-    from dpost_lite.planner.footprint import sampling_parts, training_parts
-    from dpost_lite.planner.workload import Workload
-
-    recipe, device = _recipe(), replace(card(8e9), number_bytes=number_bytes)
-    num_prompts = MEMORY_ROWS // MEMORY_SAMPLES
-    work = Workload(
-        num_train=num_prompts, num_labelled=num_prompts, num_dev=0, num_test=0,
-        prompt=64, rationale=64, longest_prompt=64, longest=MEMORY_LENGTH,
-    )  # fmt: skip
-    parts = {
-        "SFT": training_parts("sft", recipe, shape, work, device, recipe.sft.micro_batch_size),
-        "DPO": training_parts("dpo", recipe, shape, work, device, recipe.dpo.micro_batch_size),
-        "sampling": sampling_parts(recipe, shape, work, device, is_merged=True, num_rows=MEMORY_ROWS),
-    }
-    return {name: sum(found.values()) for name, found in parts.items()}
-
-
-def measured_peaks(folder: Path) -> dict[str, float]:
-    """Return the bytes that PyTorch allocates at most, for one step of each kind on the base in `folder`."""
-    import torch
-
-    work = {"SFT": _sft_step, "DPO": _dpo_step, "sampling": _sampling}
-    ones = torch.ones(64, 64, device="cuda", requires_grad=True)  # forward and backward: cuBLAS takes its workspaces,
-    (ones @ ones).sum().backward()  # which belong to the planner's reserve
-    del ones
-    return {name: _peak(step, folder) for name, step in work.items()}
-
-
-def _peak(step: Any, folder: Path) -> float:
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()  # what libraries keep of an earlier step
-    step(folder)
-    return float(torch.cuda.max_memory_allocated() - before)
-
-
-def _sft_step(folder: Path) -> None:
-    from dpost_lite.models import adapters, loading, sft, training
-
-    recipe = _recipe()
-    ids = [5] * MEMORY_LENGTH
-    rows = [{"input_ids": ids, "labels": [-100] * 64 + ids[64:]}] * (2 * recipe.sft.batch_size)
-    settings = recipe.sft.model_copy(update={"batch_size": 2 * recipe.sft.batch_size})  # two micro-batches a step
-    policy = adapters.load_for_sft(folder / "base", recipe, "plain")
-    prompter = loading.load_prompter(folder / "base", recipe.model)
-    trainer = sft.make_trainer(policy, prompter, rows, folder / "sft", settings, seed=0)
-    training.keep_float32(trainer.model)
-    training.probe(trainer, [MEMORY_LENGTH] * len(rows))
-
-
-def _dpo_step(folder: Path) -> None:
-    from dpost_lite.models import adapters, dpo, loading, training
-
-    recipe = _recipe()
-    ids = [5] * MEMORY_LENGTH
-    rows = [{"prompt_ids": ids[:64], "chosen_ids": ids[64:], "rejected_ids": ids[64:]}] * recipe.dpo.batch_size
-    policy = adapters.load_for_sft(folder / "base", recipe, "plain")
-    prompter = loading.load_prompter(folder / "base", recipe.model)
-    trainer = dpo.make_trainer(policy, prompter, rows, folder / "dpo", recipe.dpo, seed=0)
-    training.keep_float32(trainer.model)
-    training.probe(trainer, [MEMORY_LENGTH] * len(rows))
-
-
-def _sampling(folder: Path) -> None:
-    from dpost_lite.models import loading
-    from dpost_lite.sampling.engine import Engine
-    from dpost_lite.sampling.request import Request
-
-    model = loading.load(folder / "base", "16bit")
-    asked = [
-        Request(
-            key=key, prompt_ids=(5,) * 64, stop_ids=frozenset(), num_samples=MEMORY_SAMPLES, temperature=1.0,
-            max_new_tokens=MEMORY_NEW_TOKENS, seed=key,
-        )
-        for key in range(MEMORY_ROWS // MEMORY_SAMPLES)
-    ]  # fmt: skip
-    for _ in Engine(model, writer=None, max_rows=MEMORY_ROWS).run(asked):
-        pass
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 2**20:.0f} MiB"
 
 
 def _short(dtype: "torch.dtype") -> str:

@@ -8,12 +8,14 @@ which saves seconds per stage.
 import contextlib
 import functools
 import importlib
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from dpost_lite.errors import DpostError, OutOfMemory, RunError, is_out_of_memory, of_disk
+from dpost_lite.errors import DpostError, OutOfMemory, ProcessFailed, is_out_of_memory, of_disk
 from dpost_lite.models import hardware
 from dpost_lite.runs.folder import WorkResult
 from dpost_lite.system import interrupt
@@ -49,17 +51,19 @@ def run_in_child(
     progress: Callable[..., None],
     memory_share: float | None = None,
     first_import: str | None = None,
+    limit_s: float = math.inf,
 ) -> WorkResult:
     """Return what `task.run(out, progress)` returned in a child process, with the child's peak memory.
 
     `memory_share` caps the child's share of the GPU's memory; `first_import` names a module that must be imported
     before transformers, peft and trl. Raises what the child raised if it is one of errors.py; OutOfMemory if an
-    allocation failed or the system killed the child; and RunError, with the end of its log, for anything else. When the
-    user asks to stop, `progress` raises KeyboardInterrupt in the child; if the task does not catch it, it is raised
-    here. The log is kept if there was an error or something was printed.
+    allocation failed or the system killed the child; and ProcessFailed, with the end of its log, for anything else, or
+    if the child takes longer than `limit_s` seconds. When the user asks to stop, `progress` raises KeyboardInterrupt in
+    the child; if the task does not catch it, it is raised here. The log is kept if there was an error or something was
+    printed.
     """
     with tempfile.TemporaryDirectory(prefix="dpost-lite-") as scratch:  # the child may not live to remove its own
-        return _run(task, out, log, progress, (Path(scratch), memory_share, first_import))
+        return _run(task, out, log, progress, limit_s, (Path(scratch), memory_share, first_import))
 
 
 def _run(
@@ -67,6 +71,7 @@ def _run(
     out: Path,
     log: Path,
     progress: Callable[..., None],
+    limit_s: float,
     settings: tuple[Path, float | None, str | None],
 ) -> WorkResult:
     context = _context()
@@ -77,9 +82,11 @@ def _run(
     with stderr_to(log):  # for a spawned child, until it has opened its log itself
         process.start()
     sender.close()
-    was_told = False
+    was_told, deadline = False, time.monotonic() + limit_s
     try:
         while True:
+            if time.monotonic() > deadline:
+                raise _failed(f"the process was stopped after {limit_s:.0f} s", log)
             ready = wait([receiver, process.sentinel], timeout=SECONDS_TO_NOTICE)
             if interrupt.asked() and not was_told:
                 was_told = True
@@ -97,7 +104,7 @@ def _run(
             elif kind == "interrupted":
                 raise KeyboardInterrupt
             elif kind == "bug":
-                raise RunError(f"the work failed, which is a bug; please report it with its log: {_tail(log)}")
+                raise _failed("the work failed", log, ", which is a bug; please report it with its log")
             else:
                 break
         process.join(SECONDS_TO_END)  # do not wait for threads of libraries
@@ -137,14 +144,13 @@ def _died(process: Any, log: Path) -> DpostError:
     process.join()
     if process.exitcode == -KILLED:
         return OutOfMemory("the system killed the process, as it does when memory runs out; close other programs")
-    return RunError(f"the process ended with exit code {process.exitcode}; the same command tries again: {_tail(log)}")
+    return _failed(f"the process ended with exit code {process.exitcode}", log, "; the same command tries again")
 
 
-def _tail(log: Path) -> str:
-    """Say where a log is and how it ends."""
+def _failed(reason: str, log: Path, advice: str = "") -> ProcessFailed:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"{log} ends: {last[:200]}" if last else f"{log} is empty"
+    last_line = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return ProcessFailed(reason, advice=advice, log=log, last_line=last_line[:200])
 
 
 def _end(process: Any) -> None:
