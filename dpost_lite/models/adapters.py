@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from dpost_lite.errors import ModelError, is_out_of_memory
 from dpost_lite.models.backend import Backend
+from dpost_lite.models.family import family_of_model
 from dpost_lite.models.loading import load
 from dpost_lite.models.onednn_layout import use_blocked_layout
 from dpost_lite.models.private_api import mark_unquantized
@@ -36,7 +37,7 @@ def create(model: Any, recipe: LoraRecipe, *, seed: int) -> Any:
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
         target_modules="all-linear",
-        task_type="CAUSAL_LM",
+        task_type=family_of_model(model).task_type,
     )
     return get_peft_model(model, config)
 

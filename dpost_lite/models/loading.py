@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dpost_lite.errors import ModelError, is_out_of_memory
 from dpost_lite.models import hardware
+from dpost_lite.models.family import family_of
 from dpost_lite.models.private_api import keep_differentiable
 from dpost_lite.models.vector_maths import choose_kernels
 from dpost_lite.problems.prompts import Prompter
@@ -33,7 +34,7 @@ def load_tokenizer(model_dir: Path) -> Any:
 
 def load_prompter(model_dir: Path, recipe: ModelRecipe) -> Prompter:
     """Return the prompt template that a recipe asks for, with the model's tokenizer."""
-    return Prompter(load_tokenizer(model_dir), recipe.prompt)
+    return family_of(model_dir).prompter(load_tokenizer(model_dir), recipe.prompt)
 
 
 def load(
@@ -43,17 +44,18 @@ def load(
 
     "4bit": NormalFloat with double quantisation (Dettmers et al. 2023, QLoRA); "16bit": the compute type; "full":
     float32, to train all weights. `compute` is the recipe's `model.compute_dtype`. Raises ModelError if the folder
-    cannot be read as a causal language model.
+    cannot be read as a language model.
     """
     import torch
+    import transformers
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
+    auto_class = getattr(transformers, family_of(model_dir).auto_class)
     dtype = torch.float32 if precision == "full" else hardware.compute_dtype(compute, on=on)
     choose_kernels()
     try:
         with quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto_class.from_pretrained(
                 model_dir,
                 dtype=dtype,
                 quantization_config=nf4(dtype) if precision == "4bit" else None,

@@ -87,3 +87,7 @@ class Prompter:
         rendered = self.tokenizer.apply_chat_template(messages, tokenize=False)
         ids = self.encode(rendered.rpartition("\x00")[2])
         return ids[0] if ids and ids[0] in self.tokenizer.all_special_ids else self.tokenizer.eos_token_id
+
+
+class EncoderDecoderPrompter(Prompter):
+    """The prompter of an encoder–decoder (T5): the encoder reads the question, the decoder writes the answer."""
