@@ -187,7 +187,7 @@ def stand_ins(*, on_gpu: bool = True) -> Iterator[None]:
             (chunked_logprob, "_addmm_fp32", lambda *_: None),  # on a GPU, of 16-bit numbers without a copy
             (chunked_logprob, "_use_triton", lambda _: False),
             (choosing, "_CPU_CHUNK", 2**62),  # a GPU takes all logits at once
-            (attention._Layer, "_is_fused", lambda *_: False),
+            (attention.Layer, "_is_fused", lambda *_: False),
         ]
     with ExitStack() as stack:
         for owner, name, value in replaced:

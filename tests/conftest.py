@@ -135,6 +135,31 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3", {"sliding_window": 7, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2}),
 }
 
+ALL_FAMILIES = [*FAMILIES, "t5"]
+"""With an encoder–decoder."""
+
+T5 = {
+    "vocab_size": 64, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4,
+    "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,  # as Flan-T5
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16,
+    "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def tiny_t5(**overrides: Any) -> Any:
+    """Return a random float32 T5 with a head of its own, the same at every call; `overrides` go to its config."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**{**T5, **overrides})).float().eval()
+    model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+    for name, weights in model.named_parameters():
+        if weights.dim() == 2:  # far from uniform, so that greedy answers vary and attention matters
+            std = 2.0 if "relative" in name else 1.0 if "shared" in name else 0.2
+            torch.nn.init.normal_(weights, std=std)
+    return model
+
 
 def tiny_model(family: str, **overrides: Any) -> Any:
     """Return a random float32 model of one family, the same at every call; `overrides` go to its config."""
@@ -144,6 +169,8 @@ def tiny_model(family: str, **overrides: Any) -> Any:
     import torch
     import transformers
 
+    if family == "t5":
+        return tiny_t5(**overrides)
     name, settings = FAMILIES[family]
     config_class = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")
     torch.manual_seed(0)

@@ -55,16 +55,26 @@ def generated(model: Any, prompt: tuple[int, ...], max_new_tokens: int, stops: I
         eos_token_id=sorted(stops),
         pad_token_id=0,
     )
-    return output[0, len(prompt) :].tolist()
+    return output[0, 1 if model.config.is_encoder_decoder else len(prompt) :].tolist()
 
 
 @torch.inference_mode()
+def next_logprobs(model: Any, prompt: Iterable[int], answer: list[int]) -> Any:
+    """log π at temperature 1 of what may follow each start of an answer, `(answer + 1, vocabulary)`, by one forward."""
+    prompt = list(prompt)
+    if model.config.is_encoder_decoder:
+        start = model.config.decoder_start_token_id
+        inputs = {"input_ids": prompt, "decoder_input_ids": [start, *answer]}
+    else:
+        inputs = {"input_ids": prompt + answer}
+    logits = model(**{name: torch.tensor([ids]) for name, ids in inputs.items()}).logits[0]
+    return logits[-len(answer) - 1 :].float().log_softmax(-1)
+
+
 def plain_logprobs(model: Any, prompt: Iterable[int], answer: list[int]) -> list[float]:
     """log π of each answer token at temperature 1, by one forward over the finished sequence."""
-    ids = [*prompt, *answer]
-    logprobs = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
-    start = len(ids) - len(answer) - 1
-    return [logprobs[start + i, token].item() for i, token in enumerate(answer)]
+    logprobs = next_logprobs(model, prompt, answer)
+    return [logprobs[i, token].item() for i, token in enumerate(answer)]
 
 
 def same(first: dict[Any, Completion], second: dict[Any, Completion]) -> None:
@@ -176,13 +186,11 @@ def story_prompt(start: str, seed: int) -> tuple[int, ...]:
     return (*(dice.randrange(3, len(WORDS)) for _ in range(dice.randint(0, 12))), ID[start])
 
 
-@torch.inference_mode()
 def one_row(model: Any, request: Request, writer: Writer) -> Completion:
     """The reference: one row, the whole text read again at each step, greedy."""
-    read = [*request.prompt_ids, *request.prefix_ids]
     sample, row = Completion(request.key, 0), writer.row()
     while len(sample.token_ids) < request.max_new_tokens:
-        logprobs = model(input_ids=torch.tensor([read + sample.token_ids])).logits[0, -1].log_softmax(-1)
+        logprobs = next_logprobs(model, request.prompt_ids, [*request.prefix_ids, *sample.token_ids])[-1]
         token = int(logprobs.argmax())
         written = row.push(token) or [token]
         is_kept = written[0] == token

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from conftest import FAMILIES, tiny_model  # noqa: E402
+from conftest import ALL_FAMILIES, tiny_model  # noqa: E402
 from stories import (  # noqa: E402
     FORCER,
     ID,
@@ -48,11 +48,11 @@ from dpost_lite.sampling.engine import Engine  # noqa: E402
 def kernel(request, monkeypatch):
     """Both ways to compute attention on every machine: the kernel for CPUs, and the products that GPUs run."""
     if request.param == "products":
-        monkeypatch.setattr(attention._Layer, "_is_fused", lambda *_: False)
+        monkeypatch.setattr(attention.Layer, "_is_fused", lambda *_: False)
     return request.param
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 @pytest.mark.usefixtures("kernel")
 def test_greedy_equals_generate(model_of, family):
     """Mixed lengths, more prompts than rows, K > 1, stops that come early; windows shorter than prompt and answer."""
@@ -306,7 +306,7 @@ def test_forced_tokens_take_no_step_of_their_own(storyteller):
     assert sum(len(sample.token_ids) for sample in samples) > len(drawn) + 40
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_forced_tokens_in_every_architecture(model_of, family, kernel):
     """Within windows and beyond them, capped or not: several tokens of a row in one forward equal one after another."""
     model, writer = model_of(family), Dictation()

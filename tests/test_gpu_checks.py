@@ -15,8 +15,8 @@ from dpost_lite.models import adapters, hardware  # noqa: E402
 from dpost_lite.pipeline import gpu_check, gpu_checks, gpu_memory  # noqa: E402
 from dpost_lite.pipeline.gpu_checks import Outcome  # noqa: E402
 from dpost_lite.sampling import step_inputs  # noqa: E402
+from dpost_lite.sampling.forward import DecoderOnly  # noqa: E402
 from dpost_lite.sampling.graphs import Graphs  # noqa: E402
-from dpost_lite.sampling.model_runner import ModelRunner  # noqa: E402
 
 NOWHERE = Path("/nowhere")  # of checks that write no files
 
@@ -113,8 +113,8 @@ def test_padded_steps_are_transformers_own(computing):
 
 
 def test_other_greedy_tokens_are_found(monkeypatch):
-    real = ModelRunner._forward
-    monkeypatch.setattr(ModelRunner, "_forward", lambda self, *arguments: real(self, *arguments).roll(1, dims=-1))
+    real = DecoderOnly._forward
+    monkeypatch.setattr(DecoderOnly, "_forward", lambda self, *arguments: real(self, *arguments).roll(1, dims=-1))
     found = gpu_checks.engine("cpu", NOWHERE)
     assert found.state == "failed"
     assert "greedy tokens are not those of transformers for 6 of 6 prompts" in found.text

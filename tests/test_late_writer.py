@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from conftest import FAMILIES  # noqa: E402
+from conftest import ALL_FAMILIES  # noqa: E402
 from late import Late  # noqa: E402
 from stories import (  # noqa: E402
     FORCER,
@@ -77,7 +77,7 @@ def test_replies_after_some_steps_equal_the_one_row_reference(storyteller, num_r
     assert late.num_pending >= 8
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_replies_after_ten_steps_in_every_architecture(model_of, family):
     model = model_of(family)
     asked = [ask(p, key=i, max_new_tokens=18, num_samples=2) for i, p in enumerate(prompts(7))]

@@ -23,7 +23,7 @@ from stories import (  # noqa: E402
 
 from dpost_lite.errors import OutOfMemory  # noqa: E402
 from dpost_lite.problems.answer_tokens import AnswerTokens  # noqa: E402
-from dpost_lite.sampling.attention import Part, _Layer  # noqa: E402
+from dpost_lite.sampling.attention import Layer, Part  # noqa: E402
 from dpost_lite.sampling.cache import KVCache  # noqa: E402
 from dpost_lite.sampling.engine import Engine  # noqa: E402
 from dpost_lite.sampling.request import CacheSize  # noqa: E402
@@ -91,10 +91,10 @@ def test_long_rows_stay_in_front_of_short_ones(storyteller, monkeypatch):
     assert segmented.statistics.num_positions_read < 0.75 * whole.statistics.num_positions_read
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma2", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma2", "gemma3", "t5"])
 def test_padded_shapes_change_nothing(model_of, family, monkeypatch):
     """What a GPU replays as a graph, run on the CPU without one: equal to `generate`."""
-    monkeypatch.setattr(_Layer, "_is_fused", lambda *_: False)
+    monkeypatch.setattr(Layer, "_is_fused", lambda *_: False)
     model = model_of(family)
     asked = [ask(p, max_new_tokens=14, num_samples=2) for p in prompts(6)]
     for (prompt, _), sample in drawn(Engine(model, writer=None, max_rows=5, static=True), asked).items():
@@ -112,9 +112,9 @@ def test_both_ways_to_compute_attention_agree(width, window, dtype, monkeypatch)
     position = torch.tensor([19, 12, 5, 30, 0, 7])[:, None].expand(-1, width)
     tokens = torch.arange(6 * width).view(6, width) if width > 1 else slice(0, 6)
     part = Part(tokens, torch.arange(1, 7), 18, position[:, :1].clamp(max=17), position)
-    layer, ways = _Layer(0, 1.0, window, None), []
+    layer, ways = Layer(0, 1.0, window, None), []
     for is_fused in (True, False):
-        monkeypatch.setattr(_Layer, "_is_fused", lambda *_, is_fused=is_fused: is_fused)
+        monkeypatch.setattr(Layer, "_is_fused", lambda *_, is_fused=is_fused: is_fused)
         ways.append(layer._part(query, keys, values, part))
     (fused, weight), (products, other) = ways
     assert fused.shape == products.shape == query.shape

@@ -33,6 +33,7 @@ class Part:
     prompts or rows they attend to. `length` positions of each slot are read, and those after `max_key_position` are
     masked. `query_position` is counted from the slot's first position: a window reaches back from there.
     `scatter_index` says where the results of this part's tokens lie among the `n * width`; None means all, in order.
+    `bias` is added to the scores by head and distance, from the query back to the key (T5's relative positions).
     """
 
     tokens: slice | torch.Tensor
@@ -41,17 +42,25 @@ class Part:
     max_key_position: torch.Tensor  # (n, width) or (n, 1)
     query_position: torch.Tensor  # (n, width)
     scatter_index: torch.Tensor | None = None
+    bias: torch.Tensor | None = None  # (heads, distances), float32
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None) -> torch.Tensor:
-        """Additive float32 mask, `(n, width or 1, length)`. Finite instead of −∞: a window may hide every position."""
+        """Additive float32 mask, `(n, heads or 1, width or 1, length)`, with the bias.
+
+        Finite instead of −∞: a window may hide every position.
+        """
         if window not in self._masks:
             positions = torch.arange(self.length, device=self.max_key_position.device)
             hidden = positions > self.max_key_position[..., None]
             if window is not None:
                 hidden = hidden | (positions <= self.query_position[..., None] - window)
             mask = torch.zeros(hidden.shape, device=hidden.device)
-            self._masks[window] = mask.masked_fill_(hidden, torch.finfo(torch.float32).min)
+            mask = mask.masked_fill_(hidden, torch.finfo(torch.float32).min)[:, None]
+            if self.bias is not None:
+                distance = (self.query_position[..., None] - positions).clamp_(0, self.bias.shape[1] - 1)
+                mask = mask + self.bias[:, distance].transpose(0, 1)
+            self._masks[window] = mask
         return self._masks[window]
 
 
@@ -99,14 +108,16 @@ def attend(
     """
     if s_aux is not None:
         raise ModelError("this model's attention has sinks, which cannot be sampled from yet; use another model")
-    layer = _Layer(int(module.layer_idx), scaling, sliding_window, softcap)  # type: ignore[arg-type]
+    layer = Layer(int(module.layer_idx), scaling, sliding_window, softcap)  # type: ignore[arg-type]
     if isinstance(batch, Prefill):
         return layer.prefill(query, key, value, batch), None
     return layer.decode(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), batch)[None], None
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class Layer:
+    """The attention of layer `index`; `scaling` is a factor on queries."""
+
     index: int
     scaling: float
     window: int | None
@@ -134,16 +145,25 @@ class _Layer:
 
     def decode(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Decode) -> torch.Tensor:
         """Attention for `query` `(tokens, heads, head_dim)`, after `key` and `value` were written to their rows."""
-        cache, layer = batch.cache, self.index
-        cache.row_keys[layer][batch.row, :, batch.position] = key
-        cache.row_values[layer][batch.row, :, batch.position] = value
         query = query * self.scaling
-        of_row, row_weight = self._parts(query, cache.row_keys[layer], cache.row_values[layer], batch.rows)
-        of_prompt, prompt_weight = self._parts(
-            query, cache.prompt_keys[layer], cache.prompt_values[layer], batch.prompts
-        )
+        of_row, row_weight = self.of_row(query, key, value, batch)
+        of_prompt, prompt_weight = self.of_prompt(query, batch)
         share = torch.sigmoid(row_weight - prompt_weight)  # the softmax mass on the row's own positions
         return torch.lerp(of_prompt, of_row, share[..., None].to(of_row.dtype))
+
+    def of_row(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Decode
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write `key` and `value` to their rows, and return what `_parts` does for them. `query` is scaled."""
+        keys, values = batch.cache.row_keys[self.index], batch.cache.row_values[self.index]
+        keys[batch.row, :, batch.position] = key
+        values[batch.row, :, batch.position] = value
+        return self._parts(query, keys, values, batch.rows)
+
+    def of_prompt(self, query: torch.Tensor, batch: Decode) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `_parts` does for the prompts. `query` is scaled."""
+        keys, values = batch.cache.prompt_keys[self.index], batch.cache.prompt_values[self.index]
+        return self._parts(query, keys, values, batch.prompts)
 
     def _parts(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, parts: list[Part]
@@ -179,13 +199,13 @@ class _Layer:
         are never repeated. On a CPU one kernel does it all, without storing scores.
         """
         if self._is_fused(q):
-            if mask.shape[1] > 1:
-                mask = mask.repeat_interleave(q.shape[2] // mask.shape[1], dim=1)
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask[:, None], scale=1)
+            if mask.shape[2] > 1:
+                mask = mask.repeat_interleave(q.shape[2] // mask.shape[2], dim=2)
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=1)
         scores = torch.matmul(q, k.transpose(2, 3)).float()
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
-        scores.view(*scores.shape[:2], mask.shape[1], -1, scores.shape[3]).add_(mask[:, None, :, None])
+        scores.view(*scores.shape[:2], mask.shape[2], -1, scores.shape[3]).add_(mask[:, :, :, None])
         weights = torch.softmax(scores, dim=-1)
         log_sum_exp = scores.amax(dim=-1) - weights.amax(dim=-1).log()  # the largest weight is exp(peak) / sum of exp
         return torch.matmul(weights.to(v.dtype), v), log_sum_exp

@@ -25,7 +25,7 @@ class KVCache:
         self.size = size
 
         def store(number: int, length: int) -> torch.Tensor:
-            shape = (2, config.num_hidden_layers, number, heads, length, head_dim)
+            shape = (2, num_layers(config), number, heads, length, head_dim)
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self._prompts = store(size.num_prompts, size.prompt_length)
@@ -48,6 +48,11 @@ class KVCache:
         self._rows[:, :, second, :, :length] = before
 
 
+def num_layers(config: Any) -> int:
+    """Return the number of layers that write an answer: all of them, or an encoder–decoder's decoder."""
+    return getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
+
+
 def kv_shape(config: Any) -> tuple[int, int]:
     """Return (key-value heads, head dimension) of a transformers config."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -58,11 +63,16 @@ def kv_shape(config: Any) -> tuple[int, int]:
 def position_bytes(config: Any, dtype: torch.dtype) -> int:
     """Return the bytes that one cached position takes over all layers."""
     heads, head_dim = kv_shape(config)
-    return 2 * config.num_hidden_layers * heads * head_dim * dtype.itemsize
+    return 2 * num_layers(config) * heads * head_dim * dtype.itemsize
 
 
 def check_layers(config: Any) -> None:
-    """Raise ModelError if a model's config names layers that keep something other than keys and values."""
+    """Raise ModelError if a model's config names layers that keep something other than keys and values.
+
+    Of encoder–decoders, T5 alone can be sampled from.
+    """
+    if config.is_encoder_decoder and config.model_type != "t5":
+        raise ModelError(f"{config.model_type}: of encoder–decoders, only T5 can be sampled from (Flan-T5, T5 1.1)")
     unknown = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
     if unknown:
         raise ModelError(

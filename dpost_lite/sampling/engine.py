@@ -15,6 +15,7 @@ the batch, the samples are the same as with a writer that replies at once.
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from dpost_lite.system.turns import turns
 
 
 class Engine:
-    """Samples from one model. `model` is any transformers decoder with a replaceable attention function.
+    """Samples from one model: T5, or any transformers decoder with a replaceable attention function.
 
     `run` answers a list of requests. To add requests while others run:
 
@@ -96,7 +97,7 @@ class Engine:
         if later requests could use at least twice as many rows or prompts. Raises RuntimeError outside of `serving`.
         """
         self._check_serving()
-        self._scheduler.add(request)
+        self._scheduler.add(replace(request, start_ids=self._runner.start_ids))
         self._has_new_requests = True
 
     def has_unfinished(self) -> bool:
@@ -163,13 +164,15 @@ class Engine:
         if not self._scheduler.should_admit:
             return
         while rows := self._start_rows():
-            self._choose(rows, torch.stack([row.prompt.logits for row in rows]))
+            if rows[0].prompt.logits is not None:
+                self._choose(rows, torch.stack([row.prompt.logits for row in rows]))
 
     def _start_rows(self) -> list[Row]:
         scheduler = self._scheduler
         if batch := scheduler.next_requests():
             requests = [queued.request for queued in batch]
-            scheduler.add_prompts(self._runner.prefill(requests, first_slot=len(scheduler.prompts)))
+            logits = self._runner.prefill(requests, first_slot=len(scheduler.prompts))
+            scheduler.add_prompts([None] * len(batch) if logits is None else logits)
         return scheduler.start_rows()
 
     def _choose(self, rows: list[Row], logits: torch.Tensor) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from dpost_lite.errors import ModelError
-from dpost_lite.sampling.attention import Decode, Prefill, register
 from dpost_lite.sampling.cache import KVCache, check_layers, position_bytes
 from dpost_lite.sampling.choosing import choose
+from dpost_lite.sampling.encoder_decoder import EncoderDecoder
+from dpost_lite.sampling.forward import DecoderOnly, Forward
 from dpost_lite.sampling.graphs import Graphs
 from dpost_lite.sampling.request import CacheSize, Request, logit_copies, max_prompts
 from dpost_lite.sampling.scheduler import Prompt, Queued, Row
@@ -25,11 +26,11 @@ SEGMENT_ROWS = 64  # rows whose attention is one product; each segment reads as 
 
 
 class ModelRunner:
-    """One model and its cache. `model` is any transformers decoder with a replaceable attention function.
+    """One model and its cache. `model` is T5, or any transformers decoder with a replaceable attention function.
 
-    With `static`, steps have few padded shapes; None means on a GPU only. With `graphs`, these become CUDA graphs; None
-    means on a GPU unless they failed their check there. Raises ModelError for a model that keeps something other than
-    keys and values.
+    An answer begins with `start_ids`, which are not part of it. With `static`, steps have few padded shapes; None means
+    on a GPU only. With `graphs`, these become CUDA graphs; None means on a GPU unless they failed their check there.
+    Raises ModelError for a model that keeps something other than keys and values.
     """
 
     cache: KVCache | None
@@ -37,6 +38,8 @@ class ModelRunner:
     def __init__(self, model: Any, statistics: Statistics, *, static: bool | None, graphs: bool | None = None) -> None:
         check_layers(model.config)
         self._model = model
+        self._forward: Forward = EncoderDecoder(model) if model.config.is_encoder_decoder else DecoderOnly(model)
+        self.start_ids = self._forward.start_ids
         self._statistics = statistics
         self._device = model.device
         self.static = self._device.type == "cuda" if static is None else static
@@ -49,13 +52,12 @@ class ModelRunner:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Replace the model's attention function and put it in eval mode for a `with` block; then restore both."""
-        before, was_training = self._model.config._attn_implementation, self._model.training
-        self._model.set_attn_implementation(register())
+        was_training = self._model.training
         self._model.eval()
         try:
-            yield
+            with self._forward.ready():
+                yield
         finally:
-            self._model.set_attn_implementation(before)
             self._model.train(was_training)
             self.release()
 
@@ -67,7 +69,7 @@ class ModelRunner:
         requests = [queued.request for queued in queue]
         num_samples = sum(len(queued.indices) for queued in queue)
         prompt_length = max(len(request.read_ids) for request in requests)
-        row_length = max(request.max_new_tokens for request in requests)
+        row_length = max(request.row_length for request in requests)
         if self.static:  # a GPU's matrix products want keys aligned to 16 bytes
             prompt_length, row_length = multiple_of(8, prompt_length), multiple_of(8, row_length)
         copies = max(logit_copies(request.top_p) for request in requests)
@@ -106,19 +108,14 @@ class ModelRunner:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def prefill(self, requests: list[Request], first_slot: int) -> torch.Tensor:
-        """Compute prompts, packed into one forward, and store them in the cache from `first_slot` on.
+    def prefill(self, requests: list[Request], first_slot: int) -> torch.Tensor | None:
+        """Compute prompts and store them in the cache from `first_slot` on.
 
-        Returns the logits of the first answer token, `(prompts, vocabulary)`.
+        Returns the logits of the first answer token, `(prompts, vocabulary)`, or None if each row computes its own.
         """
         assert self.cache is not None
         with self._statistics.timed("prefill"):
-            texts = [request.read_ids for request in requests]
-            plan = Prefill(self.cache, tuple(map(len, texts)), first_slot)
-            flat = [(token, position) for text in texts for position, token in enumerate(text)]
-            ids, positions = torch.tensor(flat, device=self._device).T
-            ends = torch.tensor(plan.lengths, device=self._device).cumsum(0) - 1
-            return self._forward(ids, positions, plan, ends)
+            return self._forward.prefill(self.cache, [request.read_ids for request in requests], first_slot)
 
     def decode(self, rows: list[Row], prompts: list[Prompt]) -> torch.Tensor:
         """Feed every row its unread tokens; return the logits after each row's last one, `(rows, vocabulary)`."""
@@ -144,20 +141,8 @@ class ModelRunner:
     def _decode(self, packed: torch.Tensor, shape: StepShape) -> torch.Tensor:
         assert self.cache is not None
         inputs = StepInputs.unpack(packed.to(self._device), shape)
-        return self._forward(inputs.ids, inputs.absolute_position, inputs.plan(shape, self.cache), shape.num_rows)
-
-    def _forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, batch: Prefill | Decode, ends: torch.Tensor | int
-    ) -> torch.Tensor:
-        """Run the model over a flat batch of tokens; return the logits at `ends`, or of the last `ends` tokens."""
-        return self._model(
-            input_ids=ids[None],
-            position_ids=positions[None],
-            attention_mask=ids.new_empty(1, 1, 1, 1),  # four dimensions: used as is, no mask is built
-            use_cache=False,
-            batch=batch,
-            logits_to_keep=ends,
-        ).logits[0]
+        plan = inputs.plan(shape, self.cache)
+        return self._forward.decode(inputs.ids, inputs.absolute_position, plan, shape.num_rows)
 
     def choose(self, rows: list[Row], logits: torch.Tensor) -> list[tuple[int, float]]:
         """Draw one token for each row; return (token id, log-probability) pairs. Raises ModelError on NaN."""

@@ -30,7 +30,8 @@ def logit_copies(top_p: float) -> int:
 class Request:
     """A request for `num_samples` answers to one prompt. `key` is the caller's own and is returned with each answer.
 
-    `prefix_ids` is an optional start of the answer; it is not part of the output. `temperature` 0 is greedy; a tuple is
+    `prefix_ids` is an optional start of the answer; it is not part of the output. `start_ids` is set by the engine, for
+    models whose answers begin with a token of their own (encoder–decoders). `temperature` 0 is greedy; a tuple is
     a schedule by step of the rationale: the first value for the first step written (those of a prefix do not count),
     the last for all later steps (SCDPO, section 3.2). Equal `(seed, index)` give equal answers; the indices in `done`
     exist already and are skipped. Raises ValueError for an empty prompt or settings out of range.
@@ -40,6 +41,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     stop_ids: frozenset[int]
     prefix_ids: tuple[int, ...] = ()
+    start_ids: tuple[int, ...] = ()
     num_samples: int = 1
     done: frozenset[int] = frozenset()
     temperature: float | tuple[float, ...] = 0.0
@@ -64,8 +66,18 @@ class Request:
 
     @property
     def read_ids(self) -> tuple[int, ...]:
-        """The tokens the model reads before it writes."""
-        return self.prompt_ids + self.prefix_ids
+        """The tokens that are read once for all samples."""
+        return self.prompt_ids if self.start_ids else self.prompt_ids + self.prefix_ids
+
+    @property
+    def row_ids(self) -> tuple[int, ...]:
+        """The tokens that each sample's row reads before it writes."""
+        return self.start_ids + self.prefix_ids if self.start_ids else ()
+
+    @property
+    def row_length(self) -> int:
+        """The most positions that a row takes."""
+        return len(self.row_ids) + self.max_new_tokens
 
 
 @dataclass(slots=True)
@@ -98,6 +110,6 @@ class CacheSize:
         """Whether the request can run on a cache of this size."""
         return (
             len(request.read_ids) <= self.prompt_length
-            and request.max_new_tokens <= self.row_length
+            and request.row_length <= self.row_length
             and logit_copies(request.top_p) <= self.num_logit_copies
         )

@@ -43,7 +43,8 @@ class Queued:
 class Prompt:
     """A prompt in the cache, in `slot`. Its samples in `todo` wait for a row; those in `unfinished` have not ended.
 
-    `logits` are those of the first answer token, `(vocabulary,)`; `num_running` counts the running rows.
+    `logits` are those of the first answer token, `(vocabulary,)`, or None if each row computes its own; `num_running`
+    counts the running rows.
     """
 
     request: Request
@@ -212,7 +213,7 @@ class Scheduler:
         writer = self._writer.row() if self._writer else None
         answer = AnswerTokens(writer, request.stop_ids.__contains__, request.max_new_tokens)
         answer.read_prefix(request.prefix_ids)
-        return Row(prompt, index, answer, self._step_ids, slot)
+        return Row(prompt, index, answer, self._step_ids, slot, unread=list(request.row_ids))
 
     def poll(self) -> list[Row]:
         """Ask the writers of parked rows again; the rows whose writer has replied run again and are returned."""
