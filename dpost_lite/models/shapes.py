@@ -2,7 +2,7 @@
 
 Shapes are read from a `config.json`, or taken from `BASES`: the base models that
 dpost-lite picks from.
-Dense decoders of the Llama, Mistral, Qwen2, Qwen3 and Gemma kind are counted exactly.
+Dense decoders of the Llama, Mistral, Qwen2, Qwen3 and Gemma kind, and T5, are counted exactly.
 """
 
 import json
@@ -39,9 +39,14 @@ class ModelShape:
         return (h, q), (h, kv), (h, kv), (q, h), (h, m), (h, m), (m, h)
 
     @property
+    def all_linear_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the linear layers of the whole model, but for the head: what LoRA adapts."""
+        return self.num_layers * self.linear_sizes
+
+    @property
     def num_linear(self) -> int:
-        """Weights of the decoder's linear layers: what 4 bits shrink and LoRA adapts."""
-        return self.num_layers * sum(i * o for i, o in self.linear_sizes)
+        """Weights of the linear layers that 4 bits shrink."""
+        return sum(i * o for i, o in self.all_linear_sizes)
 
     @property
     def num_embedding(self) -> int:
@@ -63,7 +68,7 @@ class ModelShape:
 
     def num_lora(self, rank: int) -> int:
         """Weights of a LoRA adapter on all linear layers but the head."""
-        return self.num_layers * rank * sum(i + o for i, o in self.linear_sizes)
+        return rank * sum(i + o for i, o in self.all_linear_sizes)
 
     def config(self) -> Any:
         """Return a transformers config of this shape, for a model with random weights."""
@@ -87,13 +92,79 @@ class ModelShape:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderDecoderShape(ModelShape):
+    """Sizes of a T5; `num_layers` are the decoder's."""
+
+    num_encoder_layers: int
+    is_gated: bool = True
+    """Whether a feed-forward layer has two products in front of its activation (T5 1.1 and Flan-T5)."""
+    num_norms: int = 3
+    num_buckets: int = 32
+    """Of relative positions."""
+
+    @property
+    def linear_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the linear layers of one decoder layer: q, k, v, o twice, and the feed-forward layer."""
+        own = self._encoder_sizes
+        return own[:4] + own
+
+    @property
+    def _encoder_sizes(self) -> tuple[tuple[int, int], ...]:
+        h, q, m = self.hidden, self.num_heads * self.head_dim, self.intermediate
+        return (h, q), (h, q), (h, q), (q, h), *((1 + self.is_gated) * ((h, m),)), (m, h)
+
+    @property
+    def all_linear_sizes(self) -> tuple[tuple[int, int], ...]:
+        """See `ModelShape`."""
+        return self.num_encoder_layers * self._encoder_sizes + self.num_layers * self.linear_sizes
+
+    @property
+    def num_linear(self) -> int:
+        """See `ModelShape`; the last product of a feed-forward layer is never quantised."""
+        return sum(i * o for i, o in self.all_linear_sizes) - self._num_wo
+
+    @property
+    def num_small(self) -> int:
+        """What is not quantised beside the embeddings: see `num_linear`; norms, and the biases by position."""
+        norms = self.num_norms * self.num_layers + 2 * self.num_encoder_layers + 2
+        return self._num_wo + norms * self.hidden + 2 * self.num_buckets * self.num_heads
+
+    @property
+    def _num_wo(self) -> int:
+        return (self.num_encoder_layers + self.num_layers) * self.intermediate * self.hidden
+
+    def config(self) -> Any:
+        """See `ModelShape`."""
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(
+            "t5",
+            num_layers=self.num_encoder_layers,
+            num_decoder_layers=self.num_layers,
+            d_model=self.hidden,
+            d_ff=self.intermediate,
+            num_heads=self.num_heads,
+            d_kv=self.head_dim,
+            vocab_size=self.vocabulary,
+            relative_attention_num_buckets=self.num_buckets,
+            feed_forward_proj="gated-gelu" if self.is_gated else "relu",
+            tie_word_embeddings=self.is_tied,
+            decoder_start_token_id=0,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model of the table: not an instruct one, not gated unless it says so."""
+    """A base model of the table: not an instruct one, not gated unless it says so.
+
+    One that `is_named_only` is never picked: a run has it only if its recipe names it.
+    """
 
     shape: ModelShape
     licence: str
     is_gated: bool = False
+    is_named_only: bool = False
 
 
 def _qwen3(name: str, layers: int, hidden: int, intermediate: int, heads: int, *, tied: bool) -> Base:
@@ -126,6 +197,14 @@ def _llama(
     return Base(shape, licence, gated)
 
 
+def _flan_t5(size: str, layers: int, hidden: int, intermediate: int, heads: int) -> Base:
+    shape = EncoderDecoderShape(
+        name=f"google/flan-t5-{size}", num_layers=layers, num_encoder_layers=layers, hidden=hidden,
+        intermediate=intermediate, num_heads=heads, num_kv_heads=heads, head_dim=64, vocabulary=32_128, is_tied=False,
+    )  # fmt: skip
+    return Base(shape, "Apache-2.0", is_named_only=True)
+
+
 BASES = {
     base.shape.name: base
     for base in (
@@ -144,6 +223,8 @@ BASES = {
                tied=False, gated=True),
         _llama("meta-llama/Llama-3.1-8B", "Llama 3.1 Community", 32, 4096, 14_336, 32, 8, 128_256, head_dim=128,
                tied=False, gated=True),
+        _flan_t5("base", 12, 768, 2048, 12),
+        _flan_t5("large", 24, 1024, 2816, 16),
     )
 }  # fmt: skip
 """By hub id, small ones first within a family."""
@@ -163,6 +244,8 @@ def shape_of(config: dict[str, Any], name: str) -> ModelShape:
     config = config.get("text_config") or config
     family = str(config.get("model_type", ""))
     try:
+        if family == "t5":
+            return _t5_shape_of(config, name)
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         return ModelShape(
             name=name,
@@ -182,3 +265,21 @@ def shape_of(config: dict[str, Any], name: str) -> ModelShape:
         raise ModelError(
             f"model.name: the config.json of {name} lacks {error}; its memory cannot be planned"
         ) from error
+
+
+def _t5_shape_of(config: dict[str, Any], name: str) -> ModelShape:
+    heads, layers = int(config["num_heads"]), int(config["num_layers"])
+    return EncoderDecoderShape(
+        name=name,
+        num_layers=int(config.get("num_decoder_layers") or layers),
+        num_encoder_layers=layers,
+        hidden=int(config["d_model"]),
+        intermediate=int(config["d_ff"]),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=int(config["d_kv"]),
+        vocabulary=int(config["vocab_size"]),
+        is_tied=bool(config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))),
+        is_gated=str(config.get("feed_forward_proj", "relu")).startswith("gated"),
+        num_buckets=int(config.get("relative_attention_num_buckets", 32)),
+    )

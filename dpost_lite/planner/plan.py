@@ -222,8 +222,8 @@ def _all_fit(plans: Iterable[Plan]) -> bool:
 
 
 def _open_plans(cases: Sequence[Case], device: Device) -> list[list[Plan]]:
-    """Plans for each base that is not gated, small ones first."""
-    shapes = [base.shape for base in BASES.values() if not base.is_gated]
+    """Plans for each base that may be picked, small ones first."""
+    shapes = [base.shape for base in BASES.values() if not (base.is_gated or base.is_named_only)]
     return [_cut(cases, shape, device) for shape in sorted(shapes, key=lambda shape: shape.num_parameters)]
 
 
