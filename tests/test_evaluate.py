@@ -3,10 +3,11 @@
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from run_folder import RunFolder
 from typer.testing import CliRunner
 
 from dpost_lite.cli.app import app
@@ -146,6 +147,7 @@ def test_mistakes_are_one_line(kept, monkeypatch):
             ["eval", "x/y", "--data", "synthetic", "--against", "paper"],
             "--against paper: the paper has results on gsm8k",
         ),
+        (["eval", "x/y", "--against", "paper"], "give one as --data, or give a run"),
         (["eval", "x/y", "--data", "gsm8k", "--against", "papers"], "--against: papers (did you mean 'paper'?)"),
     ):
         result = command(*arguments)
@@ -161,8 +163,30 @@ def test_a_file_of_something_else_is_no_answers(tmp_path):
 
 
 def test_sets_that_differ_from_the_papers_are_named():
-    assert papers.differs("asdiv", "one model", 2095).endswith(
+    assert papers.differs("one model", "asdiv", 2095).endswith(
         "The paper's asdiv has 2,096 problems, ours 2,095: repeated ones removed."
     )
-    assert papers.differs("asdiv", "one model", None) == papers.DIFFERS.format(ours="one model")  # --limit
-    assert papers.differs("gsm8k", "one model", 1319) == papers.DIFFERS.format(ours="one model")
+    assert papers.differs("one model", "asdiv", None) == papers.DIFFERS.format(ours="one model")  # --limit
+    assert papers.differs("one model", "gsm8k", 1319) == papers.DIFFERS.format(ours="one model")
+
+
+def test_all_of_table_2_beside_a_run(tmp_path):
+    """From the run's own scores; a set on which it has none is left empty, with the way to fill it."""
+    folder = RunFolder(tmp_path)
+    folder.recipe("data.also_test=svamp,multiarith")
+    folder.stage("data-also", metrics={"svamp": 4, "multiarith": 8})
+    for place, name in enumerate(("base", "sft-0"), start=1):
+        score = Score(name, 8, place / 8, 0, 0, 0, 0, 0, 0)
+        folder.stage(f"score/{name}", metrics={"test": asdict(score)})
+        also = {"svamp": asdict(replace(score, strict=place / 4)), "multiarith": asdict(replace(score, strict=0.9))}
+        folder.stage(f"score-also/{name}", metrics=also)
+    result = command("eval", tmp_path, "--against", "paper")
+    assert result.exit_code == 0, result.output
+    assert "no scores on asdiv; repeat its command with data.also_test=svamp,multiarith,asdiv" in result.stderr
+    rows = {tuple(line.split()) for line in result.stdout.splitlines()}
+    assert ("source", "gsm8k", "multiarith", "asdiv", "svamp") in rows
+    assert ("base", "ours", "12.5%", "90.0%", "25.0%") in rows
+    assert ("sft-0", "ours", "25.0%", "90.0%", "50.0%") in rows
+    assert ("Flan-T5-Base", "DPO-ST", "Table", "2", "27.2%", "74.3%", "29.2%", "22.6%") in rows
+    assert len([row for row in rows if "Table" in row]) == 6
+    assert "not comparable" in result.stdout

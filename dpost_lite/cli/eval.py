@@ -1,12 +1,15 @@
 """The command `eval`: score a run or model, or compare two sets of saved answers."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dpost_lite.cli.options import Data, DataDir, Debug, Limit, Offline, Policy, choice
 from dpost_lite.errors import RecipeError, RunError
+
+if TYPE_CHECKING:
+    from dpost_lite.runs.folder import Run
 
 
 def eval_(
@@ -37,7 +40,10 @@ def eval_(
         typer.Option(metavar="A B", help="Compare saved answers: two folders written by eval, or RUN/score/NAME."),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="paper", help="Also show the paper's results on the same set.")
+        str | None,
+        typer.Option(
+            metavar="paper", help="Also show the paper's results on the same set; without --data, all of its Table 2."
+        ),
     ] = None,
     offline: Offline = False,
     debug: Debug = False,
@@ -61,8 +67,14 @@ def eval_(
     modes = choice("--calculator", calculator, {"on": [True], "off": [False], "both": [True, False]})
     if against is not None:
         choice("--against", against, {"paper": None})
+        if data is None and (run := targets.find_target(target).run):
+            _table_2(run)
+            return
         if data not in papers.SETS:
-            raise RecipeError(f"--against paper: the paper has results on {', '.join(papers.SETS)}; give one as --data")
+            sets = ", ".join(papers.SETS)
+            raise RecipeError(
+                f"--against paper: the paper has results on {sets}; give one as --data, or a run's folder"
+            )
     scored = targets.find_target(target, policy, base=model)
     if scored.recipe.solutions == "code" and not allow_code:
         typer.echo("note: this model writes code, which is run only with --allow-code", err=True)
@@ -84,10 +96,28 @@ def eval_(
         console.print("", summary.samples_table([s for s in scores if not isinstance(s, Score)]))
     if against is not None and data is not None:
         console.print("", papers.against_paper(data, greedy))
-        text = papers.differs(data, targets.describe_target(scored), None if limit else len(problems))
+        text = papers.differs(targets.describe_target(scored), data, None if limit else len(problems))
         console.print(plain(f"\n{text}"), soft_wrap=True)
     saved = ", ".join(str(path.parent) for path in sorted(folder.glob("*/answers.jsonl")))
     console.print(plain(f"\nall answers are saved in {saved}"), soft_wrap=True)
+
+
+def _table_2(run: "Run") -> None:
+    """Print the paper's Table 2 and the run's own scores on its sets, as far as it has made them."""
+    from rich.console import Console
+
+    from dpost_lite.evaluation import papers, targets
+    from dpost_lite.report import results
+    from dpost_lite.report.terminal import plain
+
+    data = run.recipe.data
+    scores = {data.test or data.train: results.scores(run.path), **results.also_scores(run.path)}
+    if missing := [name for name in papers.SETS if not scores.get(name)]:
+        key = f"data.also_test={','.join([*data.also_test, *missing])}"
+        typer.echo(f"note: {run.path} has no scores on {', '.join(missing)}; repeat its command with {key}", err=True)
+    ours = targets.describe_target(targets.Target(run.recipe, {}, run))
+    Console().print("", papers.table_2(scores))
+    Console().print(plain(f"\n{papers.differs(ours)}"), soft_wrap=True)
 
 
 def _compare(a: Path, b: Path) -> None:

@@ -1,6 +1,6 @@
 """The accuracies published by DPO-ST's authors, to show next to ours, and how the setups differ."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -13,8 +13,9 @@ SETS = ("gsm8k", "multiarith", "asdiv", "svamp")
 NUM_PROBLEMS = {"multiarith": 600, "asdiv": 2096}
 """Problems in the paper's sets where ours have fewer: questions that repeat within a set count once here."""
 DIFFERS = (
-    "The paper fine-tunes all weights of other bases (250 million to 8 billion parameters, 8 GPUs) and decodes "
-    "greedily with its calculator, at most 300 tokens. Ours: {ours}. Results on different bases are not comparable."
+    "The paper fine-tunes all weights of Flan-T5 and Llama bases (250 million to 8 billion parameters, 8 GPUs) and "
+    "decodes greedily with its calculator, at most 300 tokens. Ours: {ours}. Results on different bases are not "
+    "comparable."
 )
 
 
@@ -59,7 +60,20 @@ def against_paper(data: str, scores: list[Score]) -> Table:
     return table
 
 
-def differs(data: str, ours: str, num_problems: int | None) -> str:
+def table_2(scores: Mapping[str, Sequence[Score]]) -> Table:
+    """Return the paper's Table 2 below a run's own scores, which are by set; sets without any are left empty."""
+    table = table_of("source", *SETS)
+    names = dict.fromkeys(score.name for part in SETS for score in scores.get(part, ()))
+    for name in names:
+        found = {part: score.strict for part in SETS for score in scores.get(part, ()) if score.name == name}
+        table.add_row(plain(name), "ours", *(f"{found[part]:.1%}" if part in found else "" for part in SETS))
+    for row in PUBLISHED:
+        if row.source == "Table 2":
+            table.add_row(row.name, "Table 2", *(f"{row.accuracies[part]:.1f}%" for part in SETS))
+    return table
+
+
+def differs(ours: str, data: str | None = None, num_problems: int | None = None) -> str:
     """Return a sentence or two on how the setups differ. `num_problems` of the set were used; None if only a part."""
     text = DIFFERS.format(ours=ours)
     if data in NUM_PROBLEMS and num_problems is not None:
