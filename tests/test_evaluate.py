@@ -147,7 +147,7 @@ def test_mistakes_are_one_line(kept, monkeypatch):
             ["eval", "x/y", "--data", "synthetic", "--against", "paper"],
             "--against paper: the paper has results on gsm8k",
         ),
-        (["eval", "x/y", "--against", "paper"], "give one as --data, or give a run"),
+        (["eval", "x/y", "--against", "paper"], "give one as --data"),
         (["eval", "x/y", "--data", "gsm8k", "--against", "papers"], "--against: papers (did you mean 'paper'?)"),
     ):
         result = command(*arguments)
