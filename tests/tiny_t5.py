@@ -5,7 +5,7 @@ from typing import Any
 
 NOT_IN_T5 = "<{}~\\"  # printable characters that T5's vocabulary lacks: each becomes <unk>
 WORDS = (
-    "Ann Ben The train farmer She He has have had buys sells eats drives gets boxes of apples eggs km clips in for each "
+    "Ann Ben The train farmer She He has had buys sells eats drives gets boxes of apples eggs km clips in for each "
     "a an and is are left them then so So How many does she it week hours total now"
 )
 SIGNS = "= + - * / // ( ) [ # ####"
