@@ -10,11 +10,11 @@ import pytest
 from test_forcing import CALCULATE, PENS, Piece, Vocabulary, corrected, write
 from tiny_t5 import t5_tokenizer
 
-from dpost_lite.problems.answer_tokens import written
 from dpost_lite.problems.answers import predicted_answer
 from dpost_lite.problems.forcing import MAX_ANNOTATION_CHARS, Forcer
 from dpost_lite.problems.notation import BRACKETS, GSM8K
 from dpost_lite.problems.prompts import EncoderDecoderPrompter, Prompter
+from dpost_lite.problems.tools import Tools
 
 PAIRS = {  # GSM8K's notation and the model's
     "a sentence": ("48/2 = <<48/2=24>>24 clips", "48/2 = [ 48 / 2 = 24] 24 clips"),
@@ -224,18 +224,24 @@ def test_training_text_is_written_back_token_by_token(vocabulary):
         (" no [ 4 / 2 = 3] 3 apples [5]", ""),
     ],
 )
-def test_what_was_inserted_is_found_again_in_a_finished_answer(tokenizer_of, text, inserted):
-    vocabulary = vocabulary_of("t5", tokenizer_of)
-    ids = vocabulary.ids(text)
-    marks = written(vocabulary.forcer.row(), ids)
-    assert "".join(vocabulary.forcer.text_of(i) for i, mark in zip(ids, marks, strict=True) if mark) == inserted
-
-
-def test_a_sampled_answer_is_graded_as_any_other(tokenizer_of):
-    """From the decoder's tokens, completed by the calculator, to the answer."""
+def test_what_was_inserted_is_found_again_in_a_finished_answer(text, inserted):
     prompter = EncoderDecoderPrompter(t5_tokenizer())
-    vocabulary = vocabulary_of("t5", tokenizer_of)
-    script: list[Piece] = [" So she has ", *calculation("12 * 36", "400"), " apples. #### 432"]
-    text = prompter.text(write(vocabulary, script, "longest").ids)
-    assert text == "So she has <<12*36=432>>432 apples.\n#### 432"
-    assert predicted_answer(text, "432") == "432"
+    text_of, ids = prompter.token_text(), prompter.encode_text(text)
+    find = Tools(CALCULATE).inserted(text_of, prompter.encode_text, prompter.notation, calculated_in_loss=False)
+    assert find is not None
+    assert "".join(text_of(i) for i, mark in zip(ids, find(ids), strict=True) if mark) == inserted
+
+
+def test_an_answer_is_completed_and_graded_as_any_other():
+    """From the decoder's tokens to the answer. Token ids beyond the vocabulary, which T5's models have, are no text."""
+    prompter = EncoderDecoderPrompter(t5_tokenizer())
+    chosen = [*prompter.encode_text("She has 2 * 12 = $[ 2 * 12 ="), len(prompter.tokenizer) + 5]
+    with Tools(CALCULATE).writer(
+        prompter.token_text(), prompter.encode_text, prompter.text, prompter.notation
+    ) as writer:
+        assert writer is not None
+        row = writer.row()
+        ids = [token for chosen_id in chosen for token in row.push(chosen_id) or [chosen_id]]
+    text = prompter.text([*ids, *prompter.answer_ids("in all. #### 24")])
+    assert text == "She has 2 * 12 = $<<2*12=24>>24 in all.\n#### 24"
+    assert predicted_answer(text, "24") == "24"

@@ -13,7 +13,7 @@ SIGNS = "= + - * / // ( ) [ # ####"
 
 @cache
 def t5_tokenizer() -> Any:
-    """Return transformers' `T5Tokenizer` with a vocabulary of 438 pieces, always the same; copy it to change it.
+    """Return transformers' `T5Tokenizer` with a small vocabulary, always the same; copy it to change it.
 
     As in T5: no piece has a space inside, line feeds are spaces, `</s>` (id 1) ends a text, <pad> is 0 and <unk> 2,
     and 100 extra ids come last. It knows the printable ASCII characters but `NOT_IN_T5`, words, and numbers up to 144.
