@@ -22,7 +22,7 @@ from rich.console import Console
 from dpost_lite.models import loading, sft
 from dpost_lite.models.shapes import EncoderDecoderShape
 from dpost_lite.problems.notation import BRACKETS
-from dpost_lite.problems.records import LabelledRationale, Problem
+from dpost_lite.problems.records import LabelledRationale
 from dpost_lite.problems.synthetic import generate
 from dpost_lite.recipe import ModelRecipe, SftRecipe
 from dpost_lite.report.terminal import TerminalView
