@@ -337,7 +337,7 @@ def test_a_training_imports_first_what_its_backend_needs(works, tmp_path, monkey
             found.append((task.backend, first_import))
         return answered(task)
 
-    monkeypatch.setattr(stages, "choose_backend", lambda _: backend)
+    monkeypatch.setattr(stages, "choose_backend", lambda *_: backend)
     monkeypatch.setattr(stage_runner, "run_in_child", run_in_child)
     made = stages_of(tmp_path, "dpo.gate=off")
     made.sft(0, LABELS)

@@ -6,6 +6,8 @@ because that is the base the adapter was trained on: against the original weight
 times larger. Which of the two answers better, an export can measure (`export.merge`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +60,24 @@ def attach(model: Any, adapter_dir: Path, *, trainable: bool) -> Any:
             f"the adapter {adapter_dir} is damaged, or of another base ({str(error).splitlines()[0]}); "
             "--restart-from its stage trains it again"
         ) from error
+
+
+def add_reference(policy: Any) -> None:
+    """Add a frozen copy "ref" of the adapter "default": DPO's reference."""
+    policy.add_adapter("ref", policy.peft_config["default"])
+    for name, parameter in policy.named_parameters():
+        if ".default." in name:
+            policy.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
+
+
+@contextmanager
+def reference(policy: Any) -> Iterator[None]:
+    """Within the context `policy` computes with the adapter "ref" instead of "default"."""
+    policy.set_adapter("ref")
+    try:
+        yield
+    finally:
+        policy.set_adapter("default")
 
 
 def is_adapter(policy_dir: Path) -> bool:
@@ -153,13 +173,14 @@ def load_merged(
 def save_merged(model: Any, tokenizer: Any, out: Path) -> None:
     """Save merged weights in 16 bit with their tokenizer.
 
-    float16 keeps three more bits of each weight than bfloat16; a model with a weight beyond its range is kept in
-    bfloat16.
+    float16 keeps three more bits of each weight than bfloat16; a model with a weight beyond its range, or of a family
+    that cannot compute in it, is kept in bfloat16.
     """
     import torch
 
     largest = max(float(p.detach().abs().max()) for p in model.parameters())
-    dtype = torch.float16 if largest < torch.finfo(torch.float16).max else torch.bfloat16
+    fits = largest < torch.finfo(torch.float16).max and family_of_model(model).uses_float16
+    dtype = torch.float16 if fits else torch.bfloat16
     for weights in model.parameters():  # not the buffers: rotary frequencies are exact in float32 alone
         weights.data = weights.data.to(dtype)
     with quiet_transformers():

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dpost_lite.models.adapters import reference
 from dpost_lite.problems.answers import stated_answer
 from dpost_lite.problems.pairs import num_steps
 from dpost_lite.problems.prompts import Prompter
@@ -37,28 +38,49 @@ def token_logprobs(
     import torch
 
     policy.eval()
+    logits_of = _encoder_decoder_logits if policy.config.is_encoder_decoder else _decoder_logits
     found: list[list[float]] = [[] for _ in answers]
     order = sorted(range(len(answers)), key=lambda i: -len(answers[i][0]) - len(answers[i][1]))  # reuses freed blocks
     for start in range(0, len(order), max_rows):
         batch = order[start : start + max_rows]
-        rows = [torch.tensor([*answers[i][0], *answers[i][1]]) for i in batch]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        seen = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        skipped = min(len(answers[i][0]) for i in batch) - 1  # positions whose logits no row needs
         with torch.no_grad(), _float32_logits(policy):
-            logits = policy(
-                input_ids=ids.to(policy.device),
-                attention_mask=seen.to(policy.device),
-                use_cache=False,
-                logits_to_keep=ids.shape[1] - skipped,
-            ).logits
-        for i, row, row_logits in zip(batch, rows, logits, strict=True):
-            first = len(answers[i][0])
-            logprobs = row_logits[first - 1 - skipped : len(row) - 1 - skipped].float().log_softmax(-1)
-            targets = row[first:].to(logprobs.device)
+            logits = logits_of(policy, [answers[i] for i in batch])
+        for i, row_logits in zip(batch, logits, strict=True):
+            logprobs = row_logits.float().log_softmax(-1)
+            targets = torch.tensor(answers[i][1], device=logprobs.device)
             found[i] = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).tolist()
         progress(start + len(batch))
     return found
+
+
+def _decoder_logits(policy: Any, answers: Answers) -> list[Any]:
+    """Return the logits of each answer's tokens, (tokens, vocab), where the answer continues the prompt."""
+    import torch
+
+    rows = [torch.tensor([*prompt, *answer]) for prompt, answer in answers]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    seen = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    skipped = min(len(prompt) for prompt, _ in answers) - 1  # positions whose logits no row needs
+    logits = policy(
+        input_ids=ids.to(policy.device),
+        attention_mask=seen.to(policy.device),
+        use_cache=False,
+        logits_to_keep=ids.shape[1] - skipped,
+    ).logits
+    return [
+        row[len(prompt) - 1 - skipped : len(prompt) + len(answer) - 1 - skipped]
+        for row, (prompt, answer) in zip(logits, answers, strict=True)
+    ]
+
+
+def _encoder_decoder_logits(policy: Any, answers: Answers) -> list[Any]:
+    """Return the logits of each answer's tokens, (tokens, vocab), where the encoder reads the prompt."""
+    from dpost_lite.models.seq2seq_trainers import batch_of
+
+    batch = batch_of([(prompt, answer, answer) for prompt, answer in answers], policy.config)
+    inputs = {name: values.to(policy.device) for name, values in batch.items() if name != "labels"}
+    logits = policy(**inputs, use_cache=False).logits
+    return [row[: len(answer)] for row, (_, answer) in zip(logits, answers, strict=True)]
 
 
 def token_rewards(
@@ -76,11 +98,8 @@ def adapter_rewards(model: Any, answers: Answers, beta: float, *, max_rows: int 
     if "ref" not in getattr(model, "peft_config", {}):
         return None
     of_policy = token_logprobs(model, answers, max_rows=max_rows)
-    model.set_adapter("ref")
-    try:
+    with reference(model):
         of_reference = token_logprobs(model, answers, max_rows=max_rows)
-    finally:
-        model.set_adapter("default")
     return token_rewards(of_policy, of_reference, beta)
 
 
@@ -94,11 +113,11 @@ def save_rewards(
     """
     try:
         shown = choose_shown(pairs)
-        answers = [([*prompter.prompt_ids(pair.question), *pair.prefix_ids], pair.rejected_ids) for pair in shown]
+        answers = [(prompter.prompt_ids(pair.question), (*pair.prefix_ids, *pair.rejected_ids)) for pair in shown]
         rewards = adapter_rewards(model, answers, beta, max_rows=max_rows)
         if rewards is not None:
             text_of = prompter.token_text()
-            write_jsonl(file, [_record(pair, row, text_of) for pair, row in zip(shown, rewards, strict=True)])
+            write_jsonl(file, [_record(*both, text_of) for both in zip(shown, rewards, strict=True)])
     except Exception as error:
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
@@ -120,7 +139,7 @@ def _record(pair: PreferencePair, rewards: Sequence[float], text_of: Callable[[i
         answer=stated_answer(pair.prefix + pair.chosen) or "",
         kept=pair.prefix,
         tokens=tuple(map(text_of, pair.rejected_ids)),
-        rewards=tuple(round(reward, DECIMALS) for reward in rewards),
+        rewards=tuple(round(reward, DECIMALS) for reward in rewards[len(pair.prefix_ids) :]),
     )
 
 

@@ -1,24 +1,169 @@
 """The two kinds of base models, decoder-only ones and encoder–decoders (T5): what differs lies behind `Family`."""
 
 import json
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dpost_lite.problems.prompts import EncoderDecoderPrompter, Prompter
+from dpost_lite.problems.tools import Inserted
+from dpost_lite.recipe import DpoRecipe
+
+Row = dict[str, Any]
+"""A row of a data set: lists of token ids, by name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """`auto_class` is the name of transformers' class that loads it, `task_type` that of peft."""
+class Family(ABC):
+    """One kind of model: how it is loaded, and the rows and trainers of SFT and DPO."""
 
-    auto_class: str
-    task_type: str
-    prompter: type[Prompter]
+    auto_class: ClassVar[str]
+    """The name of transformers' class that loads it."""
+    task_type: ClassVar[str]
+    """The name of peft's task."""
+    prompter: ClassVar[type[Prompter]]
+    losses: ClassVar[tuple[str, ...]]
+    """What `dpo.loss` may be."""
+    uses_float16: ClassVar[bool]
+    """Whether it computes in float16 on a GPU without bfloat16."""
+
+    @abstractmethod
+    def sequence_length(self, num_prompt: int, num_answer: int) -> int:
+        """Return the tokens of the longest sequence that the model reads: what `max_length` limits."""
+
+    @abstractmethod
+    def sft_row(self, prompt: Sequence[int], answer: Sequence[int], labels: Sequence[int]) -> Row:
+        """Return a row for `sft_trainer`; `labels` are the answer's ids, or -100 for those left out of the loss."""
+
+    @abstractmethod
+    def sft_trainer(self, policy: Any, tokenizer: Any, rows: list[Row], arguments: dict[str, Any]) -> Any:
+        """Return a transformers Trainer; `arguments` are `training.shared_arguments` and more."""
+
+    @abstractmethod
+    def dpo_row(
+        self, prompt: Sequence[int], prefix: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]
+    ) -> Row:
+        """Return a row for `dpo_trainer`; both answers continue `prefix`, which is not compared."""
+
+    @abstractmethod
+    def dpo_trainer(
+        self,
+        policy: Any,
+        tokenizer: Any,
+        rows: list[Row],
+        arguments: dict[str, Any],
+        recipe: DpoRecipe,
+        inserted: Inserted | None,
+    ) -> Any:
+        """Return a transformers Trainer that logs as trl's DPOTrainer does.
+
+        `policy` is a PeftModel whose adapter is named "default", or a plain model. Tokens that `inserted` finds are
+        left out of the comparison.
+        """
 
 
-DECODER_ONLY = Family("AutoModelForCausalLM", "CAUSAL_LM", Prompter)
-ENCODER_DECODER = Family("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", EncoderDecoderPrompter)
+class DecoderOnly(Family):
+    """Llama, Qwen and others: the answer continues the prompt. Trained with trl."""
+
+    auto_class = "AutoModelForCausalLM"
+    task_type = "CAUSAL_LM"
+    prompter = Prompter
+    losses = (
+        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+        "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+    )  # fmt: skip
+    uses_float16 = True
+
+    def sequence_length(self, num_prompt: int, num_answer: int) -> int:
+        """Return the tokens of prompt and answer together."""
+        return num_prompt + num_answer
+
+    def sft_row(self, prompt: Sequence[int], answer: Sequence[int], labels: Sequence[int]) -> Row:
+        """See `Family`."""
+        return {"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + list(labels)}
+
+    def sft_trainer(self, policy: Any, tokenizer: Any, rows: list[Row], arguments: dict[str, Any]) -> Any:
+        """Return trl's SFTTrainer."""
+        from dpost_lite.models.trl_trainers import sft_trainer
+
+        return sft_trainer(policy, tokenizer, rows, arguments)
+
+    def dpo_row(
+        self, prompt: Sequence[int], prefix: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]
+    ) -> Row:
+        """See `Family`."""
+        return {"prompt_ids": [*prompt, *prefix], "chosen_ids": list(chosen), "rejected_ids": list(rejected)}
+
+    def dpo_trainer(
+        self,
+        policy: Any,
+        tokenizer: Any,
+        rows: list[Row],
+        arguments: dict[str, Any],
+        recipe: DpoRecipe,
+        inserted: Inserted | None,
+    ) -> Any:
+        """Return trl's DPOTrainer."""
+        from dpost_lite.models.trl_trainers import dpo_trainer
+
+        return dpo_trainer(policy, tokenizer, rows, arguments, recipe, inserted)
+
+
+class EncoderDecoder(Family):
+    """T5: the encoder reads the prompt, the decoder writes the answer. Trained with trainers of our own.
+
+    It never computes in float16, whose range its activations exceed.
+    """
+
+    auto_class = "AutoModelForSeq2SeqLM"
+    task_type = "SEQ_2_SEQ_LM"
+    prompter = EncoderDecoderPrompter
+    losses = ("sigmoid",)
+    uses_float16 = False
+
+    def sequence_length(self, num_prompt: int, num_answer: int) -> int:
+        """Return the tokens of the longer side."""
+        return max(num_prompt, num_answer)
+
+    def sft_row(self, prompt: Sequence[int], answer: Sequence[int], labels: Sequence[int]) -> Row:
+        """See `Family`."""
+        return {
+            "input_ids": list(prompt), "answer_ids": list(answer), "labels": list(labels),
+            "length": len(prompt) + len(answer),
+        }  # fmt: skip
+
+    def sft_trainer(self, policy: Any, tokenizer: Any, rows: list[Row], arguments: dict[str, Any]) -> Any:
+        """See `Family`."""
+        from dpost_lite.models.seq2seq_trainers import SftTrainer
+
+        return SftTrainer(policy, tokenizer, rows, arguments)
+
+    def dpo_row(
+        self, prompt: Sequence[int], prefix: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]
+    ) -> Row:
+        """See `Family`."""
+        return {
+            "prompt_ids": list(prompt), "prefix_ids": list(prefix), "chosen_ids": list(chosen),
+            "rejected_ids": list(rejected),
+        }  # fmt: skip
+
+    def dpo_trainer(
+        self,
+        policy: Any,
+        tokenizer: Any,
+        rows: list[Row],
+        arguments: dict[str, Any],
+        recipe: DpoRecipe,
+        inserted: Inserted | None,
+    ) -> Any:
+        """See `Family`."""
+        from dpost_lite.models.seq2seq_trainers import DpoTrainer
+
+        return DpoTrainer(policy, tokenizer, rows, arguments, recipe, inserted)
+
+
+DECODER_ONLY = DecoderOnly()
+ENCODER_DECODER = EncoderDecoder()
 
 
 def family_of(model_dir: Path) -> Family:

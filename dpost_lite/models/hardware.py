@@ -15,16 +15,16 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def compute_dtype(choice: ComputeType = "auto", *, on: str | None = None) -> "torch.dtype":
+def compute_dtype(choice: ComputeType = "auto", *, on: str | None = None, float16: bool = True) -> "torch.dtype":
     """Return the type that `model.compute_dtype` asks for.
 
     "auto" is bfloat16 if the hardware multiplies it, else float32 (most CPUs emulate bfloat16, three times slower).
-    `on` names a device other than the default one.
+    `on` names a device other than the default one; without `float16`, a GPU that has no bfloat16 computes in float32.
     """
     import torch
 
     if choice != "auto":
         return torch.bfloat16 if choice == "bfloat16" else torch.float32
     if (on or device()) == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16 if float16 else torch.float32
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

@@ -50,8 +50,10 @@ def load(
     import transformers
     from safetensors import SafetensorError
 
-    auto_class = getattr(transformers, family_of(model_dir).auto_class)
-    dtype = torch.float32 if precision == "full" else hardware.compute_dtype(compute, on=on)
+    family = family_of(model_dir)
+    auto_class = getattr(transformers, family.auto_class)
+    in_use = hardware.compute_dtype(compute, on=on, float16=family.uses_float16)
+    dtype = torch.float32 if precision == "full" else in_use
     choose_kernels()
     try:
         with quiet_transformers():

@@ -5,6 +5,7 @@ one), but the sum is kept in float32 for whoever rounds it next.
 """
 
 import math
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ _PLAIN = {
     "peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False, "bias": "none", "lora_bias": False,
     "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
 }  # fmt: skip
+
+# Embedding and head stay in 16 bit, and so do T5's position biases and `wo`, the last product of its feed-forward layers.
+_QUANTISED = re.compile(r"\.layers\.|\.block\..*\.(q|k|v|o|wi|wi_0|wi_1)\.weight$")
 
 
 def is_plain_lora(adapter_dir: Path) -> bool:
@@ -97,7 +101,7 @@ class TensorMerge:
     def __call__(self, name: str, values: Any) -> Any:
         if self._compute is not None:
             values = values.to(self._compute)
-            if values.dim() == 2 and ".layers." in name:  # embedding and head stay in 16 bit
+            if values.dim() == 2 and _QUANTISED.search(name):
                 values = _through_nf4(values)
         if self._adapter is None or name not in self._adapter.names:
             return values

@@ -12,6 +12,8 @@ import torch
 class BlockedLinear(torch.nn.Module):
     """A frozen linear layer with weights in oneDNN's blocked layout; it has no gradient and cannot be saved."""
 
+    weight = None  # T5 asks its layers for it
+
     def __init__(self, linear: torch.nn.Linear, num_tokens: int) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features

@@ -10,6 +10,7 @@ from typing import Any
 
 from dpost_lite.errors import DataError
 from dpost_lite.models import adapters
+from dpost_lite.models.family import Row, family_of_model
 from dpost_lite.models.training import Progress, shared_arguments, train
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale
@@ -32,22 +33,25 @@ def train_sft(
 ) -> dict[str, Any]:
     """Train `policy`, the base with a fresh adapter or all of the base, on `labelled` and save it in `out`.
 
-    Returns metrics of the training. Rationales whose prompt and answer exceed `sft.max_length` tokens are left out and
-    counted. Raises DataError if none is left. Tokens that `inserted` finds are left out of the loss.
+    Returns metrics of the training. Rationales whose prompt and answer together exceed `sft.max_length` tokens are left
+    out and counted; of an encoder–decoder, those of which either does. Raises DataError if none is left. Tokens that
+    `inserted` finds are left out of the loss.
     """
-    rows = []
+    family = family_of_model(policy)
+    rows, lengths = [], []
     for item in labelled:
-        prompt = prompter.prompt_ids(item.question)
-        if len(prompt) + len(item.token_ids) <= recipe.max_length:
-            left_out = inserted(item.token_ids) if inserted else [False] * len(item.token_ids)
-            labels = [-100 if is_left_out else i for i, is_left_out in zip(item.token_ids, left_out, strict=True)]
-            rows.append({"input_ids": [*prompt, *item.token_ids], "labels": [-100] * len(prompt) + labels})
+        prompt, answer = prompter.prompt_ids(item.question), item.token_ids
+        if family.sequence_length(len(prompt), len(answer)) <= recipe.max_length:
+            left_out = inserted(answer) if inserted else [False] * len(answer)
+            labels = [-100 if is_left_out else i for i, is_left_out in zip(answer, left_out, strict=True)]
+            rows.append(family.sft_row(prompt, answer, labels))
+            lengths.append(len(prompt) + len(answer))
     if not rows:
         raise DataError(
             f"sft.max_length={recipe.max_length} leaves none of {len(labelled)} labelled rationales; raise it"
         )
     trainer = make_trainer(policy, prompter, rows, out, recipe, seed, report_to)
-    log = train(trainer, [len(row["input_ids"]) for row in rows], progress, checkpoint_s)
+    log = train(trainer, lengths, progress, checkpoint_s)
     adapters.save(trainer.model, prompter.tokenizer, out)
     return {
         "num_rationales": len(rows),
@@ -61,20 +65,13 @@ def train_sft(
 def make_trainer(
     policy: Any,
     prompter: Prompter,
-    rows: list[dict[str, list[int]]],
+    rows: list[Row],
     out: Path,
     recipe: SftRecipe,
     seed: int,
     report_to: Sequence[str] = (),
 ) -> Any:
-    """Return an SFTTrainer on token ids."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
+    """Return a trainer on token ids, rows of `Family.sft_row`."""
     arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows), report_to=report_to)
-    return SFTTrainer(
-        model=policy,
-        args=SFTConfig(**arguments, train_sampling_strategy="group_by_length", packing=False),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=prompter.tokenizer,
-    )
+    arguments["train_sampling_strategy"] = "group_by_length"
+    return family_of_model(policy).sft_trainer(policy, prompter.tokenizer, rows, arguments)

@@ -35,7 +35,7 @@ def optimiser(*, on_gpu: bool, trains_adapter: bool) -> str:
 def shared_arguments(
     recipe: SftRecipe | DpoRecipe, policy: Any, out: Path, *, seed: int, num_rows: int, report_to: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the arguments common to trl's SFTConfig and DPOConfig; all explicit, since defaults differ by version.
+    """Return the trainer arguments that SFT and DPO share; all explicit, since defaults differ by version.
 
     The number of warm-up steps is rounded down: transformers rounds up, and the first warm-up step has a learning rate
     of 0, so a training of one step would do nothing.
@@ -66,8 +66,6 @@ def shared_arguments(
         "fp16": dtype is torch.float16,
         "use_cpu": not on_gpu,
         "gradient_checkpointing": on_gpu,  # a CPU has memory to spare, but no time
-        "padding_free": False,
-        "max_length": None,  # lengths were checked: nothing is truncated silently
         "dataloader_pin_memory": on_gpu,
         "save_strategy": "no",
         "eval_strategy": "no",
@@ -87,7 +85,7 @@ def train(
     figures: Callable[[dict[str, Any]], dict[str, float]] = lambda _: {},
     is_bad: Callable[[dict[str, float]], bool] | None = None,
 ) -> list[dict[str, Any]]:
-    """Run a trl trainer and return its log, one dictionary per optimiser step.
+    """Run a transformers Trainer and return its log, one dictionary per optimiser step.
 
     `lengths` are the tokens of its rows; the longest are tried first, so that an out-of-memory error happens before
     training starts. Resumes from the newest checkpoint in its folder; writes one every `checkpoint_s` seconds, and one

@@ -8,6 +8,7 @@ from dpost_lite.methods import METHODS
 from dpost_lite.models import hub
 from dpost_lite.models.backend import choose_backend
 from dpost_lite.models.dpo import check_loss
+from dpost_lite.models.family import family_of
 from dpost_lite.models.tracking import check_trackers
 from dpost_lite.pipeline import gpu_check
 from dpost_lite.pipeline.proof import disk_bytes
@@ -22,8 +23,10 @@ def preflight(recipe: Recipe, folder: Path) -> Path:
     check_loss(recipe.dpo.loss)
     check_trackers(recipe.report_to)
     gpu_check.refuse(recipe)
-    choose_backend(recipe.model)
     model_dir = hub.find(recipe.model.name)
+    family = family_of(model_dir)
+    check_loss(recipe.dpo.loss, family)
+    choose_backend(recipe.model, family)
     config = read_config(model_dir)
     weights = sum(file.stat().st_size for file in model_dir.glob("*.safetensors"))
     trains_all = recipe.model.precision == "full"

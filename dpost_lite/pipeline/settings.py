@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.models import hardware, hub
+from dpost_lite.models.family import family_of
 from dpost_lite.recipe import Recipe
 from dpost_lite.sandbox.choose import packages
 from dpost_lite.system.machine import minor_version
@@ -44,7 +45,8 @@ class StageSettings:
     def __init__(self, recipe: Recipe, model_dir: Path) -> None:
         self._recipe = recipe
         self._base = hub.fingerprint(model_dir)
-        self._compute_dtype = str(hardware.compute_dtype(recipe.model.compute_dtype)).removeprefix("torch.")
+        dtype = hardware.compute_dtype(recipe.model.compute_dtype, float16=family_of(model_dir).uses_float16)
+        self._compute_dtype = str(dtype).removeprefix("torch.")
         self._packages = {name: minor_version(name) for name in PACKAGES}
 
     def of(self, *parts: str) -> dict[str, Any]:

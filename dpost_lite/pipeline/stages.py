@@ -10,6 +10,7 @@ from typing import Any
 
 from dpost_lite.methods import METHODS
 from dpost_lite.models.backend import choose_backend
+from dpost_lite.models.family import family_of
 from dpost_lite.pipeline.inputs import gold_of, problems_of, rationales_of, rests_of
 from dpost_lite.pipeline.preflight import preflight
 from dpost_lite.pipeline.prepare import PrepareAlso, PrepareData
@@ -56,7 +57,7 @@ class RunStages:
         self._runner = StageRunner(recipe, run, memory_share)
         self._model_dir = preflight(recipe, run.path)
         self._settings = StageSettings(recipe, self._model_dir).of
-        self._backend = choose_backend(recipe.model)
+        self._backend = choose_backend(recipe.model, family_of(self._model_dir))
         self._method = METHODS[recipe.method]
         self._data: Artifact
         self._also: Artifact | None = None
