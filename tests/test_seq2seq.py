@@ -404,6 +404,14 @@ def test_other_losses_are_refused_for_t5(base, prompter, policy_dir, tmp_path):
         run_dpo(base, prompter, policy_dir, tmp_path, loss="ipo")
 
 
+def test_pairs_of_similar_length_come_together(base, prompter, policy_dir, tmp_path):
+    given = pairs(prompter, 8, prefix=3)
+    trainer = dpo_trainer(base, prompter, policy_dir, tmp_path, given, batch_size=8, micro_batch_size=2)
+    lengths = [len(prompter.prompt_ids(p.question)) + 3 + max(len(p.chosen_ids), len(p.rejected_ids)) for p in given]
+    drawn = [lengths[i] for i in trainer.get_train_dataloader().batch_sampler.sampler]
+    assert drawn == sorted(lengths, reverse=True) != lengths
+
+
 # Token rewards
 
 

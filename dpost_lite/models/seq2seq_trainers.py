@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from dpost_lite.models.adapters import add_reference, reference
 from dpost_lite.models.family import LEFT_OUT, labels_of
-from dpost_lite.models.order import ByLength
+from dpost_lite.models.private_api import draw_by_length
 from dpost_lite.problems.tools import Inserted
 from dpost_lite.recipe import DpoRecipe
 
@@ -91,6 +91,7 @@ class _Trainer(Trainer):
         )
 
     def collate(self, rows: Rows) -> Batch:
+        """Return the batch of some rows."""
         raise NotImplementedError
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -140,10 +141,6 @@ class DpoTrainer(_Trainer):
     ) -> None:
         self._recipe, self._inserted, self._config = recipe, inserted, policy.config
         self._has_adapter = hasattr(policy, "peft_config")
-        self._lengths = [
-            len(row["prompt_ids"]) + len(row["prefix_ids"]) + max(len(row[f"{side}_ids"]) for side in SIDES)
-            for row in rows
-        ]
         switch_off_dropout(policy)
         if self._has_adapter:
             add_reference(policy)
@@ -151,6 +148,7 @@ class DpoTrainer(_Trainer):
             rows = self._with_reference(policy, rows, arguments["per_device_train_batch_size"])
         super().__init__(policy, tokenizer, rows, arguments)
         self.model_accepts_loss_kwargs = False  # a step's loss is the mean of its micro-batches'
+        draw_by_length(self, [num_tokens(row) for row in rows])
 
     def _with_reference(self, policy: Any, rows: Rows, micro_batch_size: int) -> Rows:
         """Add the log-probabilities of both answers to the rows."""
@@ -194,10 +192,10 @@ class DpoTrainer(_Trainer):
             self._metrics["train"][name].append(values.detach().mean().item())
         return loss
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        micro = self.args.train_batch_size
-        rows_per_step = micro * self.args.gradient_accumulation_steps
-        return ByLength(self._lengths, rows_per_step, micro, seed=self.args.data_seed or 0)
+
+def num_tokens(row: dict[str, Any]) -> int:
+    """Return the tokens of a row of `EncoderDecoder.dpo_row`, with its longer answer."""
+    return len(row["prompt_ids"]) + len(row["prefix_ids"]) + max(len(row[f"{side}_ids"]) for side in SIDES)
 
 
 def switch_off_dropout(model: Any) -> None:

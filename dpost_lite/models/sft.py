@@ -34,8 +34,8 @@ def train_sft(
     """Train `policy`, the base with a fresh adapter or all of the base, on `labelled` and save it in `out`.
 
     Returns metrics of the training. Rationales whose prompt and answer together exceed `sft.max_length` tokens are left
-    out and counted; of an encoder–decoder, those of which either does. Raises DataError if none is left. Tokens that
-    `inserted` finds are left out of the loss.
+    out and counted; for an encoder–decoder the limit holds for each side, as the paper's 500 does. Raises DataError if
+    none is left. Tokens that `inserted` finds are left out of the loss.
     """
     family = family_of_model(policy)
     rows, lengths = [], []
