@@ -133,7 +133,7 @@ class SftRecipe(_Section):
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     max_length: int = Field(640, ge=16)
-    """Tokens of prompt and rationale; longer examples are dropped and counted."""
+    """Tokens of prompt and rationale (T5: of either); longer examples are dropped and counted."""
     calculated_in_loss: bool = True
     """Train on the tokens that the calculator writes as well as on the model's own."""
 

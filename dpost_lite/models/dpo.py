@@ -123,6 +123,6 @@ def make_trainer(
     report_to: Sequence[str] = (),
     inserted: Inserted | None = None,
 ) -> Any:
-    """Return a trainer on token ids, rows of `Family.dpo_row`; the other arguments are those of `Family.dpo_trainer`."""
+    """Return a trainer on token ids, rows of `Family.dpo_row`; see `Family.dpo_trainer`."""
     arguments = shared_arguments(recipe, policy, out, seed=seed, num_rows=len(rows), report_to=report_to)
     return family_of_model(policy).dpo_trainer(policy, prompter.tokenizer, rows, arguments, recipe, inserted)

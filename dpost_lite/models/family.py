@@ -13,6 +13,16 @@ from dpost_lite.recipe import DpoRecipe
 Row = dict[str, Any]
 """A row of a data set: lists of token ids, by name."""
 
+LEFT_OUT = -100
+"""The label of a token that has no part in a loss: PyTorch's and trl's."""
+
+
+def labels_of(answer: Sequence[int], inserted: Inserted | None) -> list[int]:
+    """Return an answer's token ids, without those that `inserted` finds."""
+    if inserted is None:
+        return list(answer)
+    return [LEFT_OUT if is_left_out else i for i, is_left_out in zip(answer, inserted(answer), strict=True)]
+
 
 class Family(ABC):
     """One kind of model: how it is loaded, and the rows and trainers of SFT and DPO."""
@@ -33,7 +43,7 @@ class Family(ABC):
 
     @abstractmethod
     def sft_row(self, prompt: Sequence[int], answer: Sequence[int], labels: Sequence[int]) -> Row:
-        """Return a row for `sft_trainer`; `labels` are the answer's ids, or -100 for those left out of the loss."""
+        """Return a row for `sft_trainer`; `labels` are those of `labels_of`."""
 
     @abstractmethod
     def sft_trainer(self, policy: Any, tokenizer: Any, rows: list[Row], arguments: dict[str, Any]) -> Any:
@@ -80,7 +90,7 @@ class DecoderOnly(Family):
 
     def sft_row(self, prompt: Sequence[int], answer: Sequence[int], labels: Sequence[int]) -> Row:
         """See `Family`."""
-        return {"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + list(labels)}
+        return {"input_ids": [*prompt, *answer], "labels": [LEFT_OUT] * len(prompt) + list(labels)}
 
     def sft_trainer(self, policy: Any, tokenizer: Any, rows: list[Row], arguments: dict[str, Any]) -> Any:
         """Return trl's SFTTrainer."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dpost_lite.errors import ModelError, is_out_of_memory
 from dpost_lite.models import hardware
-from dpost_lite.models.family import family_of
+from dpost_lite.models.family import ENCODER_DECODER, family_of
 from dpost_lite.models.private_api import keep_differentiable
 from dpost_lite.models.vector_maths import choose_kernels
 from dpost_lite.problems.prompts import Prompter
@@ -75,6 +75,9 @@ def load(
         raise ModelError(
             f"model.name: {model_dir} lacks {len(missing)} weights, such as {missing[0]}; download it again"
         )
+    if family is ENCODER_DECODER:  # T5's config says "tied" whatever its file says; other readers would believe it
+        is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        model.config.tie_word_embeddings = is_tied
     keep_differentiable(model)
     keep_freed_memory()
     return model.eval()

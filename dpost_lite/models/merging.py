@@ -22,7 +22,7 @@ _PLAIN = {
     "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
 }  # fmt: skip
 
-# Embedding and head stay in 16 bit, and so do T5's position biases and `wo`, the last product of its feed-forward layers.
+# Embedding and head stay in 16 bit, and so do T5's position biases and `wo`, the last linear layer of its blocks.
 _QUANTISED = re.compile(r"\.layers\.|\.block\..*\.(q|k|v|o|wi|wi_0|wi_1)\.weight$")
 
 

@@ -5,6 +5,7 @@ Each function says what it touches and what breaks if that changes. Checked with
 `_attn_implementation`, which transformers documents for custom attention functions.)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -36,26 +37,27 @@ def token_dpo_trainer() -> type:
     """Return trl's DPOTrainer for rows of token ids: prompt_ids, chosen_ids and rejected_ids are taken as they are.
 
     Overrides `DPOTrainer._prepare_dataset`, which would tokenise text and append a stop token to every answer, even to
-    one that was cut off. If it is renamed, trl raises an error about missing text columns. Overrides
-    `Trainer._get_train_sampler` with `order.ByLength`; if that is renamed, tests/test_dpo.py fails.
+    one that was cut off. If it is renamed, trl raises an error about missing text columns.
     """
     from trl import DPOTrainer
-
-    from dpost_lite.models.order import ByLength
 
     class TokenDPOTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            rows: Any = self.train_dataset if train_dataset is None else train_dataset
-            lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
-            micro = self.args.train_batch_size
-            return ByLength(
-                lengths, micro * self.args.gradient_accumulation_steps, micro, seed=self.args.data_seed or 0
-            )
-
     return TokenDPOTrainer
+
+
+def draw_by_length(trainer: Any, lengths: Sequence[int]) -> None:
+    """Have a Trainer draw its rows, of `lengths` tokens, with `order.ByLength`.
+
+    Replaces `Trainer._get_train_sampler`; if it is renamed, tests/test_dpo.py and tests/test_seq2seq.py fail.
+    """
+    from dpost_lite.models.order import ByLength
+
+    micro, seed = trainer.args.train_batch_size, trainer.args.data_seed or 0
+    sampler = ByLength(lengths, micro * trainer.args.gradient_accumulation_steps, micro, seed=seed)
+    trainer._get_train_sampler = lambda *_: sampler
 
 
 def skip_pickles(trainer: Any) -> None:
@@ -76,7 +78,7 @@ def loss_of(trainer: Any, model: Any, batch: Any) -> Any:
 
 
 def forget_batches(trainer: Any) -> None:
-    """Drop what a trl trainer counted so far: `_metrics` and `_total_train_tokens`.
+    """Drop what a trainer of trl, or of seq2seq_trainers.py, counted so far: `_metrics` and `_total_train_tokens`.
 
     If they change, the first logged step also averages in the batches of `training.probe`.
     """

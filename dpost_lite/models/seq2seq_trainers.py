@@ -15,14 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainingArguments
 
 from dpost_lite.models.adapters import add_reference, reference
-from dpost_lite.models.order import ByLength
+from dpost_lite.models.family import LEFT_OUT, labels_of
+from dpost_lite.models.private_api import draw_by_length
 from dpost_lite.problems.tools import Inserted
 from dpost_lite.recipe import DpoRecipe
 
 Rows = list[dict[str, Any]]
 Batch = dict[str, torch.Tensor]
-LEFT_OUT = -100
-"""The label of a token that has no part in a loss."""
 SIDES = ("chosen", "rejected")
 
 
@@ -82,6 +81,7 @@ class _Trainer(Trainer):
 
     def __init__(self, policy: Any, tokenizer: Any, rows: Rows, arguments: dict[str, Any]) -> None:
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
+        self._config = policy.config
         super().__init__(
             model=policy,
             args=TrainingArguments(**arguments, remove_unused_columns=False),
@@ -91,6 +91,7 @@ class _Trainer(Trainer):
         )
 
     def collate(self, rows: Rows) -> Batch:
+        """Return the batch of some rows."""
         raise NotImplementedError
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -112,7 +113,7 @@ class SftTrainer(_Trainer):
 
     def collate(self, rows: Rows) -> Batch:
         """See `batch_of`."""
-        return batch_of(((r["input_ids"], r["answer_ids"], r["labels"]) for r in rows), self.model.config)
+        return batch_of(((r["input_ids"], r["answer_ids"], r["labels"]) for r in rows), self._config)
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -138,24 +139,26 @@ class DpoTrainer(_Trainer):
         recipe: DpoRecipe,
         inserted: Inserted | None,
     ) -> None:
-        self._recipe, self._inserted = recipe, inserted
+        self._recipe, self._inserted, self._config = recipe, inserted, policy.config
         self._has_adapter = hasattr(policy, "peft_config")
         switch_off_dropout(policy)
         if self._has_adapter:
             add_reference(policy)
+        else:
+            rows = self._with_reference(policy, rows, arguments["per_device_train_batch_size"])
         super().__init__(policy, tokenizer, rows, arguments)
         self.model_accepts_loss_kwargs = False  # a step's loss is the mean of its micro-batches'
-        if not self._has_adapter:
-            self.train_dataset = Dataset.from_list(self._with_reference(rows))
+        draw_by_length(self, [num_tokens(row) for row in rows])
 
-    def _with_reference(self, rows: Rows) -> Rows:
-        found, micro = [], self.args.per_device_train_batch_size
-        for start in range(0, len(rows), micro):
-            batch = self._prepare_inputs(self.collate(rows[start : start + micro]))
+    def _with_reference(self, policy: Any, rows: Rows, micro_batch_size: int) -> Rows:
+        """Add the log-probabilities of both answers to the rows."""
+        found: list[list[float]] = []
+        for start in range(0, len(rows), micro_batch_size):
+            batch = self.collate(rows[start : start + micro_batch_size])
             with torch.no_grad():
-                logps = forward(self.model, batch).sum(-1).chunk(2)
-            found.extend(zip(*(side.tolist() for side in logps), strict=True))
-        return [{**row, "reference_logps": list(both)} for row, both in zip(rows, found, strict=True)]
+                logps = forward(policy, {name: values.to(policy.device) for name, values in batch.items()}).sum(-1)
+            found.extend(torch.stack(logps.chunk(2), dim=1).tolist())
+        return [{**row, "reference_logps": both} for row, both in zip(rows, found, strict=True)]
 
     def collate(self, rows: Rows) -> Batch:
         """Return `batch_of` the chosen answers, then the rejected ones, and `reference_logps` (2 · pairs) if known."""
@@ -163,10 +166,9 @@ class DpoTrainer(_Trainer):
         for side in SIDES:
             for row in rows:
                 prefix, own = row["prefix_ids"], row[f"{side}_ids"]
-                left_out = self._inserted(own) if self._inserted else [False] * len(own)
-                labels = [LEFT_OUT if is_left_out else i for i, is_left_out in zip(own, left_out, strict=True)]
-                items.append((row["prompt_ids"], [*prefix, *own], [LEFT_OUT] * len(prefix) + labels))
-        batch = batch_of(items, self.model.config)
+                labels = [LEFT_OUT] * len(prefix) + labels_of(own, self._inserted)
+                items.append((row["prompt_ids"], [*prefix, *own], labels))
+        batch = batch_of(items, self._config)
         if "reference_logps" in rows[0]:
             batch["reference_logps"] = torch.tensor([row["reference_logps"] for row in rows]).T.flatten()
         return batch
@@ -190,13 +192,10 @@ class DpoTrainer(_Trainer):
             self._metrics["train"][name].append(values.detach().mean().item())
         return loss
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        lengths = [
-            len(row["prompt_ids"]) + len(row["prefix_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-            for row in self.train_dataset
-        ]
-        micro = self.args.train_batch_size
-        return ByLength(lengths, micro * self.args.gradient_accumulation_steps, micro, seed=self.args.data_seed or 0)
+
+def num_tokens(row: dict[str, Any]) -> int:
+    """Return the tokens of a row of `EncoderDecoder.dpo_row`, with its longer answer."""
+    return len(row["prompt_ids"]) + len(row["prefix_ids"]) + max(len(row[f"{side}_ids"]) for side in SIDES)
 
 
 def switch_off_dropout(model: Any) -> None:

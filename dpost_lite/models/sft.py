@@ -10,7 +10,7 @@ from typing import Any
 
 from dpost_lite.errors import DataError
 from dpost_lite.models import adapters
-from dpost_lite.models.family import Row, family_of_model
+from dpost_lite.models.family import Row, family_of_model, labels_of
 from dpost_lite.models.training import Progress, shared_arguments, train
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.problems.records import LabelledRationale
@@ -34,17 +34,15 @@ def train_sft(
     """Train `policy`, the base with a fresh adapter or all of the base, on `labelled` and save it in `out`.
 
     Returns metrics of the training. Rationales whose prompt and answer together exceed `sft.max_length` tokens are left
-    out and counted; of an encoder–decoder, those of which either does. Raises DataError if none is left. Tokens that
-    `inserted` finds are left out of the loss.
+    out and counted; for an encoder–decoder the limit holds for each side, as the paper's 500 does. Raises DataError if
+    none is left. Tokens that `inserted` finds are left out of the loss.
     """
     family = family_of_model(policy)
     rows, lengths = [], []
     for item in labelled:
         prompt, answer = prompter.prompt_ids(item.question), item.token_ids
         if family.sequence_length(len(prompt), len(answer)) <= recipe.max_length:
-            left_out = inserted(answer) if inserted else [False] * len(answer)
-            labels = [-100 if is_left_out else i for i, is_left_out in zip(answer, left_out, strict=True)]
-            rows.append(family.sft_row(prompt, answer, labels))
+            rows.append(family.sft_row(prompt, answer, labels_of(answer, inserted)))
             lengths.append(len(prompt) + len(answer))
     if not rows:
         raise DataError(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dpost_lite.models.private_api import token_dpo_trainer
+from dpost_lite.models.private_api import draw_by_length, token_dpo_trainer
 from dpost_lite.problems.tools import Inserted
 from dpost_lite.recipe import DpoRecipe
 
@@ -61,6 +61,7 @@ def dpo_trainer(
         processing_class=tokenizer,
         data_collator=None if inserted is None else _without_inserted(inserted, tokenizer),
     )
+    draw_by_length(trainer, [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows])
     if is_adapter:
         _start_at_reference(trainer.model)
     return trainer
