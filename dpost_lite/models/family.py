@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dpost_lite.errors import RecipeError
+from dpost_lite.methods import METHODS
 from dpost_lite.problems.prompts import EncoderDecoderPrompter, Prompter
 from dpost_lite.problems.tools import Inserted
-from dpost_lite.recipe import DpoRecipe
+from dpost_lite.recipe import DpoRecipe, Recipe
 
 Row = dict[str, Any]
 """A row of a data set: lists of token ids, by name."""
@@ -36,6 +38,10 @@ class Family(ABC):
     """What `dpo.loss` may be."""
     uses_float16: ClassVar[bool]
     """Whether it computes in float16 on a GPU without bfloat16."""
+
+    @abstractmethod
+    def check(self, recipe: Recipe) -> None:
+        """Raise RecipeError if a recipe asks for what this kind of model cannot do, `dpo.loss` aside."""
 
     @abstractmethod
     def sequence_length(self, num_prompt: int, num_answer: int) -> int:
@@ -84,6 +90,9 @@ class DecoderOnly(Family):
     )  # fmt: skip
     uses_float16 = True
 
+    def check(self, recipe: Recipe) -> None:
+        """It can do all that a recipe may ask for."""
+
     def sequence_length(self, num_prompt: int, num_answer: int) -> int:
         """Return the tokens of prompt and answer together."""
         return num_prompt + num_answer
@@ -130,6 +139,20 @@ class EncoderDecoder(Family):
     prompter = EncoderDecoderPrompter
     losses = ("sigmoid",)
     uses_float16 = False
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse what needs more than one line: T5's vocabulary has no line feed."""
+        if recipe.solutions == "code":
+            raise RecipeError(
+                "solutions=code: T5's vocabulary has no line feed, so it cannot write code; leave it at text, or "
+                "give a decoder-only model"
+            )
+        if METHODS[recipe.method].samples_rests(recipe.pairs.stepwise):
+            key = f"--method {recipe.method}" if METHODS[recipe.method].pairs != "by share" else "pairs.stepwise"
+            raise RecipeError(
+                f"{key}: step-controlled pairs are cut between lines, and T5 writes one line; leave them out, or "
+                "give a decoder-only model"
+            )
 
     def sequence_length(self, num_prompt: int, num_answer: int) -> int:
         """Return the tokens of the longer side."""

@@ -25,6 +25,7 @@ def preflight(recipe: Recipe, folder: Path) -> Path:
     gpu_check.refuse(recipe)
     model_dir = hub.find(recipe.model.name)
     family = family_of(model_dir)
+    family.check(recipe)
     check_loss(recipe.dpo.loss, family)
     choose_backend(recipe.model, family)
     config = read_config(model_dir)

@@ -1,0 +1,31 @@
+"""What encoder–decoders cannot do is refused before anything is loaded, in one line that names the key."""
+
+import pytest
+
+from dpost_lite.errors import RecipeError
+from dpost_lite.models.family import DECODER_ONLY, ENCODER_DECODER
+from dpost_lite.recipe_files import load_recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("solutions=code", "solutions=code: T5's vocabulary has no line feed"),
+        ("method=scdpo", "--method scdpo: step-controlled pairs are cut between lines"),
+        ("method=dpo-equal", "--method dpo-equal: step-controlled"),
+        ("pairs.stepwise=0.5", r"pairs\.stepwise: step-controlled"),
+    ],
+)
+def test_what_takes_lines_is_refused(override, says):
+    overrides = [override, *(["calculator.enabled=false"] if "code" in override else [])]
+    recipe = load_recipe(None, overrides)
+    with pytest.raises(RecipeError, match=says) as refused:
+        ENCODER_DECODER.check(recipe)
+    assert "\n" not in str(refused.value)
+    assert "decoder-only model" in str(refused.value)
+    DECODER_ONLY.check(recipe)
+
+
+@pytest.mark.parametrize("name", ["flan-t5-base", "flan-t5-large", "flan-t5-base-qlora", "rehearsal-t5"])
+def test_the_recipes_for_t5_are_not(name):
+    ENCODER_DECODER.check(load_recipe(name))
