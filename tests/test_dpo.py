@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import replace
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ def test_dpo_learns_to_prefer(base_dir, prompter, policy_dir, tmp_path):
     assert max(first["chosen"], last["chosen"]) < 0
 
 
-def test_rows_by_length_within_a_step_train_the_same(base_dir, prompter, policy_dir, tmp_path, monkeypatch):
+def test_rows_of_a_step_by_length_train_the_same(base_dir, prompter, policy_dir, tmp_path, monkeypatch):
     """With less padding: losses and weights are those of the same rows in the order in which they were drawn.
 
     The last micro-batch has one row, of the longest, which weighs as much as two others.
@@ -104,6 +105,38 @@ def test_rows_by_length_within_a_step_train_the_same(base_dir, prompter, policy_
         torch.testing.assert_close(values, weights_before[key], rtol=1e-3, atol=1e-6)
     assert order != order_before
     assert [sorted(order[:4]), sorted(order[4:])] == [sorted(order_before[:4]), sorted(order_before[4:])]
+
+
+def test_a_pairs_loss_and_gradient_do_not_depend_on_its_micro_batch(base_dir, prompter, policy_dir, tmp_path):
+    """In micro-batches by length, as drawn, and of one pair each, without any padding but within the pair."""
+    uneven = [{**row, "chosen_ids": row["chosen_ids"] * (1 + i % 3)} for i, row in enumerate(rows(prompter, 12))]
+    recipe = DpoRecipe(batch_size=4, micro_batch_size=2)
+    policy = adapters.load_for_dpo(base_dir, policy_dir, whole(dpo=recipe), "plain")
+    trainer = dpo.make_trainer(policy, prompter, uneven, tmp_path, recipe, 42)
+    trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for i, weights in enumerate(trained.values()):  # away from the reference, where all losses are ln 2
+            weights += 0.05 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(i))
+    by_length = list(trainer.get_train_dataloader().batch_sampler.sampler)
+
+    def losses_and_gradients(order: list[int], micro: int) -> tuple[dict[frozenset[int], float], dict[str, Any]]:
+        trainer.model.zero_grad()
+        losses = {}
+        for start in range(0, len(order), micro):
+            batch = order[start : start + micro]
+            loss = trainer.compute_loss(trainer.model, trainer.data_collator([uneven[i] for i in batch]))
+            (loss * len(batch)).backward()
+            losses[frozenset(batch)] = loss.item()
+        return losses, {n: p.grad.clone() for n, p in trained.items()}
+
+    alone, expected = losses_and_gradients(by_length, 1)
+    assert max(alone.values()) - min(alone.values()) > 0.01
+    for order in (by_length, list(range(12))):
+        losses, gradients = losses_and_gradients(order, 2)
+        for batch, loss in losses.items():
+            assert loss == pytest.approx(mean(alone[frozenset([i])] for i in batch), rel=1e-4)
+        for name, values in gradients.items():
+            torch.testing.assert_close(values, expected[name], rtol=1e-3, atol=1e-5)
 
 
 def test_max_steps_ends_training_early(base_dir, prompter, policy_dir, tmp_path):
