@@ -35,11 +35,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from dpost_lite.errors import ModelError
 from dpost_lite.models import adapters, dpo, exact, loading, sft, training
-from dpost_lite.models.shapes import BASES, ModelShape
+from dpost_lite.models.family import family_of_model
+from dpost_lite.models.shapes import BASES, EncoderDecoderShape, ModelShape
 from dpost_lite.planner.device import GIB, Device, card, parse_memory
 from dpost_lite.planner.footprint import merge_parts, num_trained
 from dpost_lite.planner.plan import make_plans
@@ -180,10 +181,17 @@ def stand_ins(*, on_gpu: bool = True) -> Iterator[None]:
     from trl.kernels import chunked_logprob
     from trl.trainer import dpo_trainer
 
+    from dpost_lite.models import seq2seq_trainers
+
     replaced: list[tuple[Any, str, Any]] = [
         (Trainer, "_move_model_to_device", lambda *_: None),
         (dpo_trainer, "hash_module", lambda *_: ""),  # of the weights
         (dpo_trainer.DPOTrainer, "_precompute_ref_logps", lambda _, rows, *__: rows),
+        (
+            seq2seq_trainers.DpoTrainer,
+            "_with_reference",
+            lambda _, policy, rows, micro: [{**row, "reference_logps": [0.0, 0.0]} for row in rows],
+        ),
     ]
     if on_gpu:
         replaced += [
@@ -203,19 +211,28 @@ def stand_ins(*, on_gpu: bool = True) -> Iterator[None]:
 
 def build(shape: ModelShape, precision: str, dtype: torch.dtype) -> Any:
     """Return a model without memory (on the device "meta"), in 4 bit, 16 bit or float32."""
-    from transformers import AutoModelForCausalLM
-
+    config = shape.config()
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape.config(), dtype=torch.float32 if precision == "full" else dtype)
+        model = auto_class.from_config(config, dtype=torch.float32 if precision == "full" else dtype)
+        if not shape.is_tied:  # transformers ties T5's until a checkpoint is loaded
+            model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
     if precision == "4bit":
         for name, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear) and name != "lm_head":
+            if isinstance(module, nn.Linear) and name != "lm_head" and not name.endswith(".wo"):
                 parent, _, own = name.rpartition(".")
                 setattr(model.get_submodule(parent), own, _linear_4bit(module, dtype))
         model.is_loaded_in_4bit = model.is_quantized = True
         config = SimpleNamespace(quant_method="bitsandbytes")
         model.hf_quantizer = SimpleNamespace(is_trainable=True, quantization_config=config)
     return model
+
+
+def with_layers(shape: ModelShape, num_layers: int) -> ModelShape:
+    """Return a shape with fewer layers; of an encoder–decoder, with so many on both sides."""
+    if isinstance(shape, EncoderDecoderShape):
+        return replace(shape, num_layers=num_layers, num_encoder_layers=num_layers)
+    return replace(shape, num_layers=num_layers)
 
 
 def give_shapes(model: Any, mode: FakeTensorMode) -> list[torch.Tensor]:
@@ -248,13 +265,13 @@ def _tokenizer() -> Any:
 def _trainer(name: str, policy: Any, recipe: Recipe, micro: int, length: int, folder: Path) -> Any:
     """Return the trainer of a stage with `micro` rows of `length` tokens."""
     prompter, prompt = SimpleNamespace(tokenizer=_tokenizer()), [0] * (length // 4)
-    answer = [0] * (length - len(prompt))
+    answer, family = [0] * (length - len(prompt)), family_of_model(policy)
     if name == "dpo":
         settings = recipe.dpo.model_copy(update={"micro_batch_size": micro, "batch_size": 2 * micro})
-        rows = [{"prompt_ids": prompt, "chosen_ids": answer, "rejected_ids": answer}] * micro
+        rows = [family.dpo_row(prompt, (), answer, answer)] * micro
         return dpo.make_trainer(policy, prompter, rows, folder, settings, seed=0)
     settings = recipe.sft.model_copy(update={"micro_batch_size": micro, "batch_size": 2 * micro})
-    rows = [{"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + answer}] * micro
+    rows = [family.sft_row(prompt, answer, answer)] * micro
     return sft.make_trainer(policy, prompter, rows, folder, settings, seed=0)
 
 
@@ -282,9 +299,7 @@ class Dry:
 
 def dry_training(name: str, recipe: Recipe, shape: ModelShape, device: Device, micro: int, length: int) -> Dry:
     """Return the peak of a step's second micro-batch, all rows of `length` tokens; `name` is sft or dpo."""
-    few, many = (
-        _dry_training(name, recipe, replace(shape, num_layers=n), device, micro, length) for n in TRAINED_LAYERS
-    )
+    few, many = (_dry_training(name, recipe, with_layers(shape, n), device, micro, length) for n in TRAINED_LAYERS)
     return few.with_layers(many, TRAINED_LAYERS, shape.num_layers)
 
 
@@ -303,7 +318,9 @@ def _dry_training(name: str, recipe: Recipe, shape: ModelShape, device: Device, 
             for tensor in held:
                 live.hold(tensor)
             batch = {key: torch.empty(values.shape, dtype=values.dtype) for key, values in collated.items()}
-            if name == "dpo" and recipe.model.precision == "full":  # computed before the first step
+            if (
+                name == "dpo" and recipe.model.precision == "full" and "reference_logps" not in batch
+            ):  # computed before the first step
                 batch |= {f"ref_{side}_logps": torch.empty(micro) for side in ("chosen", "rejected")}
             if not device.is_cpu:
                 trainer.model.gradient_checkpointing_enable({"preserve_rng_state": False, "use_reentrant": False})
@@ -318,7 +335,7 @@ def dry_sampling(
     recipe: Recipe, shape: ModelShape, work: Workload, device: Device, num_rows: int, *, is_merged: bool
 ) -> Dry:
     """Return the peak of a full prefill and of a decode step at the end of all rows, and the traffic of the latter."""
-    cut = (replace(shape, num_layers=n) for n in SAMPLED_LAYERS)
+    cut = (with_layers(shape, n) for n in SAMPLED_LAYERS)
     few, many = (_dry_sampling(recipe, one, work, device, num_rows, is_merged=is_merged) for one in cut)
     return few.with_layers(many, SAMPLED_LAYERS, shape.num_layers)
 
@@ -363,7 +380,7 @@ def _dry_sampling(
 
 def dry_merging(recipe: Recipe, shape: ModelShape, work: Workload, device: Device) -> Dry:
     """Return the peak of an export: a policy is merged, cast to be saved, and gives a rationale's probabilities."""
-    few, many = (_dry_merging(recipe, replace(shape, num_layers=n), work, device) for n in TRAINED_LAYERS)
+    few, many = (_dry_merging(recipe, with_layers(shape, n), work, device) for n in TRAINED_LAYERS)
     return few.with_layers(many, TRAINED_LAYERS, shape.num_layers)
 
 
