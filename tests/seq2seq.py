@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from tiny_t5 import t5_tokenizer
-from tiny_training import no_progress, whole
+from tiny_training import LORA, no_progress, whole
 
-from dpost_lite.models import adapters, dpo, sft
+from dpost_lite.models import adapters, dpo, loading, sft
 from dpost_lite.models.vector_maths import choose_kernels
 from dpost_lite.problems.prompts import EncoderDecoderPrompter
 from dpost_lite.problems.records import LabelledRationale, PreferencePair
@@ -40,6 +40,17 @@ def save_as_flan(model: Any, folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     copy.deepcopy(t5_tokenizer()).save_pretrained(folder)
     return folder
+
+
+def make_policy(base: Path, out: Path) -> Path:
+    """Save an adapter that does something: B is not zero."""
+    model = adapters.create(loading.load(base, compute="float32"), LORA, seed=1)
+    torch.manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter.data, std=0.02)
+    adapters.save(model, None, out)
+    return out
 
 
 def labelled(prompter: EncoderDecoderPrompter, num: int = 8) -> list[LabelledRationale]:

@@ -8,6 +8,7 @@ from seq2seq import (
     answer_logprob,
     dpo_trainer,
     labelled,
+    make_policy,
     pairs,
     run_dpo,
     run_sft,
@@ -21,7 +22,7 @@ from dpost_lite.errors import DataError, RecipeError
 from dpost_lite.models import adapters, credit, dpo, loading, sft
 from dpost_lite.models.family import ENCODER_DECODER, LEFT_OUT, labels_of
 from dpost_lite.models.seq2seq_trainers import dpo_loss, label_logprobs
-from dpost_lite.problems.prompts import EncoderDecoderPrompter
+from dpost_lite.problems.prompts import EncoderDecoderPrompter, Prompter
 from dpost_lite.problems.records import RewardedRationale, read_jsonl
 from dpost_lite.recipe import SftRecipe
 
@@ -38,21 +39,25 @@ def prompter():
 
 @pytest.fixture(scope="module")
 def policy_dir(base, tmp_path_factory):
-    """A saved adapter that does something."""
-    path = tmp_path_factory.mktemp("policy")
-    model = adapters.create(loading.load(base, compute="float32"), LORA, seed=1)
-    torch.manual_seed(2)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter.data, std=0.02)
-    adapters.save(model, None, path)
-    return path
+    return make_policy(base, tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
 def full_dir(base, prompter, tmp_path_factory):
     path = tmp_path_factory.mktemp("full")
     run_sft(base, prompter, path, precision="full", learning_rate=1e-3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def decoder_prompter(base_dir):
+    return Prompter(loading.load_tokenizer(base_dir))
+
+
+@pytest.fixture(scope="module")
+def decoder_policy(base_dir, tmp_path_factory):
+    path = tmp_path_factory.mktemp("decoder")
+    adapters.save(adapters.create(loading.load(base_dir, "16bit", compute="float32"), LORA, seed=1), None, path)
     return path
 
 
@@ -212,10 +217,11 @@ def test_dpo_starts_at_ln_2_with_rewards_of_0(base, prompter, policy_dir, full_d
     assert metrics["rewards/chosen"] + metrics["rewards/rejected"] == pytest.approx([0, 0], abs=tolerance)
 
 
-def test_loss_rewards_and_gradients_are_those_of_trl(base_dir, request, tmp_path):
+def test_loss_rewards_and_gradients_are_those_of_trl(base_dir, decoder_prompter, decoder_policy, tmp_path):
     """On a decoder, where both can be computed: its logits at an answer's tokens are what T5's decoder gives."""
-    decoder_prompter, policy = request.getfixturevalue("prompter_of_decoder"), request.getfixturevalue("decoder_policy")
-    trainer = make_trainer(base_dir, decoder_prompter, policy, tmp_path, precision="16bit", nll_weight=0.5, beta=0.3)
+    trainer = make_trainer(
+        base_dir, decoder_prompter, decoder_policy, tmp_path, precision="16bit", nll_weight=0.5, beta=0.3
+    )
     model = trainer.model.train()
     torch.manual_seed(0)
     with torch.no_grad():
@@ -246,20 +252,6 @@ def test_loss_rewards_and_gradients_are_those_of_trl(base_dir, request, tmp_path
         assert values.mean().item() == pytest.approx(trainer._metrics["train"][name][0], rel=1e-4, abs=1e-5), name
     for name, mine, theirs in zip(trained, torch.autograd.grad(loss, list(trained.values())), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5, msg=name)
-
-
-@pytest.fixture(scope="module")
-def prompter_of_decoder(base_dir):
-    from dpost_lite.problems.prompts import Prompter
-
-    return Prompter(loading.load_tokenizer(base_dir))
-
-
-@pytest.fixture(scope="module")
-def decoder_policy(base_dir, tmp_path_factory):
-    path = tmp_path_factory.mktemp("decoder")
-    adapters.save(adapters.create(loading.load(base_dir, "16bit", compute="float32"), LORA, seed=1), None, path)
-    return path
 
 
 def test_the_trainers_loss_is_that_of_the_formula(base, prompter, policy_dir, tmp_path):

@@ -5,18 +5,19 @@ import json
 import pytest
 import torch
 from conftest import tiny_model
-from seq2seq import labelled, save_as_flan, tiny_t5
+from seq2seq import labelled, make_policy, save_as_flan, tiny_t5
 from tiny_t5 import t5_tokenizer
 from tiny_training import LORA, model_recipe, whole
 
-from dpost_lite.errors import ModelError
+from dpost_lite.errors import ModelError, RecipeError
 from dpost_lite.models import adapters, hardware, loading
 from dpost_lite.models.backend import choose_backend
 from dpost_lite.models.family import ENCODER_DECODER, family_of
 from dpost_lite.models.merging import TensorMerge
 from dpost_lite.models.onednn_layout import BlockedLinear, use_blocked_layout
+from dpost_lite.pipeline.preflight import preflight
 from dpost_lite.problems.prompts import EncoderDecoderPrompter
-from dpost_lite.recipe import ModelRecipe
+from dpost_lite.recipe import DpoRecipe, ModelRecipe, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +32,7 @@ def prompter():
 
 @pytest.fixture(scope="module")
 def policy_dir(base, tmp_path_factory):
-    """A saved adapter that does something."""
-    path = tmp_path_factory.mktemp("policy")
-    model = adapters.create(loading.load(base, compute="float32"), LORA, seed=1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter.data, std=0.02)
-    adapters.save(model, None, path)
-    return path
+    return make_policy(base, tmp_path_factory.mktemp("policy"))
 
 
 def logits(model, prompter):
@@ -169,3 +163,13 @@ def test_unsloth_is_for_decoders(monkeypatch):
         ModelError, match=r"model\.backend=unsloth trains decoder-only models; for T5 use auto or plain"
     ):
         choose_backend(ModelRecipe(backend="unsloth"), ENCODER_DECODER)
+
+
+def test_the_preflight_refuses_what_t5_cannot_be_trained_with(base, tmp_path):
+    def check(**sections):
+        return preflight(Recipe(**{"model": ModelRecipe(name=str(base)), **sections}), tmp_path)
+
+    with pytest.raises(RecipeError, match=r"dpo\.loss: ipo is for decoder-only models; for T5 use sigmoid"):
+        check(dpo=DpoRecipe(loss="ipo"))
+    with pytest.raises(ModelError, match=r"model\.backend=unsloth"):
+        check(model=ModelRecipe(name=str(base), backend="unsloth"))
