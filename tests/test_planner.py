@@ -363,8 +363,11 @@ def test_lengths_are_those_of_the_data():
     short, long = workload_of(rehearsal), workload_of(gsm8k)
     assert (short.num_train, short.num_labelled, short.num_test) == (128, 32, 400)
     assert long == GSM8K
-    assert longest_row("sft", rehearsal, short) < 200 < longest_row("sft", gsm8k, long) < 640
-    assert longest_row("dpo", load_recipe(None, ["dpo.max_length=100"]), long) == 100
+    shape, t5 = find_shape("Qwen/Qwen3-8B-Base"), find_shape("google/flan-t5-base")
+    assert longest_row("sft", rehearsal, short, shape) < 200 < longest_row("sft", gsm8k, long, shape) < 640
+    limited = load_recipe(None, ["dpo.max_length=100"])
+    assert longest_row("dpo", limited, long, shape) == 100
+    assert longest_row("dpo", limited, long, t5) == 200  # for each side
     limited = workload_of(load_recipe(None, ["data.limit=64"]))
     assert (limited.num_train, limited.num_dev, limited.num_test) == (64, 64, 64)
 

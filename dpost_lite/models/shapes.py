@@ -66,6 +66,16 @@ class ModelShape:
         """All weights."""
         return self.num_linear + self.num_embedding + self.num_small
 
+    @property
+    def num_reading(self) -> int:
+        """Weights that a token of a prompt is multiplied with, about: embeddings count in full."""
+        return self.num_parameters
+
+    @property
+    def num_writing(self) -> int:
+        """Weights that a token of an answer is multiplied with."""
+        return self.num_parameters
+
     def num_lora(self, rank: int) -> int:
         """Weights of a LoRA adapter on all linear layers but the head."""
         return rank * sum(i + o for i, o in self.all_linear_sizes)
@@ -129,6 +139,16 @@ class EncoderDecoderShape(ModelShape):
         """What is not quantised beside the embeddings: see `num_linear`; norms, and the biases by position."""
         norms = self.num_norms * self.num_layers + 2 * self.num_encoder_layers + 2
         return self._num_wo + norms * self.hidden + 2 * self.num_buckets * self.num_heads
+
+    @property
+    def num_reading(self) -> int:
+        """See `ModelShape`: the encoder's."""
+        return self.num_encoder_layers * sum(i * o for i, o in self._encoder_sizes)
+
+    @property
+    def num_writing(self) -> int:
+        """See `ModelShape`: the decoder's and the head's."""
+        return self.num_layers * sum(i * o for i, o in self.linear_sizes) + self.vocabulary * self.hidden
 
     @property
     def _num_wo(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from dpost_lite.methods import METHODS
-from dpost_lite.models.shapes import ModelShape
+from dpost_lite.models.shapes import EncoderDecoderShape, ModelShape
 from dpost_lite.models.training import OPTIMISER_BYTES, optimiser
 from dpost_lite.planner.device import CONTEXT_BYTES, GIB, Device
 from dpost_lite.planner.workload import Workload
@@ -23,6 +23,10 @@ CHUNK_TOKENS, CHUNK_WORDS = 4096, 32_768  # of a tile of logits (trl 1.16)
 
 # What trl's tiles take for each logit beside the tile itself, in which a GPU works: seven float32 copies and a mask.
 TILE_BYTES = {"cuda": 0, "cpu": 7 * 4 + 1}
+
+WRITTEN_SHARE = 0.75  # of an encoder–decoder's longest rows, the decoder's
+LOGIT_BYTES_OF_T5 = 12  # for each logit: it, its logarithm and the gradient, in float32, or in float32 and 16 bit
+SCORE_BYTES = 9  # for each attention score: it, and what dropout leaves of it and which
 
 Parts = dict[str, float]
 
@@ -54,12 +58,13 @@ def num_trained(recipe: Recipe, shape: ModelShape) -> int:
     return shape.num_parameters if recipe.model.precision == "full" else shape.num_lora(recipe.lora.rank)
 
 
-def longest_row(name: str, recipe: Recipe, work: Workload) -> int:
-    """Tokens of the longest row that a training stage may see."""
+def longest_row(name: str, recipe: Recipe, work: Workload, shape: ModelShape) -> int:
+    """Tokens of the longest row that a training stage may see, prompt and answer together."""
     section = recipe.sft if name == "sft" else recipe.dpo
+    num_limited = 2 if isinstance(shape, EncoderDecoderShape) else 1  # sides to which the limit applies
     sampled = work.longest_prompt + recipe.sampling.max_new_tokens
     longest = max(work.longest, sampled) if METHODS[recipe.method].has_rounds or name == "dpo" else work.longest
-    return min(section.max_length, int(longest * LENGTH_MARGIN))
+    return min(section.max_length * num_limited, int(longest * LENGTH_MARGIN))
 
 
 def logits_in_chunks() -> bool:
@@ -75,7 +80,7 @@ def own_technique(recipe: Recipe, shape: ModelShape, device: Device) -> Techniqu
         num_trained=num_trained(recipe, shape),
         state_bytes=OPTIMISER_BYTES[name],
         recomputes=not device.is_cpu,
-        in_chunks=logits_in_chunks(),
+        in_chunks=logits_in_chunks() and not isinstance(shape, EncoderDecoderShape),
     )
 
 
@@ -92,8 +97,30 @@ def training_parts(
     technique = technique or own_technique(recipe, shape, device)
     is_dpo, is_full = name == "dpo", recipe.model.precision == "full"
     number = 4 if is_full else device.number_bytes
-    num_tokens = micro * longest_row(name, recipe, work) * (2 if is_dpo else 1)
-    trained = technique.num_trained
+    num_rows, length, trained = (
+        micro * (2 if is_dpo else 1),
+        longest_row(name, recipe, work, shape),
+        technique.num_trained,
+    )
+    if isinstance(shape, EncoderDecoderShape):
+        held, logits = _held_of_t5(num_rows, length, shape, number, technique, drops_out=not is_dpo)
+    else:
+        held, logits = _held(num_rows * length, shape, device, number, technique, is_dpo=is_dpo)
+    dequantised = 2 * number * max(i * o for i, o in shape.linear_sizes) if recipe.model.precision == "4bit" else 0
+    return {
+        "weights": weight_bytes(recipe, shape, device),
+        "adapters": 0.0 if is_full else trained * 4.0 * (2 if is_dpo else 1),
+        "optimiser": trained * (4.0 + technique.state_bytes),  # the gradient in float32, and two moments
+        "activations": float(held + dequantised),
+        "logits": logits,
+    }
+
+
+def _held(
+    num_tokens: int, shape: ModelShape, device: Device, number: int, technique: Technique, *, is_dpo: bool
+) -> tuple[float, float]:
+    """Bytes of activations and logits that a pass over `num_tokens` holds at its peak, in numbers of `number` bytes."""
+    is_full = technique.num_trained == shape.num_parameters
     # What a layer's gradient needs: both norms' inputs and outputs, which the layers behind them share, q, k and v with
     # k and v repeated for their heads, what o and down read, and gate, its activation and up.
     narrow, wide = shape.hidden + shape.num_heads * shape.head_dim, shape.intermediate
@@ -114,15 +141,30 @@ def training_parts(
         if is_full:  # the gradients of norms' weights need what these scale
             layer += 4 * (shape.num_norms * shape.hidden + qk_norm)
         activations = num_tokens * shape.num_layers * layer
-    activations = max(activations, 2 * shared - logits)  # the embedding's gradient, added to the head's
-    dequantised = 2 * number * max(i * o for i, o in shape.linear_sizes) if recipe.model.precision == "4bit" else 0
-    return {
-        "weights": weight_bytes(recipe, shape, device),
-        "adapters": 0.0 if is_full else trained * 4.0 * (2 if is_dpo else 1),
-        "optimiser": trained * (4.0 + technique.state_bytes),  # the gradient in float32, and two moments
-        "activations": float(activations + dequantised),
-        "logits": logits,
-    }
+    return max(activations, 2 * shared - logits), logits  # the embedding's gradient, added to the head's
+
+
+def _held_of_t5(
+    num_rows: int, length: int, shape: EncoderDecoderShape, number: int, technique: Technique, *, drops_out: bool
+) -> tuple[float, float]:
+    """See `_held`. Rows have `length` tokens on both sides together; all logits are held at once.
+
+    The encoder and the decoder read different tokens, and dropout on attention keeps its scores.
+    """
+    written = int(WRITTEN_SHARE * length)
+    read, tokens = num_rows * (length - written), num_rows * written
+    attended = shape.hidden + shape.num_heads * shape.head_dim  # once in the encoder's layers, twice in the decoder's
+    encoder, decoder = attended + shape.intermediate, 2 * attended + shape.intermediate
+    scores = num_rows * shape.num_heads * SCORE_BYTES * drops_out
+    of_encoder, of_decoder = scores * (length - written) ** 2, scores * written * length
+    logits = float(LOGIT_BYTES_OF_T5 * tokens * shape.vocabulary)
+    in_float32 = 16 * shape.hidden if number == 2 else 0  # what norms hold
+    of_encoder += read * (6 * number * encoder + in_float32)
+    of_decoder += tokens * (6 * number * decoder + in_float32)
+    if not technique.recomputes:
+        return shape.num_encoder_layers * of_encoder + shape.num_layers * of_decoder, logits
+    inputs = number * shape.hidden * (read * shape.num_encoder_layers + tokens * shape.num_layers)
+    return inputs + max(0.0, of_decoder - logits), logits
 
 
 def _logits(

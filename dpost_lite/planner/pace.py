@@ -144,7 +144,8 @@ class Pace:
         flops = self.device.float32_flops if is_full else self.device.flops
         if self.device.is_cpu:
             flops = min(flops, self.device.float32_flops)
-        seconds = per_weight * self.shape.num_parameters * tokens / (TRAINING_EFFICIENCY[kind] * flops)
+        products = num_rows * (self.work.prompt * self.shape.num_reading + self.work.rationale * self.shape.num_writing)
+        seconds = per_weight * products / (TRAINING_EFFICIENCY[kind] * flops)
         return Estimate(tokens, LOADING_SECONDS[kind] + seconds)
 
     def _sampling(self, num_prompts: int, num_samples: int, length: float, *, times: int = 1) -> Estimate:
@@ -156,11 +157,12 @@ class Pace:
         kind = device.kind
         written, read = num_prompts * num_samples * length, num_prompts * self.work.prompt
         rows = max(1, min(self.num_rows, num_prompts * num_samples))
-        computing = 2 * shape.num_parameters / (SAMPLING_EFFICIENCY[kind] * device.flops)
+        product = 2 / (SAMPLING_EFFICIENCY[kind] * device.flops)
         merged = float(device.number_bytes * shape.num_parameters)
         weights = merged if self.is_merged else weight_bytes(self.recipe, shape, device)
+        weights *= shape.num_writing / shape.num_parameters
         cache = rows * (length / 2 + self.work.prompt / num_samples) * shape.cache_position_values * device.number_bytes
         reading = (weights + cache) / (READING_EFFICIENCY[kind] * device.bandwidth)
-        step = max(rows * computing, reading) + STEP_SECONDS[kind]
-        seconds = written / rows * step + read * computing
+        step = max(rows * product * shape.num_writing, reading) + STEP_SECONDS[kind]
+        seconds = written / rows * step + read * product * shape.num_reading
         return Estimate(times * (written + read), times * (LOADING_SECONDS[kind] + seconds))

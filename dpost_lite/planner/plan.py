@@ -15,10 +15,10 @@ from dpost_lite.models.shapes import BASES, ModelShape, read_shape
 from dpost_lite.planner.device import GIB, HERE, Device, find_device
 from dpost_lite.planner.footprint import (
     Parts,
-    logits_in_chunks,
     longest_row,
     merge_parts,
     num_trained,
+    own_technique,
     sampling_parts,
     training_fragmentation,
     training_parts,
@@ -274,8 +274,8 @@ def _training(name: str, recipe: Recipe, shape: ModelShape, device: Device, work
     choices: dict[str, int | str] = {
         "micro-batch": micro,
         "accumulation": section.batch_size // micro,
-        "longest": longest_row(name, recipe, work),
-        "logits": "in chunks" if logits_in_chunks() else "whole",
+        "longest": longest_row(name, recipe, work, shape),
+        "logits": "in chunks" if own_technique(recipe, shape, device).in_chunks else "whole",
     }
     is_full = recipe.model.precision == "full"
     if name == "dpo":
