@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dpost_lite.problems.notation import BRACKETS
 from dpost_lite.system.machine import let_threads_sleep
 
 let_threads_sleep()  # before a test imports torch, as the command line does
@@ -42,6 +43,7 @@ CORPUS = [
     "A farmer sells 1,234 eggs a week (and eats 3): 100-20*2=<<100-20*2=60>>60 > 50 < 70!",
 ]
 MERGED = ["=2", ">>2", "24>>", "/2=", "=2>>2", ">>24", "=-", ">><", "=<", "=<<", " <<", "<<4", "0.", "2 "]
+MERGED_IN_BRACKETS = ["= 2", " = 24", "2] 2", "] 24", "24] ", "/ 2 =", "= 2] 2", "] [ ", "[ 4", " [", "= -", "0.", "2 "]
 PRINTABLE = [chr(i) for i in range(32, 127)]
 
 
@@ -52,11 +54,14 @@ def trained_tokenizer(kind: str) -> Any:
     - "merged": BPE without a pre-tokenizer, so that merges cross digits, `=` and `>>` freely.
     - "spm": SentencePiece-like (Metaspace, byte fallback), with the same merges.
     - "groups": byte-level BPE with GPT-2's word pattern and numbers of several digits.
+    - "brackets": as "merged", for calculations in brackets, with merges across spaces too.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     texts, alphabet, special = MERGED * 50 + CORPUS, [*PRINTABLE, "\n"], list(SPECIAL)
+    if kind == "brackets":
+        texts = MERGED_IN_BRACKETS * 50 + list(map(BRACKETS.to_model, CORPUS))
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     if kind in ("digits", "groups"):
         steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -65,7 +70,7 @@ def trained_tokenizer(kind: str) -> Any:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-    elif kind == "merged":
+    elif kind in ("merged", "brackets"):
         tokenizer.decoder = decoders.Fuse()
     elif kind == "spm":
         tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
@@ -77,7 +82,7 @@ def trained_tokenizer(kind: str) -> Any:
         special += [f"<0x{i:02X}>" for i in range(256)]
     else:
         raise ValueError(kind)
-    size = {"digits": 340, "groups": 400, "merged": 160, "spm": 440}[kind]
+    size = {"digits": 340, "groups": 400, "merged": 160, "spm": 440, "brackets": 160}[kind]
     trainer = trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=alphabet, special_tokens=special, show_progress=False, limit_alphabet=300
     )

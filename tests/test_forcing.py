@@ -33,7 +33,8 @@ class Vocabulary:
     tokenizer: Any
     forcer: Forcer
     by_text: dict[str, int]
-    prompt_ids: list[int] = field(default_factory=list)
+    prompt_ids: list[int]
+    prompt: str = PROMPT
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -41,12 +42,12 @@ class Vocabulary:
     def text(self, ids: list[int]) -> str:
         """The text of an answer, decoded behind the prompt as a user would."""
         whole = self.tokenizer.decode(self.prompt_ids + ids, clean_up_tokenization_spaces=False)
-        assert whole.startswith(PROMPT)
-        return whole[len(PROMPT) :]
+        assert whole.startswith(self.prompt)
+        return whole[len(self.prompt) :]
 
     def ids(self, text: str) -> list[int]:
         """The tokenizer's own encoding of an answer behind the prompt."""
-        ids = self.encode(PROMPT + text)
+        ids = self.encode(self.prompt + text)
         assert ids[: len(self.prompt_ids)] == self.prompt_ids
         return ids[len(self.prompt_ids) :]
 
@@ -66,9 +67,8 @@ def vocabulary_of(kind: str, tokenizer_of: Callable[[str], Any]) -> Vocabulary:
         text_of = prompter.token_text()
         texts = {text_of(i): i for i in reversed(range(len(tokenizer)))}
         by_text = {text: i for text, i in texts.items() if text and text.isascii()}
-        made = Vocabulary(tokenizer, Forcer(text_of, prompter.encode, CALCULATE), by_text)
-        made.prompt_ids = made.encode(PROMPT)
-        _VOCABULARIES[kind] = made
+        forcer = Forcer(text_of, prompter.encode, CALCULATE)
+        _VOCABULARIES[kind] = Vocabulary(tokenizer, forcer, by_text, prompter.encode(PROMPT))
     return _VOCABULARIES[kind]
 
 

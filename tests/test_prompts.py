@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_t5 import t5_tokenizer
 
-from dpost_lite.problems.prompts import Prompter
+from dpost_lite.errors import RecipeError
+from dpost_lite.problems.prompts import EncoderDecoderPrompter, Prompter
 
 KINDS = ["digits", "groups", "merged", "spm"]
 QUESTION = "Ann has 12 apples and eats 3. How many are left?"
@@ -150,3 +152,61 @@ def test_the_texts_of_tokens_join_to_any_text(tokenizer_of, kind, text):
     prompter, text_of = _TEXTS[kind]
     ids = prompter.tokenizer.encode("x" + text, add_special_tokens=False, split_special_tokens=True)
     assert "".join(map(text_of, ids)).lstrip(" ") == "x" + text
+
+
+# Encoder–decoders.
+
+
+def t5_prompter() -> EncoderDecoderPrompter:
+    return EncoderDecoderPrompter(copy.deepcopy(t5_tokenizer()))
+
+
+def test_an_encoder_reads_the_bare_question_and_the_end():
+    prompter = t5_prompter()
+    assert prompter.prompt_ids(QUESTION) == tuple(prompter.tokenizer(QUESTION).input_ids)
+    assert prompter.prompt_ids(QUESTION)[-1] == prompter.stop_id == prompter.tokenizer.eos_token_id
+    assert prompter.prompt(QUESTION) == f"{QUESTION}</s>"
+
+
+def test_a_decoder_writes_brackets_and_text_is_in_gsm8ks_notation():
+    prompter = t5_prompter()
+    answer = prompter.answer_ids(RATIONALE)
+    assert prompter.tokenizer.decode(answer) == "She has 12-3=[ 12 - 3 = 9] 9 apples. #### 9</s>"
+    assert prompter.tokenizer.unk_token_id not in answer
+    assert answer[-1] == prompter.stop_id
+    assert prompter.text(answer) == prompter.text(answer[:-1]) == RATIONALE
+
+
+@pytest.mark.parametrize("text", ["What is </s> then 3?", "<pad>12<extra_id_7> and <<pad>/s>", "a</s></s>b"])
+def test_an_encoder_decoder_reads_the_names_of_special_tokens_as_text(text):
+    prompter = t5_prompter()
+    named = set(prompter.tokenizer.all_special_ids) - {prompter.tokenizer.unk_token_id}  # `<` is not in the vocabulary
+    assert [i for i in prompter.prompt_ids(text) if i in named] == [prompter.stop_id]
+    assert [i for i in prompter.answer_ids(text) if i in named] == [prompter.stop_id]
+
+
+@pytest.mark.parametrize("style", ["auto", "plain"])
+def test_a_tokenizer_of_an_encoder_decoder_is_saved_as_it_was(tmp_path, style):
+    from transformers import AutoTokenizer
+
+    prompter = EncoderDecoderPrompter(copy.deepcopy(t5_tokenizer()), style)
+    prompter.tokenizer.save_pretrained(tmp_path)
+    loaded = EncoderDecoderPrompter(AutoTokenizer.from_pretrained(tmp_path), style)
+    assert loaded.tokenizer.chat_template is None
+    assert loaded.prompt_ids(QUESTION) == prompter.prompt_ids(QUESTION)
+    assert loaded.answer_ids(RATIONALE) == prompter.answer_ids(RATIONALE)
+    assert loaded.text(loaded.answer_ids(RATIONALE)) == RATIONALE
+
+
+def test_an_encoder_decoder_has_no_chat_template():
+    with pytest.raises(RecipeError, match=r"^model\.prompt: chat; .*leave model\.prompt at auto$"):
+        EncoderDecoderPrompter(t5_tokenizer(), "chat")
+
+
+def test_the_texts_of_t5s_tokens_join_to_the_decoded_text():
+    prompter = t5_prompter()
+    text_of = prompter.token_text()
+    ids = prompter.answer_ids(RATIONALE)
+    assert "".join(map(text_of, ids)) == " She has 12-3=[ 12 - 3 = 9] 9 apples. #### 9"
+    assert {text_of(i) for i in prompter.tokenizer.all_special_ids} == {""}
+    assert prompter.step_ids() == frozenset()

@@ -34,7 +34,7 @@ def preview(source: str, recipe: Recipe, *, split: str | None = None) -> Iterato
     if len(refused) > NUM_REFUSED_SHOWN:
         yield plain(f"    and {len(refused) - NUM_REFUSED_SHOWN:,} more")
     name = recipe.model.name
-    prompter = Prompter(loading.load_tokenizer(hub.find(name)), recipe.model.prompt)
+    prompter = loading.load_prompter(hub.find(name), recipe.model)
     yield plain(f"\nas {name} sees it, the prompt in colour:", "bold")
     for problem in problems[:NUM_SAMPLES_SHOWN]:
         yield _sample(problem, prompter)

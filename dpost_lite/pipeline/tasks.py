@@ -45,7 +45,7 @@ class ModelTask:
 def _inserted(prompter: Prompter, recipe: Recipe, *, calculated_in_loss: bool) -> Inserted | None:
     """Return what finds the tokens to leave out of a loss."""
     return Tools.from_recipe(recipe).inserted(
-        prompter.token_text(), prompter.encode_text, calculated_in_loss=calculated_in_loss
+        prompter.token_text(), prompter.encode_text, prompter.notation, calculated_in_loss=calculated_in_loss
     )
 
 

@@ -1,27 +1,25 @@
 """Calculator forcing: a per-row state machine that decides which tokens to insert, and the protocol it follows.
 
 A model writes `<<48/2=`; the calculator then writes `24>>24` (the result, the closing brackets, and the repeated
-number: in GSM8K the text after `>>` repeats the result in 27,995 of 27,998 places). The paper's hook (papers' code,
-`generate.py`) decodes every row at every step, indexes tokens by characters and forces only the annotation. This one
-sees only the newest token, keeps track of the text itself, and does nothing until a `<` appears, so a step costs
-O(1) per row whatever the length.
+number: in GSM8K the text after `>>` repeats the result in 27,995 of 27,998 places). Models with another notation get
+theirs (notation.py). The paper's hook (papers' code, `generate.py`) decodes every row at every step, indexes tokens by
+characters and forces only the annotation. This one sees only the newest token, keeps track of the text itself, and does
+nothing until an annotation may open, so a step costs O(1) per row whatever the length.
 
 It works for any tokenizer. Forced text is tokenised as the training text is: the annotation's own tokens are encoded
 again together with the forced text, and if a merge crosses the `=` (a token `=2`, say) the newest token, which the
 model has not read yet, is replaced. That also corrects a token that carried a wrong first digit along with its `=`.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final, Protocol
 
 from dpost_lite.problems.calculator import Calculator
+from dpost_lite.problems.notation import GSM8K, Notation
 
 MAX_ANNOTATION_CHARS = 200
 
-_COMPLETE = re.compile(r"<<(?!<)((?:(?!<<)[^>=\n])*)=")  # the last of nested `<<` counts
-_OPEN = re.compile(r"<(?:<(?!<)(?:(?!<<)[^>=\n])*)?\Z")  # an end of text that may grow to match `_COMPLETE`
 _ANCHORS = ("\n", "=", "a")
 
 
@@ -114,13 +112,18 @@ def _ascii(text: str) -> str:
 
 
 class Forcer(Insertion):
-    """The `Writer` that inserts the calculator's results. Arguments as those of `Insertion`."""
+    """The `Writer` that inserts the calculator's results. Other arguments as those of `Insertion`."""
 
     def __init__(
-        self, text_of: Callable[[int], str], encode: Callable[[str], list[int]], calculator: Calculator
+        self,
+        text_of: Callable[[int], str],
+        encode: Callable[[str], list[int]],
+        calculator: Calculator,
+        notation: Notation = GSM8K,
     ) -> None:
         super().__init__(text_of, encode)
         self.calculator = calculator
+        self.notation = notation
 
     def row(self) -> "RowForcer":
         """Return the state machine of a new, empty row."""
@@ -134,7 +137,7 @@ class RowForcer:
 
     def __init__(self, forcer: Forcer) -> None:
         self._forcer = forcer
-        self._window: list[int] = []  # tokens since (and with) the one that may have opened `<<`
+        self._window: list[int] = []  # tokens since (and with) the one that may have opened an annotation
         self._text = ""  # their text
         self._done = 0  # characters of it in annotations that are already handled
         self.num_calculated = 0
@@ -146,17 +149,17 @@ class RowForcer:
 
     def push(self, token_id: int) -> list[int] | None:
         """Answer the newest token: None to keep it, or the ids that replace it."""
-        piece = self._forcer.text_of(token_id)
-        if not self._window and "<" not in piece:
+        piece, notation = self._forcer.text_of(token_id), self._forcer.notation
+        if not self._window and notation.opening[0] not in piece:
             return None
         self._window.append(token_id)
         self._text += piece
-        while annotation := _COMPLETE.search(self._text, self._done):
+        while annotation := notation.complete.search(self._text, self._done):
             self._done = annotation.end()
             if (ids := self._complete(annotation[1])) is not None:
                 self._forget()
                 return ids
-        opened = _OPEN.search(self._text, self._done)
+        opened = notation.open_end.search(self._text, self._done)
         if opened is None:
             self._forget()
         elif len(self._text) - opened.start() > MAX_ANNOTATION_CHARS:
@@ -167,12 +170,15 @@ class RowForcer:
     def _complete(self, expression: str) -> list[int] | None:
         """Return the ids that replace the newest token, whose text completes `expression` and `=`; None to keep it."""
         result = self._forcer.calculator(expression)
-        forced = f"{result}>>{result}"
-        if result is not None and self._text.startswith(forced, self._done):
+        if result is None:
+            self.num_refused += 1
+            return None
+        forced = self._forcer.notation.completion(result)
+        if self._text.startswith(forced, self._done):
             self.num_calculated += 1
             self._done += len(forced)
             return None
-        ids = None if result is None else self._forcer.replacement(self._window, self._text[: self._done] + forced)
+        ids = self._forcer.replacement(self._window, self._text[: self._done] + forced)
         self.num_refused += ids is None
         self.num_calculated += ids is not None
         return ids

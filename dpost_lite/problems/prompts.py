@@ -10,7 +10,10 @@ sampling.
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
+
+from dpost_lite.errors import RecipeError
+from dpost_lite.problems.notation import BRACKETS, GSM8K, Notation
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}BOSQuestion: {{ message['content'] }}\nAnswer:\n"
@@ -23,7 +26,10 @@ class Prompter:
 
     `style` is "chat", "plain" or "auto" (the tokenizer's chat template if it has one). `stop_id` is the token that ends
     an answer. The template in use is set as the tokenizer's `chat_template`, so saving the tokenizer saves it.
+    `notation` is that of the model's tokens; texts are in GSM8K's.
     """
+
+    notation: ClassVar[Notation] = GSM8K
 
     def __init__(self, tokenizer: Any, style: str = "auto") -> None:
         self.tokenizer = tokenizer
@@ -47,11 +53,13 @@ class Prompter:
 
     def answer_ids(self, rationale: str) -> tuple[int, ...]:
         """Return the token ids of a rationale, followed by the stop token."""
-        return (*self.encode_text(rationale), self.stop_id)
+        return (*self.encode_text(self.notation.to_model(rationale)), self.stop_id)
 
     def text(self, token_ids: tuple[int, ...] | list[int]) -> str:
         """Return the text of sampled ids, without special tokens."""
-        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ids = list(token_ids)
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.notation.from_model(text)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of trusted text: special tokens are recognised, none are added."""
@@ -90,4 +98,35 @@ class Prompter:
 
 
 class EncoderDecoderPrompter(Prompter):
-    """The prompter of an encoder–decoder (T5): the encoder reads the question, the decoder writes the answer."""
+    """The prompter of an encoder–decoder (T5): the encoder reads the question, the decoder writes the answer.
+
+    As in DPO-ST, it reads the bare question and `</s>`, and writes one line in the notation `BRACKETS`. There is no
+    template to save with the tokenizer. Raises RecipeError if `style` asks for one ("chat").
+    """
+
+    notation = BRACKETS
+
+    def __init__(self, tokenizer: Any, style: str = "auto") -> None:
+        if style == "chat":
+            raise RecipeError(
+                "model.prompt: chat; an encoder–decoder such as T5 reads the bare question: leave model.prompt at auto"
+            )
+        self.tokenizer = tokenizer
+        self.stop_id = tokenizer.eos_token_id
+
+    def prompt(self, question: str) -> str:
+        """Return what the encoder reads as text."""
+        return self.tokenizer.decode(self.prompt_ids(question), clean_up_tokenization_spaces=False)
+
+    def prompt_ids(self, question: str) -> tuple[int, ...]:
+        """Return the encoder's token ids; special tokens spelled out in the question are encoded as plain text."""
+        return (*self.encode_text(question), self.stop_id)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the token ids of any text: the names of special tokens in it are plain text.
+
+        T5's special tokens are pieces of its vocabulary too, so a name is found in a text unless a space breaks it.
+        """
+        for name in self.tokenizer.all_special_tokens:
+            text = text.replace(name, f"{name[0]} {name[1:]}")
+        return self.encode(text)

@@ -10,6 +10,7 @@ from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.code_format import inserted_tokens
 from dpost_lite.problems.coding import CodeWriter
 from dpost_lite.problems.forcing import Forcer, Writer
+from dpost_lite.problems.notation import GSM8K, Notation
 from dpost_lite.recipe import CodeRecipe, Recipe
 from dpost_lite.sandbox.choose import sandbox
 
@@ -51,20 +52,30 @@ class Tools:
 
     @contextmanager
     def writer(
-        self, text_of: Callable[[int], str], encode: Callable[[str], list[int]], text: Callable[[list[int]], str]
+        self,
+        text_of: Callable[[int], str],
+        encode: Callable[[str], list[int]],
+        text: Callable[[list[int]], str],
+        notation: Notation = GSM8K,
     ) -> Iterator[Writer | None]:
-        """Open what inserts tokens into rows, for a `with` block; None if nothing does. Arguments: `CodeWriter`.
+        """Open what inserts tokens into rows, for a `with` block; None if nothing does. For the arguments see
+        `CodeWriter` and `Forcer`.
 
         Raises SandboxError if the sandbox is not installed or does not work.
         """
         if self.code is None:
-            yield Forcer(text_of, encode, self.calculator) if self.calculator else None
+            yield Forcer(text_of, encode, self.calculator, notation) if self.calculator else None
             return
         with sandbox(self.code.sandbox if self.runs_code else None, self.code.limits) as box:
             yield CodeWriter(text_of, encode, text, box, max_blocks=self.code.max_blocks, max_chars=self.code.max_chars)
 
     def inserted(
-        self, text_of: Callable[[int], str], encode: Callable[[str], list[int]], *, calculated_in_loss: bool
+        self,
+        text_of: Callable[[int], str],
+        encode: Callable[[str], list[int]],
+        notation: Notation = GSM8K,
+        *,
+        calculated_in_loss: bool,
     ) -> Inserted | None:
         """Return what finds the tokens to leave out of a loss; None if there are none.
 
@@ -74,5 +85,5 @@ class Tools:
             return lambda token_ids: inserted_tokens(token_ids, text_of)
         if self.calculator is None or calculated_in_loss:
             return None
-        forcer = Forcer(text_of, encode, self.calculator)
+        forcer = Forcer(text_of, encode, self.calculator, notation)
         return lambda token_ids: written(forcer.row(), token_ids)

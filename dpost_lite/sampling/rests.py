@@ -59,7 +59,7 @@ def sample_rests(
     for rest in done:
         drawn[rest.cut].append(rest)
     tools = Tools.from_recipe(recipe)
-    with tools.writer(prompter.token_text(), prompter.encode_text, prompter.text) as writer:
+    with tools.writer(prompter.token_text(), prompter.encode_text, prompter.text, prompter.notation) as writer:
         engine = Engine(
             model,
             writer=writer,

@@ -64,7 +64,7 @@ def sample(
         for problem in problems
     ]
     requests.sort(key=lambda request: len(request.prompt_ids), reverse=True)  # the long ones do not trail alone
-    with tools.writer(prompter.token_text(), prompter.encode_text, prompter.text) as writer:
+    with tools.writer(prompter.token_text(), prompter.encode_text, prompter.text, prompter.notation) as writer:
         engine = Engine(
             model,
             writer=writer,
