@@ -56,7 +56,7 @@ def export(
     """Export a run's best policy, or the one given by --policy, as a GGUF file; or an adapter on its base, or a model.
 
     The file is compared with the policy: token ids, probabilities, and greedy answers to the run's problems. A model
-    card (README.md) and a Modelfile for Ollama are written beside it.
+    card (README.md) and a Modelfile for Ollama are written beside it; Ollama cannot run encoder–decoders (T5).
     """
     from dpost_lite.evaluation.upload import HubUpload
 
@@ -64,6 +64,7 @@ def export(
         raise RecipeError("--max-loss is for --quant auto; leave it out")
     hub = HubUpload(push_to_hub) if push_to_hub else None  # before the slow imports
     from dpost_lite.evaluation import publish
+    from dpost_lite.local import t5
     from dpost_lite.pipeline.streaming import adapter_alone, export_lora
 
     settings = {"quant": quant.lower(), "max_loss": max_loss, "merge": merge}
@@ -78,6 +79,8 @@ def export(
     if adapter is not None:
         beside.append(export_lora(release.model_dir, adapter, file.with_name(f"{file.stem}-adapter.gguf")))
     typer.echo(f"beside it: {', '.join(path.name for path in beside)}")
+    if not release.runs_elsewhere:
+        typer.echo(t5.ONLY_HERE)
     if hub is not None:
         names = [file.name, publish.CARD, *(path.name for path in beside[1:])]
         typer.echo(f"uploaded: {hub.upload(list(zip([file, *beside], names, strict=True)))}")

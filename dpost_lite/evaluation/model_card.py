@@ -14,6 +14,8 @@ import yaml
 
 from dpost_lite import __version__
 from dpost_lite.evaluation.targets import Target
+from dpost_lite.local import t5
+from dpost_lite.local.header import read_header
 from dpost_lite.local.llama import file_type
 from dpost_lite.methods import METHODS
 from dpost_lite.models.demo import DEMO_MODEL
@@ -61,6 +63,11 @@ class Release:
     @property
     def run(self) -> Run | None:
         return self.target.run
+
+    @property
+    def runs_elsewhere(self) -> bool:
+        """Whether the file runs in llama.cpp's server and Ollama too, which read no question with an encoder."""
+        return read_header(self.file).get("general.architecture") != t5.ARCHITECTURE
 
     @property
     def base(self) -> str:
@@ -142,6 +149,9 @@ def _use(release: Release, modelfile: str) -> Iterator[str]:
     allow = "--allow-code " if release.recipe.solutions == "code" else ""
     yield "## Use"
     yield f'```\ndpost-lite solve {allow}{release.file.name} "What is 12 times 4?"\n```'
+    if not release.runs_elsewhere:
+        yield f"{t5.ONLY_HERE}."
+        return
     create = f"ollama create {file_name(release.file.stem)} -f {modelfile}"
     yield " ".join([f"In Ollama: `{create}`.", *costs(release)])
 

@@ -87,12 +87,15 @@ def describe_run(run: Path) -> list[Path]:
 def write_beside(release: Release) -> list[Path]:
     """Write the model card and the Modelfile beside the GGUF file, over those of an earlier export; return their paths.
 
+    Without the Modelfile if Ollama cannot run the model.
     A README.md or Modelfile of another origin stays: ours is then named after the GGUF file. Raises ExportError if they
     cannot be written.
     """
     try:
         card, modelfile = (_own(release.file, *named) for named in ((CARD, MARK), (MODELFILE, _MODELFILE_MARK)))
         card.write_text(model_card(release, modelfile=modelfile.name), encoding="utf-8")
+        if not release.runs_elsewhere:
+            return [card]
         notes = [_MODELFILE_MARK, *costs(release)]
         limit = release.recipe.sampling.max_new_tokens
         write_modelfile(release.file, modelfile, notes=notes, max_new_tokens=limit)

@@ -1,10 +1,15 @@
 """The text of one answer as it is written: whole characters, what the tools wrote, and no stop text."""
 
 import codecs
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
 from dpost_lite.local.request import Piece
+from dpost_lite.problems.notation import Notation
+
+_BEFORE_CHANGE = re.compile(r"\s*(?<!#)#{0,3}\Z|\[[^\]]*\Z")  # may become the line of the answer, or an annotation
+_SOURCES = {"<": "<[", ">": ">]", "\n": "\n "}  # what a character of GSM8K's notation may have been
 
 
 class AnswerText:
@@ -56,3 +61,43 @@ class AnswerText:
         self.text += text
         groups = groupby(zip(text, marks, strict=True), key=lambda pair: pair[1])
         return [Piece("".join(char for char, _ in group), mark) for mark, group in groups]
+
+
+class TranslatedText(AnswerText):
+    """The same for a model with a notation of its own; the text is in GSM8K's, held back where that is not certain."""
+
+    def __init__(self, notation: Notation, stop: Sequence[str] = ()) -> None:
+        super().__init__(stop)
+        self._notation = notation
+        self._written = ""
+        self._written_marks: list[bool] = []
+        self._num_translated = 0  # characters of the translation that were passed on
+        self._place = 0  # of the character in `_written` that the last of these came from
+
+    def finish(self) -> list[Piece]:
+        """See `AnswerText`."""
+        if not self.is_stopped:
+            self._hold(self._decoder.decode(b"", final=True), is_inserted=False)
+            self._translate(len(self._written))
+        return super().finish()
+
+    def _hold(self, text: str, is_inserted: bool) -> None:
+        self._written += text
+        self._written_marks += [is_inserted] * len(text)
+        change = _BEFORE_CHANGE.search(self._written)
+        self._translate(change.start() if change else len(self._written))
+
+    def _translate(self, num_chars: int) -> None:
+        """Pass on what is new in the translation of the first characters; T5's answers start with a space."""
+        text = self._notation.from_model(self._written[:num_chars].removeprefix(" "))
+        for char in text[self._num_translated :]:
+            super()._hold(char, self._mark(char))
+        self._num_translated = max(self._num_translated, len(text))
+
+    def _mark(self, char: str) -> bool:
+        """Return whether a tool wrote what became the next character of the translation."""
+        places = range(self._place, len(self._written))
+        self._place = next((i for i in places if self._written[i] in _SOURCES.get(char, char)), self._place)
+        is_inserted = self._written_marks[self._place]
+        self._place += char not in _SOURCES
+        return is_inserted

@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ExportError
-from dpost_lite.local import gemma3
+from dpost_lite.local import gemma3, t5
 from dpost_lite.local.vocabulary import read_model_json
 
 # transformers' model_type -> GGUF's architecture (Mistral's dense models are Llamas there)
-FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", gemma3.MODEL_TYPE: "gemma3"}
+FAMILIES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    gemma3.MODEL_TYPE: "gemma3",
+    t5.MODEL_TYPE: t5.ARCHITECTURE,
+}
+_OWN = {gemma3.MODEL_TYPE: gemma3, t5.MODEL_TYPE: t5}  # modules for what one family alone has
 _NEEDED = (
     "hidden_size",
     "intermediate_size",
@@ -29,6 +37,9 @@ def read_config(model_dir: Path) -> dict[str, Any]:
     if family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise ExportError(f"{model_dir}: models of type {family!r} cannot be exported to GGUF; supported: {known}")
+    own = _OWN.get(family)
+    if own is not None:
+        config = own.normalise(config)
     if missing := [key for key in _NEEDED if not isinstance(config.get(key), int)]:
         raise ExportError(f"{model_dir}: config.json lacks {', '.join(missing)}; save or download the model again")
     if "quantization_config" in config:
@@ -38,10 +49,10 @@ def read_config(model_dir: Path) -> dict[str, Any]:
             f"{model_dir}: llama.cpp's {family} supports the activation 'silu' only, not {config['hidden_act']!r}; "
             "train from another base model"
         )
-    if family == gemma3.MODEL_TYPE:
-        config = gemma3.normalise(config)
-        if (setting := gemma3.unsupported(config)) is not None:
-            raise ExportError(f"{model_dir}: llama.cpp's gemma3 has no {setting}; train from another base model")
+    if own is not None and (setting := own.unsupported(config)) is not None:
+        raise ExportError(
+            f"{model_dir}: llama.cpp's {FAMILIES[family]} has no {setting}; train from another base model"
+        )
     return config
 
 
@@ -58,10 +69,13 @@ def write_config(writer: Any, config: dict[str, Any]) -> None:
     writer.add_head_count_kv(config.get("num_key_value_heads") or num_heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
+    if _has_rope(config):
+        writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
-    if config["model_type"] == gemma3.MODEL_TYPE:
-        gemma3.write(writer, config)
+    if (own := _OWN.get(config["model_type"])) is not None:
+        own.write(writer, config)
+    if not _has_rope(config):
+        return
     rope = _rope(config)
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] in ("linear", "yarn"):
@@ -78,6 +92,10 @@ def _context_length(config: dict[str, Any]) -> int:
     windowed = config["model_type"] == "mistral" or config.get("use_sliding_window")
     window = config.get("sliding_window") if windowed else None
     return min(config["max_position_embeddings"], window or config["max_position_embeddings"])
+
+
+def _has_rope(config: dict[str, Any]) -> bool:
+    return config["model_type"] != t5.MODEL_TYPE
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
@@ -104,14 +122,13 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def rope_factors(config: dict[str, Any]) -> Any:
-    """Return Llama 3's rotary frequency divisors, float32 (head_dim / 2,), or None for other rope types.
+    """Return Llama 3's rotary frequency divisors, float32 (head_dim / 2,), or None for other types and for T5.
 
     Long wavelengths are divided by `factor`, short ones kept, those between interpolated (Llama 3.1, `apply_scaling`).
     """
     import numpy as np
 
-    rope = _rope(config)
-    if rope["rope_type"] != "llama3":
+    if not _has_rope(config) or (rope := _rope(config))["rope_type"] != "llama3":
         return None
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     waves = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)

@@ -12,6 +12,10 @@ rows share one cache, and prompts that begin alike share its cells. A row's draw
 llama.cpp's kernels round differently for one token and for several at a time: with a q8_0 file, its logits after the
 same 60 tokens differ by up to 0.5. So beside others an answer may take another turn where two tokens are about equally
 likely. A request that runs alone always gets the same answer, whatever `num_parallel` is.
+
+Of an encoder–decoder (T5), only answers to one question are side by side. llama.cpp keeps what the encoder made of the
+newest question, and makes the decoder's keys of it anew in every step: that costs as much as the question is long, once
+for all its answers.
 """
 
 import time
@@ -25,7 +29,8 @@ from typing import Any, Literal
 from dpost_lite.errors import DataError, PromptTooLong, RecipeError
 from dpost_lite.local.answer_text import AnswerText
 from dpost_lite.local.choosing import Choose, chooser
-from dpost_lite.local.model import GgufModel
+from dpost_lite.local.llama import encode
+from dpost_lite.local.model import open_model
 from dpost_lite.local.request import Piece, Request, Solution
 from dpost_lite.problems.answer_tokens import POLL_SECONDS, AnswerTokens
 from dpost_lite.problems.answers import stated_answer
@@ -38,9 +43,13 @@ Event = tuple[int, Piece | Solution]
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """One request: queued while `sequence` is None, then running. `unread` are the tokens that the model reads next."""
+    """One request: queued while `sequence` is None, then running. `unread` are the tokens that the model reads next.
+
+    `question_ids` are for an encoder, which not all models have.
+    """
 
     number: int
+    question_ids: list[int]
     prompt_ids: list[int]
     answer: AnswerTokens
     text: AnswerText
@@ -67,7 +76,7 @@ class _Row:
             num_calculated=self.answer.num_calculated,
             num_refused=self.answer.num_refused,
             end=end or ("stop" if self.text.is_stopped else self.answer.end),
-            num_prompt_tokens=len(self.prompt_ids),
+            num_prompt_tokens=len(self.question_ids or self.prompt_ids),
             num_tokens=len(self.answer.token_ids),
         )
 
@@ -95,10 +104,11 @@ class Engine:
 
         if num_parallel < 1:
             raise RecipeError(f"num_parallel: {num_parallel}; give 1 or more")
-        self.model = GgufModel(
+        self.model = open_model(
             gguf_path, num_sequences=num_parallel, num_threads=num_threads, extra_buffers=extra_buffers
         )
         self._max_new_tokens = max_new_tokens
+        self._num_parallel = num_parallel
         self._opened = ExitStack()
         self._opened.callback(self.model.close)
         self._batch_size: int = self.model.llm.n_batch
@@ -111,11 +121,12 @@ class Engine:
         )
         try:
             self._writer = self._opened.enter_context(
-                tools.writer(self.model.text_of, self.model.encode, self.model.text)
+                tools.writer(self.model.text_of, self.model.encode, self.model.text, self.model.notation)
             )
         except BaseException:
             self.close()
             raise
+        self._question_ids: list[int] = []  # what the encoder has read
         self._queue: deque[_Row] = deque()
         self._running: list[_Row] = []
         self._free = list(range(num_parallel))[::-1]
@@ -132,8 +143,9 @@ class Engine:
         request allows no token, ExportError if the chat template rejects the messages.
         """
         prompt_ids = self.model.prompt_ids(request)
-        room = self.model.num_context - len(prompt_ids)
-        if room <= 0:
+        question_ids, start_ids = self.model.split(prompt_ids)
+        room = self.model.num_context - len(start_ids)
+        if room <= 0 or len(question_ids) > self.model.num_context:
             raise PromptTooLong(
                 f"the question has {len(prompt_ids)} tokens with its template, the model reads "
                 f"{self.model.num_context}; shorten it"
@@ -145,7 +157,8 @@ class Engine:
         answer = AnswerTokens(writer, self.model.is_stop, min(wanted, self._max_new_tokens, room))
         choose = chooser(request.temperature, request.seed, request.top_p)
         self._num_added += 1
-        self._queue.append(_Row(self._num_added, prompt_ids, answer, AnswerText(request.stop), choose))
+        text = self.model.answer_text(request.stop)
+        self._queue.append(_Row(self._num_added, question_ids, start_ids, answer, text, choose))
         return self._num_added
 
     def cancel(self, number: int) -> Solution | None:
@@ -200,12 +213,18 @@ class Engine:
     def _admit(self) -> None:
         """Start queued requests while there are sequences and cells; what is the same in running rows is not computed.
 
-        A request whose prompt is just being read by another row waits until it can be shared.
+        A request whose prompt is just being read by another row waits until it can be shared. An encoder's output is
+        kept for one question, so all running rows answer the same one.
         """
         while self._queue and self._free:
             row, taken = self._queue[0], sum(row.num_cells for row in self._running)
             if taken + row.num_cells > self.model.num_cells or self._is_being_read(row.prompt_ids):
                 return
+            if row.question_ids != self._question_ids:
+                if self._running:
+                    return
+                encode(self.model.llm, row.question_ids, self._num_parallel)
+                self._question_ids = row.question_ids
             self._queue.popleft()
             row.sequence = self._free.pop()
             row.num_read = self._share_prompt(row)

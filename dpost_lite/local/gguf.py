@@ -13,12 +13,12 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dpost_lite.errors import ExportError
-from dpost_lite.local import gemma3, llama
+from dpost_lite.local import gemma3, llama, t5
 from dpost_lite.local.config import FAMILIES, read_config, rope_factors, write_config
 from dpost_lite.local.vocabulary import Vocabulary, read_vocabulary
 
@@ -70,13 +70,13 @@ def source_file(model_dir: Path, out: Path, quants: Sequence[Quant]) -> Iterator
     """Write the model in 16 bit as a GGUF file beside `out`, to be quantised to `quants`; delete it afterwards.
 
     Weights stored in bfloat16 stay bfloat16 unless they are wanted as f16, others are float16, so nothing is lost
-    before quantisation. Raises ExportError as `export`.
+    before quantisation. T5's are never bfloat16, which would round all activations too. Raises ExportError as `export`.
     """
     tensors = _read_tensors(model_dir, config := read_config(model_dir))
-    source_dtype: Dtype = "bf16" if "f16" not in quants and any(t.stored == "BF16" for t in tensors) else "f16"
-    num_weights = sum(tensor.num_weights for tensor in tensors)
+    keeps_bf16 = config["model_type"] != t5.MODEL_TYPE and "f16" not in quants
+    source_dtype: Dtype = "bf16" if keeps_bf16 and any(t.stored == "BF16" for t in tensors) else "f16"
     widths = {source_dtype, *quants}  # source and results exist side by side for a while
-    check_disk(out, int(num_weights * sum(_WEIGHT_BYTES[w] for w in widths)) + len(widths) * _HEAD_BYTES)
+    check_disk(out, sum(_num_bytes(tensors, width) for width in widths))
     read_vocabulary(model_dir, config)  # refuse a tokenizer before the weights are written
     source = _temporary(out, ".source")
     try:
@@ -144,7 +144,7 @@ def write_gguf(
     config = {**read_config(model_dir), **{f"dpost_lite_{key}": value for key, value in (noted or {}).items()}}
     tensors = _read_tensors(model_dir, config)
     vocabulary = read_vocabulary(tokenizer_dir or model_dir, config)
-    check_disk(out, int(sum(tensor.num_weights for tensor in tensors) * _WEIGHT_BYTES[dtype]) + _HEAD_BYTES)
+    check_disk(out, _num_bytes(tensors, dtype))
     partial = _temporary(out, ".partial")
     try:
         _write(partial, config, tensors, vocabulary, dtype, change)
@@ -172,6 +172,13 @@ def check_disk(path: Path, needed_bytes: int) -> None:
         )
 
 
+def _num_bytes(tensors: list[_Tensor], dtype: Dtype | Quant) -> int:
+    """Return the size of a file, rounded up."""
+    kinds = ("f32" if t5.stays_float32(tensor.name, dtype) else dtype for tensor in tensors)
+    weights = sum(tensor.num_weights * _WEIGHT_BYTES[kind] for tensor, kind in zip(tensors, kinds, strict=True))
+    return int(weights) + _HEAD_BYTES
+
+
 def _temporary(out: Path, suffix: str) -> Path:
     """Return the path of a temporary file next to `out`, creating the folder if necessary."""
     if out.is_dir():
@@ -196,7 +203,7 @@ def _read_tensors(model_dir: Path, config: dict[str, Any]) -> list[_Tensor]:
             with safe_open(file, framework="pt") as weights:
                 for source in weights.keys():  # noqa: SIM118 - not a dict
                     is_copy = source == "lm_head.weight" and config.get("tie_word_embeddings")
-                    if source.endswith("rotary_emb.inv_freq") or is_copy:
+                    if source.endswith("rotary_emb.inv_freq") or is_copy or source in t5.COPIES:
                         continue
                     name = names.get_name(source, try_suffixes=(".weight", ".bias"))
                     part = weights.get_slice(source)
@@ -208,6 +215,8 @@ def _read_tensors(model_dir: Path, config: dict[str, Any]) -> list[_Tensor]:
                     tensors.append(_Tensor(file, source, name, tuple(part.get_shape()), part.get_dtype()))
         except (SafetensorError, OSError) as error:
             raise ExportError(f"{file} cannot be read ({error}); save or download it again") from error
+    if t5.is_scaled(config):
+        tensors += [replace(tensor, name=t5.HEAD) for tensor in tensors if tensor.source == t5.EMBEDDING]
     found = {tensor.name for tensor in tensors}
     needed = {"token_embd.weight", *(() if config.get("tie_word_embeddings") else ("output.weight",))}
     if missing := sorted(needed - found):
@@ -254,7 +263,7 @@ def _write(
 
 def _kind(tensor: _Tensor, dtype: Dtype) -> Dtype:
     """Return the type a tensor is written in: like llama.cpp, vectors in float32, and float16 where q8_0 cannot be."""
-    if len(tensor.shape) == 1:
+    if len(tensor.shape) == 1 or t5.stays_float32(tensor.name, dtype):
         return "f32"
     return "f16" if dtype == "q8_0" and tensor.shape[-1] % _BLOCK else dtype
 
@@ -290,6 +299,8 @@ def _array(config: dict[str, Any], tensor: _Tensor, kind: Dtype, change: Change 
     values = permuted(config, tensor.source, values)
     if config["model_type"] == gemma3.MODEL_TYPE and gemma3.is_stored_less_one(tensor.source):
         values = values.float() + 1
+    if tensor.name == t5.HEAD and t5.is_scaled(config):
+        values = values.float() * t5.head_scale(config)
     if kind == "f32":
         return values.float().numpy()
     if kind == "bf16":

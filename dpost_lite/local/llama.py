@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -102,6 +103,48 @@ def open_gguf(path: Path, *, extra_buffers: bool, num_sequences: int = 1, **opti
         finally:
             bindings.llama_model_default_params = model_defaults
             bindings.llama_context_default_params = context_defaults
+
+
+def read_prompt(llm: Any, token_ids: Sequence[int]) -> list[int]:
+    """Return what the decoder reads before an answer: of an encoder–decoder, the token that all answers start with.
+
+    Its encoder reads the prompt here. Every other model reads the prompt itself.
+    """
+    start = start_ids(llm)
+    if start:
+        encode(llm, token_ids)
+    return start or list(token_ids)
+
+
+def start_ids(llm: Any) -> list[int]:
+    """Return the tokens that the decoder of an encoder–decoder reads before an answer; none for other models."""
+    import llama_cpp
+
+    is_split = llama_cpp.llama_model_has_encoder(llm.model)
+    return [llama_cpp.llama_model_decoder_start_token(llm.model)] if is_split else []
+
+
+def encode(llm: Any, token_ids: Sequence[int], num_sequences: int = 1) -> None:
+    """Have the encoder read a question, at most `llm.n_batch` tokens, for the answers in all sequences.
+
+    llama.cpp keeps one question, and no answers to the one before.
+    """
+    import llama_cpp
+
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm.ctx), False)
+    batch = llama_cpp.llama_batch_init(len(token_ids), 0, num_sequences)
+    try:
+        batch.n_tokens = len(token_ids)
+        for place, token_id in enumerate(token_ids):
+            batch.token[place], batch.pos[place], batch.logits[place] = token_id, place, True
+            batch.n_seq_id[place] = num_sequences
+            for sequence in range(num_sequences):
+                batch.seq_id[place][sequence] = sequence
+        code = llama_cpp.llama_encode(llm.ctx, batch)
+    finally:
+        llama_cpp.llama_batch_free(batch)
+    if code:
+        raise RuntimeError(f"llama_encode returned {code}")
 
 
 def uses_extra_buffers(path: Path) -> bool:

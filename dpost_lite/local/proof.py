@@ -170,8 +170,10 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
     def logits_of(row: Row) -> Any:
         llm.reset()
-        llm.eval(list(row.token_ids[:-1]))
-        logits = np.array(llm.scores[row.start - 1 : len(row.token_ids) - 1])
+        prompt = llama.read_prompt(llm, row.token_ids[: row.start])
+        read = [*prompt, *row.token_ids[row.start : -1]]
+        llm.eval(read)
+        logits = np.array(llm.scores[len(prompt) - 1 : len(read)])
         if not np.isfinite(logits).all():
             raise RuntimeError("the logits contain NaN or infinity")
         return logits

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from dpost_lite.errors import DpostError
-from dpost_lite.local.llama import open_gguf
+from dpost_lite.local.llama import open_gguf, read_prompt
 
 NUM_CONTEXT, NUM_PROMPT = 128, 64  # tokens
 
@@ -20,7 +20,7 @@ def probe(path: Path, text: str, *, extra_buffers: bool) -> list[int]:
 
     llm = open_gguf(path, extra_buffers=extra_buffers, n_ctx=NUM_CONTEXT)
     ids = llm.tokenize(text.encode(), add_bos=False, special=True)
-    for new in (ids[:NUM_PROMPT], ids[:1]):
+    for new in (read_prompt(llm, ids[:NUM_PROMPT]), ids[:1]):
         llm.eval(new)
         logits = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
         if not all(math.isfinite(logits[i]) for i in range(llm.n_vocab())):

@@ -1,14 +1,15 @@
 """Translate a model folder's tokenizer to GGUF metadata.
 
-Two of llama.cpp's tokenizers matter here. "gpt2" is byte-level BPE: tokens, merges, and the name of a pre-tokenizer
+Three of llama.cpp's tokenizers matter here. "gpt2" is byte-level BPE: tokens, merges, and the name of a pre-tokenizer
 whose regular expression is compiled into llama.cpp. "llama" is SentencePiece BPE: tokens and scores; the pair with the
-best score is merged first.
+best score is merged first. "t5" is SentencePiece Unigram: tokens, their log-probabilities, and a map of characters.
 
 llama.cpp's own converter identifies a pre-tokenizer by hashing the ids of a test text, which works for published
 vocabularies only. Here its structure in tokenizer.json is compared, so user-trained tokenizers are recognised too.
 Scores are reconstructed from the order of the merges, so `tokenizer.model` is not needed.
 """
 
+import base64
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dpost_lite.errors import ExportError
+from dpost_lite.local import t5
 from dpost_lite.local.chat import render_chat
 
 _CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -36,6 +38,11 @@ _PRE_TOKENIZERS = {
     ((_LLAMA3, "bytes"), False): "dbrx",
     ((_TEKKEN, "bytes"), True): "tekken",
 }
+_UNIGRAM_STEPS = [  # of a pre-tokenizer; what llama.cpp does for T5
+    {"type": "WhitespaceSplit"},
+    {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+]
+_UNUSED_SCORE = -10000.0  # of rows of the embedding without a token, whose names may be in a text
 _ENDED = "18."  # an arbitrary assistant message; only the stop token after it matters
 
 
@@ -48,6 +55,11 @@ class Vocabulary:
     size: int  # rows of the embedding: at least the number of tokens
     special: dict[str, int]
     chat_template: str | None = field(repr=False)
+
+    @property
+    def model_name(self) -> str:
+        """llama.cpp's name of the tokenizer."""
+        return "llama" if self.is_sentencepiece else "gpt2"
 
     @property
     def is_sentencepiece(self) -> bool:
@@ -86,15 +98,19 @@ class Vocabulary:
 
         tokens = [f"[PAD{i}]" for i in range(self.size)]
         types: list[int] = [TokenType.UNUSED] * self.size
-        for token, i in self.spec["model"]["vocab"].items():
+        for token, i in _model_ids(self.spec).items():
             is_byte = self.is_sentencepiece and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
             tokens[i], types[i] = token, TokenType.BYTE if is_byte else TokenType.NORMAL
         for added in self.spec.get("added_tokens", []):
             i = added["id"]
             tokens[i], types[i] = added["content"], TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
-        if self.is_sentencepiece and (unk := self.spec["model"].get("unk_token")) in tokens:
-            types[tokens.index(unk)] = TokenType.UNKNOWN
+        if (unk := self._unknown()) is not None:
+            types[unk] = TokenType.UNKNOWN
         return tokens, types
+
+    def _unknown(self) -> int | None:
+        """Return the token that stands for what the vocabulary lacks; byte-level ones lack nothing."""
+        return _ids(self.spec).get(self.spec["model"].get("unk_token") or "") if self.is_sentencepiece else None
 
     def scores(self, tokens: list[str]) -> list[float]:
         """Return SentencePiece scores: minus the rank of the first merge that yields the token.
@@ -147,15 +163,11 @@ class Vocabulary:
     def write(self, writer: Any) -> None:
         """Add the vocabulary to a `gguf.GGUFWriter`. Raises ExportError for an unsupported pre-tokenizer."""
         tokens, types = self.tokens_and_types()
-        writer.add_tokenizer_model("llama" if self.is_sentencepiece else "gpt2")
+        writer.add_tokenizer_model(self.model_name)
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(tokens)
         writer.add_token_types(types)
-        if self.is_sentencepiece:
-            writer.add_token_scores(self.scores(tokens))
-            writer.add_add_space_prefix(self.adds_space)
-        else:
-            writer.add_token_merges([" ".join(pair) for pair in self.merges])
+        self._write_model(writer, tokens)
         for name, i in self.special.items():
             getattr(writer, f"add_{name}_token_id")(i)
         writer.add_add_bos_token(self.adds_bos)
@@ -163,17 +175,64 @@ class Vocabulary:
         if self.chat_template:
             writer.add_chat_template(self.chat_template)
 
+    def _write_model(self, writer: Any, tokens: list[str]) -> None:
+        if self.is_sentencepiece:
+            writer.add_token_scores(self.scores(tokens))
+            writer.add_add_space_prefix(self.adds_space)
+        else:
+            writer.add_token_merges([" ".join(pair) for pair in self.merges])
+
+
+class UnigramVocabulary(Vocabulary):
+    """T5's: each word between spaces is split into the pieces that are likeliest together."""
+
+    model_name = "t5"
+
+    @cached_property
+    def pre(self) -> str:
+        """See `Vocabulary`."""
+        steps = (self.spec.get("pre_tokenizer") or {}).get("pretokenizers")
+        normaliser = (self.spec.get("normalizer") or {"type": "Precompiled"})["type"]
+        if steps != _UNIGRAM_STEPS or normaliser != "Precompiled" or self.spec["model"].get("byte_fallback"):
+            raise ExportError(
+                f"{self.path}: llama.cpp has no equivalent of this normaliser and pre-tokenizer; train from a base "
+                "model with those of T5"
+            )
+        return "default"
+
+    def scores(self, tokens: list[str]) -> list[float]:
+        """Return the log-probabilities of tokens."""
+        known = dict(self.spec["model"]["vocab"])
+        return [known.get(token, _UNUSED_SCORE) for token in tokens]
+
+    def prompt(self, question: str) -> str:
+        """See `Vocabulary`. Spaces and line feeds are one space to the tokenizer."""
+        return " ".join(question.split())
+
+    def _unknown(self) -> int | None:
+        return int(self.spec["model"]["unk_id"])
+
+    def _write_model(self, writer: Any, tokens: list[str]) -> None:
+        writer.add_token_scores(self.scores(tokens))
+        writer.add_add_space_prefix(True)
+        writer.add_remove_extra_whitespaces(True)
+        if characters := (self.spec.get("normalizer") or {}).get("precompiled_charsmap"):
+            writer.add_precompiled_charsmap(base64.b64decode(characters))
+
 
 def read_vocabulary(model_dir: Path, config: dict[str, Any]) -> Vocabulary:
     """Read tokenizer.json, tokenizer_config.json and the chat template of a model folder.
 
-    Raises ExportError if tokenizer.json is missing, damaged, not BPE, or has more tokens than the embedding.
+    Raises ExportError if tokenizer.json is missing, damaged, of another type than the model's family has, or has more
+    tokens than the embedding.
     """
     path = model_dir / "tokenizer.json"
     spec = read_model_json(path)
-    if spec.get("model", {}).get("type") != "BPE":
-        raise ExportError(f"{path}: only BPE tokenizers can be exported; train from a base model with one")
-    ids = [*spec["model"]["vocab"].values(), *(added["id"] for added in spec.get("added_tokens", []))]
+    is_t5 = config["model_type"] == t5.MODEL_TYPE
+    kind, made = ("Unigram", UnigramVocabulary) if is_t5 else ("BPE", Vocabulary)
+    if spec.get("model", {}).get("type") != kind:
+        raise ExportError(f"{path}: only {kind} tokenizers can be exported; train from a base model with one")
+    ids = _ids(spec).values()
     if max(ids) >= config["vocab_size"]:
         raise ExportError(
             f"{path}: token {max(ids)} has no row in the model's embedding (vocab_size {config['vocab_size']}); "
@@ -181,7 +240,7 @@ def read_vocabulary(model_dir: Path, config: dict[str, Any]) -> Vocabulary:
         )
     settings_path = model_dir / "tokenizer_config.json"
     settings = read_model_json(settings_path) if settings_path.exists() else {}
-    vocabulary = Vocabulary(
+    vocabulary = made(
         path, spec, config["vocab_size"], _special_ids(spec, settings, config), _template(model_dir, settings)
     )
     stop = vocabulary.template_stop()
@@ -222,16 +281,27 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...]:
 
 def _special_ids(spec: dict[str, Any], settings: dict[str, Any], config: dict[str, Any]) -> dict[str, int]:
     """Return the ids of bos, eos, unk and pad from the tokenizer's settings, else from the model's config."""
-    ids = {**spec["model"]["vocab"], **{added["content"]: added["id"] for added in spec.get("added_tokens", [])}}
+    ids = _ids(spec)
     special = {}
     for name in ("bos", "eos", "unk", "pad"):
         token = settings.get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token
-        i = ids.get(token, config.get(f"{name}_token_id"))
+        i = ids.get(token or "", config.get(f"{name}_token_id"))
         i = i[0] if isinstance(i, list) and i else i
         if isinstance(i, int) and 0 <= i < config["vocab_size"]:
             special[name] = i
     return special
+
+
+def _ids(spec: dict[str, Any]) -> dict[str, int]:
+    """Return the id of each token."""
+    return {**_model_ids(spec), **{added["content"]: added["id"] for added in spec.get("added_tokens", [])}}
+
+
+def _model_ids(spec: dict[str, Any]) -> dict[str, int]:
+    """Return the id of each token but those that were added."""
+    vocab = spec["model"]["vocab"]
+    return vocab if isinstance(vocab, dict) else {token: i for i, (token, _) in enumerate(vocab)}
 
 
 def _template(model_dir: Path, settings: dict[str, Any]) -> str | None:

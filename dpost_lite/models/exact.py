@@ -13,21 +13,29 @@ def in_float32(model: Any) -> Iterator[None]:
     """
     narrow: dict[Any, list[Any]] = {}
 
+    def own(module: Any) -> Iterator[Any]:
+        return module.parameters(recurse=_looks_at_a_child(module))
+
     def widen(module: Any, _: Any) -> None:
-        narrow[module] = [weights.data for weights in module.parameters(recurse=False)]
-        for weights in module.parameters(recurse=False):
+        narrow[module] = [weights.data for weights in own(module)]
+        for weights in own(module):
             weights.data = weights.data.float()
 
     def restore(module: Any, *_: Any) -> None:
-        for weights, data in zip(module.parameters(recurse=False), narrow.pop(module), strict=True):
+        for weights, data in zip(own(module), narrow.pop(module), strict=True):
             weights.data = data
 
     with ExitStack() as hooks:
         for module in model.modules():
-            if next(module.parameters(recurse=False), None) is not None:
+            if next(module.parameters(recurse=False), None) is not None or _looks_at_a_child(module):
                 for hook in (module.register_forward_pre_hook(widen), module.register_forward_hook(restore)):
                     hooks.callback(hook.remove)
         yield
+
+
+def _looks_at_a_child(module: Any) -> bool:
+    """Whether it is T5's feed-forward, which casts to the type of the layer `wo` before that runs."""
+    return hasattr(module, "wo")
 
 
 def logits(model: Any, token_ids: Sequence[int], start: int) -> Any:
@@ -36,4 +44,8 @@ def logits(model: Any, token_ids: Sequence[int], start: int) -> Any:
 
     ids = torch.tensor([list(token_ids[:-1])], device=model.device)
     with torch.inference_mode(), in_float32(model):
+        if model.config.is_encoder_decoder:
+            first = torch.full_like(ids[:, :1], model.config.decoder_start_token_id)
+            answer = torch.cat([first, ids[:, start:]], dim=1)
+            return model(ids[:, :start], decoder_input_ids=answer, use_cache=False).logits[0].cpu().numpy()
         return model(ids, logits_to_keep=len(token_ids) - start, use_cache=False).logits[0].cpu().numpy()

@@ -1,7 +1,7 @@
 """Prove that a GGUF file answers like the policy that was trained, before an export counts as done.
 
-1. Prompts: the file's template renders as the tokenizer's, llama.cpp makes the same token ids of it, with as many BOS
-   tokens as in training, and the token that ends an answer in training ends one in llama.cpp.
+1. Prompts: the file's template renders as the tokenizer's (T5 has none), llama.cpp makes the same token ids of it, with
+   as many BOS tokens as in training, and the token that ends an answer in training ends one in llama.cpp.
 2. The 16-bit file: its probabilities are those of transformers in float32 (`BOUNDS`).
 3. The quantised file beside the 16-bit one: KL divergence and equal top tokens, as quantisers publish them
    (`QUANT_BOUNDS` is far above what was measured).
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpost_lite.errors import ExportError
-from dpost_lite.local import gguf, proof
+from dpost_lite.local import gguf, proof, t5
 from dpost_lite.local.chat import render_chat
 from dpost_lite.local.header import read_header
 from dpost_lite.local.llama import file_type
@@ -116,9 +116,13 @@ class Prover:
         self._folder = folder
         self._float32 = folder / "float32.npy"
         self._model_dir = model_dir
-        self._rows = _rows(prompter, evidence, vocab_size=gguf.read_config(model_dir)["vocab_size"])
+        config = gguf.read_config(model_dir)
+        self._is_t5 = config["model_type"] == t5.MODEL_TYPE
+        longest_prompt = t5.MAX_QUESTION if self._is_t5 else MAX_LENGTH
+        self._rows = _rows(prompter, evidence, vocab_size=config["vocab_size"], longest_prompt=longest_prompt)
         prompts = [prompter.prompt(problem.question) for problem in self._problems]
-        self._texts = [*prompts, *(p + (one.rationale or "") for p, one in zip(prompts, self._problems, strict=True))]
+        rationales = [prompter.notation.to_model(problem.rationale or "") for problem in self._problems]
+        self._texts = [*prompts, *(prompt + text for prompt, text in zip(prompts, rationales, strict=True))]
 
     def evaluate(self, model: Any) -> None:
         """Keep the probabilities of `model`, the merged weights in transformers, which is not needed any longer."""
@@ -127,7 +131,8 @@ class Prover:
 
     def check_16_bit(self, file: Path) -> Divergence:
         """Check prompts and probabilities of a 16-bit file beside what was evaluated."""
-        check_templates(file, self._prompter, self._problems)
+        if not self._is_t5:  # it reads the bare question
+            check_templates(file, self._prompter, self._problems)
         found = self._measure(file, reference=self._float32, written=self._folder / "16-bit.npy")
         kind = file_type(file)
         if not found.kl <= BOUNDS[kind]:  # NaN is no proof
@@ -298,19 +303,20 @@ def check_answers(
         )
 
 
-def _rows(prompter: Prompter, evidence: Evidence, *, vocab_size: int) -> list[Row]:
+def _rows(prompter: Prompter, evidence: Evidence, *, vocab_size: int, longest_prompt: int = MAX_LENGTH) -> list[Row]:
     """Return the rationales that fit the limits with their prompts; if none does, a part of the first one."""
     rows: list[Row] = []
     room = MAX_BYTES // (4 * vocab_size)
     for rationale in evidence.rationales:
         prompt, answer = prompter.prompt_ids(rationale.question), rationale.token_ids
-        if len(prompt) + len(answer) <= MAX_LENGTH and len(answer) <= room:
+        fits = len(prompt) <= longest_prompt and len(prompt) + len(answer) <= MAX_LENGTH
+        if fits and len(answer) <= room:
             rows.append(Row((*prompt, *answer), len(prompt)))
             room -= len(answer)
     if not rows:
         first = evidence.rationales[0]
         answer = first.token_ids[: MAX_LENGTH // 2]
-        prompt = prompter.prompt_ids(first.question)[-(MAX_LENGTH - len(answer)) :]
+        prompt = prompter.prompt_ids(first.question)[-min(longest_prompt, MAX_LENGTH - len(answer)) :]
         rows.append(Row((*prompt, *answer), len(prompt)))
     return rows
 

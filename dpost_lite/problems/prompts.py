@@ -8,7 +8,7 @@ Prompt and answer are tokenised separately and concatenated as ids, so that trai
 sampling.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, ClassVar
 
@@ -127,6 +127,11 @@ class EncoderDecoderPrompter(Prompter):
 
         T5's special tokens are pieces of its vocabulary too, so a name is found in a text unless a space breaks it.
         """
-        for name in self.tokenizer.all_special_tokens:
-            text = text.replace(name, f"{name[0]} {name[1:]}")
-        return self.encode(text)
+        return self.encode(without_names(text, self.tokenizer.all_special_tokens))
+
+
+def without_names(text: str, names: Iterable[str]) -> str:
+    """Return `text` with the names of special tokens broken up by a space."""
+    for name in names:
+        text = text.replace(name, f"{name[0]} {name[1:]}")
+    return text

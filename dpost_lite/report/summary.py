@@ -235,7 +235,9 @@ def next_steps(folder: Path, *, best: str, file: Path | None) -> Text:
     is_adapter = (folder / best / "adapter_config.json").is_file()
     exported = [f"{file}: the model ({file.stat().st_size / 2**20:,.0f} MiB), exported from {best}"] if file else []
     if file and (card := file.with_name("README.md")).is_file():
-        exported.append(f"{card}: its model card, and beside it a Modelfile for Ollama")
+        in_ollama = card.with_name("Modelfile").is_file()
+        where = "and beside it a Modelfile for Ollama" if in_ollama else "and why Ollama cannot run the model"
+        exported.append(f"{card}: its model card, {where}")
     solve = [f'dpost-lite solve {folder} "…"'] if file else []
     written = [
         *exported,
