@@ -94,8 +94,11 @@ def save_random(tokenizer: Any, folder: Path) -> Path:
     torch.manual_seed(0)
     config = shape.config()
     config.dropout_rate = 0.0  # it is far too small to learn too much by heart
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config)  # which shares the embedding with the head
+    model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach() * shape.hidden**-0.5)
+    model.config.tie_word_embeddings = False
     with quiet.quiet_transformers():
-        transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
 
