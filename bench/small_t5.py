@@ -1,6 +1,6 @@
 """Train a small T5: an encoder–decoder to try the whole loop on where Flan-T5 cannot be had.
 
-    python bench/small_t5.py runs/small-t5 [--problems 3000] [--epochs 12]
+    python bench/small_t5.py runs/small-t5 [--problems 1200] [--epochs 20]
     dpost-lite run --recipe rehearsal-t5 --model runs/small-t5
 
 A million weights, trained from scratch on built-in problems of one step with their rationales (of another seed than a
@@ -37,8 +37,8 @@ def main() -> None:
     """Make the tokenizer and a random model, train it, and save both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--problems", type=int, default=3000)
-    parser.add_argument("--epochs", type=float, default=12)
+    parser.add_argument("--problems", type=int, default=1200)
+    parser.add_argument("--epochs", type=float, default=20)
     arguments = parser.parse_args()
     problems = generate(arguments.problems, seed=SEED, max_steps=1)
     tokenizer = tokenizer_of([BRACKETS.to_model(f"{p.question} {p.rationale}") for p in problems])
