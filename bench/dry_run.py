@@ -2,11 +2,12 @@
 
     python bench/dry_run.py [key=value …] [--bases NAME …] [--gpu-mem 24GB] [--save FILE.json]
 
-Needs neither weights nor a GPU. Our trainers' loss with trl's tiles and checkpointing, and our engine's prefill and
-decode, run as in a stage; every storage counts from its allocation to its end. What a CPU cannot stand in for is
-replaced by code that allocates as much: bitsandbytes' product (the dequantised weight, forward and backward), the
-memory-efficient attention (output and log-sum-exp), and trl's Triton kernels (nothing, they work in place). Not counted
-on either side: the CUDA context, fragmentation and, as no step of the optimiser is made, its moments.
+Needs neither weights nor a GPU. Our trainers' loss with trl's tiles and checkpointing, our engine's prefill and decode,
+and what an export does with a model (merge, cast, its own probabilities) run as in a stage; every storage counts from
+its allocation to its end. What a CPU cannot stand in for is replaced by code that allocates as much: bitsandbytes'
+product (the dequantised weight, forward and backward), the memory-efficient attention (output and log-sum-exp), trl's
+Triton kernels (nothing, they work in place), and reading an adapter's file. Not counted on either side: the CUDA
+context, fragmentation, reading a base's files and, as no step of the optimiser is made, its moments.
 
 Each model is cut to 1 and 2 layers (for sampling, 2 and 3), from which its own number is extrapolated: memory grows by
 the layer. On CPUs, where little needs replacing, the rehearsal's training is counted in both compute types. One thing
@@ -34,12 +35,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from transformers import PreTrainedModel
 
 from dpost_lite.errors import ModelError
-from dpost_lite.models import adapters, dpo, sft, training
+from dpost_lite.models import adapters, dpo, exact, loading, sft, training
 from dpost_lite.models.shapes import BASES, ModelShape
 from dpost_lite.planner.device import GIB, Device, card, parse_memory
-from dpost_lite.planner.footprint import num_trained
+from dpost_lite.planner.footprint import merge_parts, num_trained
 from dpost_lite.planner.plan import make_plans
 from dpost_lite.planner.workload import Workload, workload_of
 from dpost_lite.recipe import Recipe
@@ -144,6 +146,10 @@ def _linear_4bit(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
         def forward(self, values: Any) -> Any:
             out = _Product4Bit.apply(values.to(dtype), self.weight, self.out_features, self.in_features)
             return (out if self.bias is None else out + self.bias).to(values.dtype)
+
+        def dequantized(self) -> Any:
+            scales = torch.empty(self.weight.numel() * 2 // 64)  # in float32
+            return scales.new_empty((self.out_features, self.in_features), dtype=dtype)
 
     return Linear4bit()
 
@@ -355,15 +361,55 @@ def _dry_sampling(
     return Dry(live.peak, moved, num_operations)
 
 
+def dry_merging(recipe: Recipe, shape: ModelShape, work: Workload, device: Device) -> Dry:
+    """Return the peak of an export: a policy is merged, cast to be saved, and gives a rationale's probabilities."""
+    few, many = (_dry_merging(recipe, replace(shape, num_layers=n), work, device) for n in TRAINED_LAYERS)
+    return few.with_layers(many, TRAINED_LAYERS, shape.num_layers)
+
+
+def _dry_merging(recipe: Recipe, shape: ModelShape, work: Workload, device: Device) -> Dry:
+    is_full, dtype = recipe.model.precision == "full", COMPUTE_TYPES[device.number_bytes]
+    model = build(shape, "16bit" if is_full else recipe.model.precision, dtype)
+    mode, live = FakeTensorMode(), Live()
+
+    def attach(base: Any, *_: Any, **__: Any) -> Any:
+        attached = adapters.create(base, recipe.lora, seed=0)
+        _read = [torch.empty_like(p) for p in attached.parameters() if p.requires_grad]  # by peft, all at once
+        return attached
+
+    replaced: list[tuple[Any, str, Any]] = [
+        (adapters, "is_adapter", lambda _: not is_full),
+        (adapters, "load", lambda *_, **__: model.eval()),
+        (adapters, "attach", attach),
+        (nn.Module, "to", lambda module, *_, **__: module),  # all is there
+        (loading, "_dequantized", lambda layer: layer.dequantized()),
+        (PreTrainedModel, "save_pretrained", lambda *_: None),
+        (torch.Tensor, "numpy", lambda tensor: tensor),
+        (torch.Tensor, "data_ptr", lambda _: 0),
+    ]
+    with ExitStack() as stack:
+        for owner, name, value in replaced:
+            stack.enter_context(patch.object(owner, name, value))
+        for tensor in give_shapes(model, mode):
+            live.hold(tensor)
+        del tensor
+        with mode, live:
+            model = adapters.load_merged(Path(), Path(), recipe.model)
+            adapters.save_merged(model, SimpleNamespace(save_pretrained=lambda _: None), Path())
+            prompt = work.longest_prompt
+            exact.logits(model, [0] * (prompt + recipe.sampling.max_new_tokens), prompt)
+    return Dry(live.peak)
+
+
 def compare(recipe: Recipe, name: str, device: Device) -> list[dict[str, Any]]:
-    """Return the planner's count beside the dry run for each stage of the plan of one base; on a CPU, for training."""
+    """Return the planner's count beside the dry run for each stage of one base's plan; on a CPU, not for sampling."""
     work, shape = workload_of(recipe), BASES[name].shape
     device = device.computing(recipe.model.compute_dtype)
     (plan,) = make_plans([(recipe, work)], shape, device)
     rows = []
     for stage in plan.stages:
         parts = {part: num_bytes for part, num_bytes in stage.parts.items() if part != "reserve"}
-        choices = stage.choices
+        choices, on = stage.choices, device
         if stage.name in ("sft", "dpo"):
             micro, length = int(choices["micro-batch"]), int(choices["longest"])
             found = dry_training(stage.name, recipe, shape, device, micro, length)
@@ -371,9 +417,12 @@ def compare(recipe: Recipe, name: str, device: Device) -> list[dict[str, Any]]:
         elif stage.name == "sampling" and not device.is_cpu:
             is_merged = choices["weights"] == "merged"
             found = dry_sampling(recipe, shape, work, device, int(choices["rows"]), is_merged=is_merged)
+        elif stage.name == "merge, export":
+            on = device if parts else CPUS[0]  # where the GPU has no room for merged weights
+            parts, found = merge_parts(recipe, shape, on), dry_merging(recipe, shape, work, on)
         else:
             continue
-        row = {"base": name, "device": name_of(device), "stage": stage.name, "choices": choices, "parts": parts}
+        row = {"base": name, "device": name_of(on), "stage": stage.name, "choices": choices, "parts": parts}
         rows.append({**row, "planned": sum(parts.values()), "found": found.peak})
         if stage.name == "sampling":
             bound = parts["weights"] + parts["cache"]
@@ -383,7 +432,7 @@ def compare(recipe: Recipe, name: str, device: Device) -> list[dict[str, Any]]:
 
 def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
-    words = f"{row['base']:<28}{row['device']:>12}  {row['stage']:<9}"
+    words = f"{row['base']:<28}{row['device']:>13}  {row['stage']:<14}"
     off = row["planned"] / row["found"] - 1
     words += f"{row['planned'] / GIB:8.2f}{row['found'] / GIB:8.2f}{off:+7.1%}"
     if "moved" in row:
@@ -402,7 +451,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="recipe keys, key=value")
     arguments = parser.parse_intermixed_args()
     recipe = load_recipe(None, arguments.overrides)
-    print(f"{'base':<28}{'device':>12}  {'stage':<9}{'planned':>8}{'dry GiB':>8}{'off':>7}")
+    print(f"{'base':<28}{'device':>13}  {'stage':<14}{'planned':>8}{'dry GiB':>8}{'off':>7}")
     rows = []
     for name in arguments.bases:
         device = card(parse_memory(arguments.gpu_mem)) if arguments.gpu_mem else smallest_card(recipe, name)

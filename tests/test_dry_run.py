@@ -1,5 +1,6 @@
 """The planner's bytes beside the real steps on fake tensors (bench/dry_run.py)."""
 
+import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dpost_lite.models import adapters, loading
+from dpost_lite.models.shapes import BASES
 from dpost_lite.planner.device import Device, card, parse_memory
+from dpost_lite.planner.footprint import merge_parts
+from dpost_lite.planner.workload import workload_of
+from dpost_lite.recipe import ModelRecipe
 from dpost_lite.recipe_files import load_recipe, recipes_dir
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))  # last: it has a code.py, as Python has
@@ -23,7 +29,8 @@ OTHER_BASES = ["HuggingFaceTB/SmolLM2-360M", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen3-14
 
 def check(recipe, name: str, device: Device) -> None:
     rows = compare(recipe, name, device)
-    assert [row["stage"] for row in rows] == (["sft", "dpo"] if device.is_cpu else ["sft", "sampling", "dpo"])
+    stages = ["sft", "dpo"] if device.is_cpu else ["sft", "sampling", "dpo"]
+    assert [row["stage"] for row in rows] == [*stages, "merge, export"]
     for row in rows:
         off = row["planned"] / row["found"] - 1
         assert abs(off) < TOLERANCE, (
@@ -63,7 +70,7 @@ def test_the_rehearsal_on_cpus(device):
 def test_the_compute_type_is_the_recipes(monkeypatch):
     monkeypatch.setattr(dry_run, "dry_training", lambda *_: Dry(1))
     recipe, name = load_recipe(None, ["model.compute_dtype=float32"]), "HuggingFaceTB/SmolLM2-135M"
-    _, sampling, _ = compare(recipe, name, smallest_card(recipe, name))
+    _, sampling, *_ = compare(recipe, name, smallest_card(recipe, name))
     assert sampling["planned"] == pytest.approx(sampling["found"], rel=TOLERANCE)
 
 
@@ -89,3 +96,38 @@ def test_layers_are_extrapolated():
     few, many = Dry(10.0, 4.0, 7), Dry(13.0, 5.0, 9)
     assert few.with_layers(many, (2, 3), 3) == many
     assert few.with_layers(many, (2, 3), 36) == Dry(10 + 3 * 34, 4 + 34, 7 + 2 * 34)
+
+
+@pytest.mark.parametrize("vocabulary", [1024, 49_152])
+@pytest.mark.parametrize("rank", [8, 256])
+@pytest.mark.parametrize("device", [card(24e9), *dry_run.CPUS], ids=dry_run.name_of)
+def test_merging_saving_or_proving_takes_most(device, rank, vocabulary):
+    """Of a small model, whose adapter or vocabulary may be large."""
+    shape = replace(BASES["HuggingFaceTB/SmolLM2-135M"].shape, num_layers=4, vocabulary=vocabulary)
+    recipe = load_recipe(None, [f"lora.rank={rank}", "sampling.max_new_tokens=16"])
+    work = replace(workload_of(recipe), longest_prompt=16)
+    found = dry_run._dry_merging(recipe, shape, work, device).peak
+    assert sum(merge_parts(recipe, shape, device).values()) == pytest.approx(found, rel=TOLERANCE)
+
+
+def test_a_merge_of_four_bits_takes_no_more_than_one_of_sixteen(base_dir, policy_dir, monkeypatch):
+    """With real weights, once the base is loaded: what is dequantised is freed at once."""
+
+    def load(*given, **options):
+        model = loading.load(*given, **options)
+        for tensor in [*model.parameters(), *model.buffers()]:
+            live.hold(tensor.data)
+        live.peak = live.now
+        return model
+
+    monkeypatch.setattr(adapters, "load", load)
+    peaks = {}
+    gc.disable()
+    try:
+        for precision in ("4bit", "16bit"):
+            with Live() as live:
+                adapters.load_merged(base_dir, policy_dir, ModelRecipe(precision=precision))
+            peaks[precision] = live.peak
+    finally:
+        gc.enable()
+    assert peaks["4bit"] == pytest.approx(peaks["16bit"], rel=0.01)

@@ -1,6 +1,7 @@
 """Blocked linear layers compute what plain ones do."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -19,6 +20,23 @@ def test_logits_are_the_same(model_of, family):
     ids = torch.arange(3, 19)[None]
     with torch.inference_mode():
         torch.testing.assert_close(blocked(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_plain_weights_are_freed_on_the_way(model_of, monkeypatch):
+    """Or a model would be in memory twice."""
+    model = copy.deepcopy(model_of("llama"))
+    plain = [weakref.ref(module) for module in model.modules() if type(module) is torch.nn.Linear]
+    held = []
+
+    class Watched(BlockedLinear):
+        def __init__(self, *given):
+            super().__init__(*given)
+            held.append(sum(module() is not None for module in plain))
+
+    monkeypatch.setattr("dpost_lite.models.onednn_layout.BlockedLinear", Watched)
+    use_blocked_layout(model, num_tokens=16)
+    assert held[0] == len(plain) == 15
+    assert held[-1] <= 4  # those of one module
 
 
 def test_the_embedding_survives_a_tied_head(model_of):

@@ -174,6 +174,17 @@ def test_less_memory_means_smaller_micro_batches_then_fewer_rows_then_four_bits(
     assert all(plan.stages[1].choices["rows"] >= MIN_ROWS for plan in plans)
 
 
+def test_merged_weights_are_sampled_from_only_where_they_can_be_exported_too():
+    """An export takes more than sampling a few rows, if the vocabulary is large and the cache small."""
+    recipe, shape = load_recipe(None, ["sampling.max_rows=32"]), find_shape("Qwen/Qwen2.5-7B")
+    roomy = planned(recipe, shape.name, "80GB")
+    sampling, merge = (roomy.stages[i].peak_bytes for i in (1, 3))
+    assert sampling < merge
+    for size, weights, on in ((merge, "merged", "CUDA"), (merge - 1, "quantized", "CPU")):
+        (plan,) = make_plans([(recipe, workload_of(recipe))], shape, card(size))
+        assert (plan.stages[1].choices["weights"], plan.stages[3].choices["device"]) == (weights, on)
+
+
 def test_a_model_that_does_not_fit_says_which_does():
     with pytest.raises(
         ModelError, match=r"Qwen3-14B-Base needs at least \d+\.\d GiB for \w+.*; Qwen/Qwen3-4B-Base fits"

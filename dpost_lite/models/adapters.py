@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 from dpost_lite.errors import ModelError, is_out_of_memory
 from dpost_lite.models.backend import Backend
-from dpost_lite.models.loading import load
+from dpost_lite.models.loading import dequantize, load
 from dpost_lite.models.onednn_layout import use_blocked_layout
-from dpost_lite.models.private_api import mark_unquantized
 from dpost_lite.recipe import LoraRecipe, ModelRecipe, Recipe
 from dpost_lite.runs.folder import read_json
 from dpost_lite.system.quiet import quiet_transformers
@@ -141,9 +140,7 @@ def load_merged(
     is_dequantized = recipe.precision == "4bit" and onto == "dequantized"
     model = load(model_dir, "4bit" if is_dequantized else "16bit", compute=compute, on=on)
     if is_dequantized:
-        with quiet_transformers():
-            model = model.dequantize()
-        mark_unquantized(model)
+        dequantize(model)
     if policy_dir is not None:
         model = attach(model, policy_dir, trainable=False).merge_and_unload()
     return model.eval()

@@ -30,7 +30,8 @@ def use_blocked_layout(model: Any, num_tokens: int) -> Any:
     """
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return model
-    for parent in list(model.modules()):
+    parents = [module for module in model.modules() if type(module) is not torch.nn.Linear]  # whose weights are freed
+    for parent in parents:
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear:
                 setattr(parent, name, BlockedLinear(child, num_tokens))

@@ -160,11 +160,17 @@ def sampling_parts(
 
 
 def merge_parts(recipe: Recipe, shape: ModelShape, device: Device) -> Parts:
-    """Bytes by part: the base in the compute type, and the adapter until it is merged."""
-    return {
-        "weights": float(device.number_bytes * shape.num_parameters),
-        "adapters": 0.0 if recipe.model.precision == "full" else 4.0 * shape.num_lora(recipe.lora.rank),
-    }
+    """Bytes by part: the merged policy, and the most that merging it, saving it, or proving its export takes beside."""
+    number, embedding = device.number_bytes, shape.vocabulary * shape.hidden
+    merging = 0.0
+    if recipe.model.precision != "full":  # the adapter, and its file or a layer's update, twice in float32
+        adapter = 4.0 * shape.num_lora(recipe.lora.rank)
+        merging = adapter + max(adapter, 2 * 4.0 * max(i * o for i, o in shape.linear_sizes))
+    saving = float(number * embedding)  # the absolute values of the largest weight
+    # The policy's own probabilities of a rationale: weights in 16 bit, the head and the logits in float32.
+    proving = 4.0 * (embedding + shape.vocabulary * recipe.sampling.max_new_tokens)
+    proving -= (number - 2) * shape.num_parameters
+    return {"weights": float(number * shape.num_parameters), "activations": max(merging, saving, proving)}
 
 
 def with_reserve(parts: Parts, device: Device, fragmentation: float = FRAGMENTATION) -> Parts:

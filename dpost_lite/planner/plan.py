@@ -231,7 +231,14 @@ def _cut(cases: Sequence[Case], shape: ModelShape, device: Device) -> list[Plan]
     def largest(choices: Iterable[list[StagePlan]]) -> tuple[StagePlan, ...]:
         """Return each case's first choice with which all cases fit, or else the last, the smallest."""
         *_, last = smaller = list(zip(*choices, strict=True))
-        return next((row for row in smaller if all(stage.peak_bytes <= device.memory_bytes for stage in row)), last)
+        return next((row for row in smaller if all(map(fits, cases, row))), last)
+
+    def fits(case: Case, stage: StagePlan) -> bool:
+        """Whether a stage fits, and merging too if it samples from merged weights."""
+        stages = [stage]
+        if stage.choices.get("weights") == "merged":
+            stages.append(_merge(case[0], shape, device, on_device=True))
+        return all(one.peak_bytes <= device.memory_bytes for one in stages)
 
     sft = largest(_training_choices("sft", recipe, shape, device, work) for recipe, work in cases)
     dpo = largest(_training_choices("dpo", recipe, shape, device, work) for recipe, work in cases)
