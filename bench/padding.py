@@ -4,9 +4,9 @@
                             [--data-dir DIR] [--save FILE.json] [key=value …]
 
 PAIRS.jsonl is that of a run (RUN/round-1/pairs/pairs.jsonl). Counts the share of tokens that is padding in each order,
-and what is left within the pairs, which no order can avoid. With GSM8K in DIR it also counts pairs of GSM8K's length:
-the chosen one is a gold rationale, and the rejected one is as many times longer as that of a pair of PAIRS.jsonl at
-random.
+what is left within the pairs, which no order can avoid, and how far steps' mean lengths spread (standard deviation by
+mean). With GSM8K in DIR it also counts pairs of GSM8K's length: the chosen one is a gold rationale, and the rejected
+one is as many times longer as that of a pair of PAIRS.jsonl at random.
 
 With POLICY, the adapter of the run's SFT policy on the demo model, it trains some steps in each order, in turn, on all
 pairs or the first N, and prints their seconds and losses. Sorting several steps at once makes steps of other rows; in a
@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
 from unittest.mock import patch
 
@@ -37,6 +37,8 @@ from dpost_lite.recipe_files import load_recipe
 
 Lengths = Sequence[tuple[int, int, int]]
 """Tokens of prompt, chosen and rejected rationale of each pair."""
+
+Counted = dict[str, dict[str, dict[str, float]]]
 
 by_length = ByLength.__iter__
 
@@ -76,7 +78,8 @@ def main() -> None:
     pairs = list(read_jsonl(arguments.pairs, PreferencePair))
     shares = count(pairs, recipe, arguments.data_dir)
     for name, row in shares.items():
-        print(f"{name:<17}padding " + ", ".join(f"{share:6.1%} of the tokens {of}" for of, share in row.items()))
+        words = (f"{of} {one['padding']:6.1%}, spread {one['spread']:5.1%}" for of, one in row.items())
+        print(f"{name:<17}padding " + "; ".join(words))
     trained: dict[str, dict[str, Any]] = {}
     if arguments.policy:
         trained = measure(pairs[: arguments.first], arguments.policy, recipe, arguments.repeats)
@@ -87,22 +90,22 @@ def main() -> None:
     publish(result_of("padding", num_pairs=len(pairs), padding=shares, trained=trained), arguments.save)
 
 
-def count(pairs: Sequence[PreferencePair], recipe: Recipe, data_dir: Path | None) -> dict[str, dict[str, float]]:
-    """Return the shares of padding, by order and kind of pairs."""
+def count(pairs: Sequence[PreferencePair], recipe: Recipe, data_dir: Path | None) -> Counted:
+    """Return the share of padding and the spread of steps, by order and kind of pairs."""
     prompter = load_prompter(hub.find(recipe.model.name), recipe.model)
     lengths: dict[str, Lengths] = {
-        "of these pairs": [
+        "these pairs": [
             (len(prompter.prompt_ids(p.question)) + len(p.prefix_ids), len(p.chosen_ids), len(p.rejected_ids))
             for p in pairs
         ]
     }
     if data_dir:
-        lengths["of GSM8K's length"] = like_gsm8k(lengths["of these pairs"], prompter, data_dir)
-    shares = {}
+        lengths["GSM8K's length"] = like_gsm8k(lengths["these pairs"], prompter, data_dir)
+    shares: Counted = {}
     for name, patched in ORDERS.items():
         with patched:
-            shares[name] = {of: padding(found, recipe, recipe.dpo.micro_batch_size) for of, found in lengths.items()}
-    shares["within the pairs"] = {of: padding(found, recipe, 1) for of, found in lengths.items()}
+            shares[name] = {of: shares_of(one, recipe, recipe.dpo.micro_batch_size) for of, one in lengths.items()}
+    shares["within the pairs"] = {of: shares_of(one, recipe, 1) for of, one in lengths.items()}
     return shares
 
 
@@ -117,13 +120,20 @@ def like_gsm8k(pairs: Lengths, prompter: Prompter, data_dir: Path) -> Lengths:
     return found
 
 
-def padding(pairs: Lengths, recipe: Recipe, micro_batch_size: int) -> float:
-    """Return the share of padding in one pass, in the order that `ByLength` has now."""
+def shares_of(pairs: Lengths, recipe: Recipe, micro_batch_size: int) -> dict[str, float]:
+    """Return the share of padding and the spread of whole steps in one pass, in the order that `ByLength` has now."""
     longest = [prompt + max(chosen, rejected) for prompt, chosen, rejected in pairs]
     rows = list(ByLength(longest, recipe.dpo.batch_size, micro_batch_size, seed=recipe.seed))
-    batches = [rows[start : start + micro_batch_size] for start in range(0, len(rows), micro_batch_size)]
-    num_padded = sum(2 * len(batch) * max(longest[i] for i in batch) for batch in batches)
-    return 1 - sum(2 * prompt + chosen + rejected for prompt, chosen, rejected in pairs) / num_padded
+    *steps, _ = batched(rows, recipe.dpo.batch_size)
+    num_padded = sum(2 * len(batch) * max(longest[i] for i in batch) for batch in batched(rows, micro_batch_size))
+    num_tokens = [2 * prompt + chosen + rejected for prompt, chosen, rejected in pairs]
+    means = [mean(num_tokens[i] for i in step) for step in steps]
+    return {"padding": 1 - sum(num_tokens) / num_padded, "spread": stdev(means) / mean(means)}
+
+
+def batched(rows: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Cut rows into batches; the last may be smaller."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def measure(pairs: list[PreferencePair], policy_dir: Path, recipe: Recipe, repeats: int) -> dict[str, dict[str, Any]]:

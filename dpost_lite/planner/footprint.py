@@ -208,7 +208,7 @@ def merge_parts(recipe: Recipe, shape: ModelShape, device: Device) -> Parts:
     if recipe.model.precision != "full":  # the adapter, and its file or a layer's update, twice in float32
         adapter = 4.0 * shape.num_lora(recipe.lora.rank)
         merging = adapter + max(adapter, 2 * 4.0 * max(i * o for i, o in shape.linear_sizes))
-    saving = number * embedding  # the absolute values of the largest weight
+    saving = float(number * embedding)  # the absolute values of the largest weight
     # The policy's own probabilities of a rationale: weights in 16 bit, the head and the logits in float32.
     proving = 4.0 * (embedding + shape.vocabulary * recipe.sampling.max_new_tokens)
     proving -= (number - 2) * shape.num_parameters
