@@ -166,7 +166,18 @@ def test_16_bit_weights_are_widened_one_part_at_a_time(flan):
 
 def test_texts_have_the_tokenizer_s_ids(file, prompter):
     answerer = make_engine(file)
-    texts = [*QUESTIONS, llama.PROBE, "[ 48 / 2 = 24] 24", "\n", "", "日本 10 円 🙂", "</s></s>", "<unk >", "[PAD537]"]
+    texts = [
+        *QUESTIONS,
+        llama.PROBE,
+        "[ 48 / 2 = 24] 24",
+        "\n",
+        "",
+        "日本 10 円 🙂",
+        "</s></s>",
+        "<unk >",
+        "[PAD537]",
+        "a\x1c\x0b\u2003b",
+    ]
     for text in texts:
         assert answerer.model.encode(text) == prompter.encode_text(text), text
         assert tuple(answerer.model.prompt_ids(Request.of(text))) == prompter.prompt_ids(text), text
