@@ -61,12 +61,12 @@ def test_llama_cpp_adds_what_peft_merges(tmp_path, family, kind, settings, rank_
 def test_what_is_no_adapter_is_refused(tmp_path):
     folder = save_model(tmp_path / "model", "llama", "smollm")
     with pytest.raises(ExportError, match="--lora: the base is not a LoRA adapter"):
-        adapter_alone(None)
+        adapter_alone(folder, None)
     adapter = save_adapter(folder, tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
     with pytest.raises(ExportError, match=r"--lora: \S+ is more than LoRA"):
-        adapter_alone(adapter)
+        adapter_alone(folder, adapter)
     other = save_model(tmp_path / "other", "llama", "smollm", num_hidden_layers=1)
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ExportError, match=r"other has no model.layers.1\S+, which the adapter changes"):

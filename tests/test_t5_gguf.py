@@ -4,6 +4,7 @@ import base64
 import copy
 import json
 import random
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,13 @@ from dpost_lite.local.request import Message, Piece, Request, Solution
 from dpost_lite.local.solver import Solver
 from dpost_lite.local.t5 import MAX_QUESTION, ONLY_HERE
 from dpost_lite.models import exact
+from dpost_lite.pipeline.evidence import built_in
+from dpost_lite.pipeline.proof import Prover
+from dpost_lite.pipeline.streaming import adapter_alone
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.notation import BRACKETS
 from dpost_lite.problems.prompts import EncoderDecoderPrompter
+from dpost_lite.problems.records import LabelledRationale
 from dpost_lite.problems.tools import Tools
 
 FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
@@ -166,7 +171,18 @@ def test_16_bit_weights_are_widened_one_part_at_a_time(flan):
 
 def test_texts_have_the_tokenizer_s_ids(file, prompter):
     answerer = make_engine(file)
-    texts = [*QUESTIONS, llama.PROBE, "[ 48 / 2 = 24] 24", "\n", "", "日本 10 円 🙂", "</s></s>", "<unk >", "[PAD537]"]
+    texts = [
+        *QUESTIONS,
+        llama.PROBE,
+        "[ 48 / 2 = 24] 24",
+        "\n",
+        "",
+        "日本 10 円 🙂",
+        "</s></s>",
+        "<unk >",
+        "[PAD537]",
+        "a\x1c\x0b\u2003b",
+    ]
     for text in texts:
         assert answerer.model.encode(text) == prompter.encode_text(text), text
         assert tuple(answerer.model.prompt_ids(Request.of(text))) == prompter.prompt_ids(text), text
@@ -244,6 +260,41 @@ def test_other_tokenizers_are_refused(plain, tmp_path):
         with pytest.raises(ExportError, match=message):
             gguf.write_gguf(plain, tmp_path / "model.gguf", tokenizer_dir=tmp_path)
     assert not (tmp_path / "model.gguf").exists()
+
+
+@pytest.fixture
+def prover(flan, tmp_path) -> Prover:
+    from dpost_lite.models.loading import load_tokenizer
+
+    prompter = EncoderDecoderPrompter(load_tokenizer(flan))
+    too_long = LabelledRationale("long", "eggs " * MAX_QUESTION, "#### 1", prompter.answer_ids("#### 1"), True)
+    evidence = built_in(prompter)
+    (tmp_path / "scratch").mkdir()
+    evidence = replace(evidence, problems=evidence.problems[:20], rationales=(too_long, *evidence.rationales[:4]))
+    made = Prover(prompter, evidence, tmp_path / "scratch", flan)
+    assert [len(row.token_ids) for row in made._rows] == [
+        len(prompter.prompt_ids(one.question)) + len(one.token_ids) for one in evidence.rationales[1:]
+    ]
+    made.evaluate(loaded(flan, "bfloat16"))
+    return made
+
+
+def test_the_proof_passes_and_names_a_wrong_tensor(prover, flan, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    assert 0 < prover.check_16_bit(gguf.write_gguf(flan, tmp_path / "16.gguf")).kl < 1e-5
+    wrong, name = shutil.copytree(flan, tmp_path / "wrong"), "decoder.block.1.layer.1.EncDecAttention.v.weight"
+    weights = load_file(wrong / "model.safetensors")
+    save_file({**weights, name: weights[name] * 0.5}, wrong / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ExportError, match=f"tensor {name} is farthest from the trained one"):
+        prover.check_16_bit(gguf.write_gguf(wrong, tmp_path / "wrong.gguf"))
+    spec = json.loads((wrong / "tokenizer.json").read_text())
+    spec["model"]["vocab"] = [[piece, -99.0 if piece == "▁many" else score] for piece, score in spec["model"]["vocab"]]
+    (wrong / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(
+        ExportError, match=r"llama.cpp tokenises problem \S+ differently .*: \['▁'\] instead of \['▁many'\]"
+    ):
+        prover.check_16_bit(gguf.write_gguf(flan, tmp_path / "wrong.gguf", tokenizer_dir=wrong))
 
 
 def generated(folder: Path, prompter: EncoderDecoderPrompter, question: str, num_tokens: int) -> str:
@@ -354,6 +405,11 @@ def test_the_command_exports_and_proves_and_promises_no_more(exported):
     card = (exported / "README.md").read_text()
     assert ONLY_HERE in card
     assert "ollama create" not in card
+
+
+def test_no_adapter_is_written_alone(flan):
+    with pytest.raises(ExportError, match=r"cannot run encoder–decoders.*leave out --lora"):
+        adapter_alone(flan, None)
 
 
 def test_the_solver_answers_with_the_file(exported):

@@ -69,7 +69,7 @@ def export(
 
     settings = {"quant": quant.lower(), "max_loss": max_loss, "merge": merge}
     release = publish.find_release(source, settings, policy=policy, base=model, out=out)
-    file, adapter = release.file, adapter_alone(release.policy_dir) if lora else None
+    file, adapter = release.file, adapter_alone(release.model_dir, release.policy_dir) if lora else None
     if file.exists():
         _check_is_of(release)
         typer.echo(f"{file} already exists ({file_size(file)}); delete it to write it again")

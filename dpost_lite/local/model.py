@@ -21,6 +21,7 @@ from dpost_lite.problems.prompts import without_names
 from dpost_lite.system.machine import physical_cores
 
 MAX_CONTEXT = 4096  # tokens of one sequence; a word problem and its rationale need a few hundred
+_SPACES = re.compile(r"[^\S\x1c-\x1f]+")  # as Unicode and `tokenizers` have it
 CELLS_PER_SEQUENCE = 1024  # of the cache, where there are several sequences
 
 
@@ -185,7 +186,7 @@ class EncoderDecoderModel(GgufModel):
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of `text`, none of them special: their names are broken up, as in training."""
-        words = " ".join(without_names(text, self._special_names).split())
+        words = _SPACES.sub(" ", without_names(text, self._special_names))
         return self.llm.tokenize(_utf8(words), add_bos=False, special=False)
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from dpost_lite.errors import ExportError
-from dpost_lite.local import gguf
+from dpost_lite.local import gguf, t5
 from dpost_lite.local.lora import write_lora
 from dpost_lite.models import adapters
 from dpost_lite.models.adapters import Base
+from dpost_lite.models.family import ENCODER_DECODER, family_of
 from dpost_lite.models.loading import load_prompter
 from dpost_lite.models.merging import Adapter, TensorMerge, is_plain_lora
 from dpost_lite.recipe import Recipe
@@ -48,8 +49,12 @@ def export_streamed(
         return gguf.write_gguf(model_dir, out, dtype=quant, tokenizer_dir=Path(folder), change=merge, noted=noted)
 
 
-def adapter_alone(policy_dir: Path | None) -> Path:
-    """Return the folder of an adapter that `export_lora` can write. Raises ExportError if it is none, or more."""
+def adapter_alone(model_dir: Path, policy_dir: Path | None) -> Path:
+    """Return the folder of an adapter that `export_lora` can write. Raises ExportError if it is none, or more, or if
+    nothing could add it to the file of its base.
+    """
+    if family_of(model_dir) is ENCODER_DECODER:
+        raise ExportError(f"--lora: {t5.ONLY_HERE}, with merged weights; leave out --lora")
     if policy_dir is None or not adapters.is_adapter(policy_dir):
         raise ExportError(f"--lora: {policy_dir or 'the base'} is not a LoRA adapter; leave out --lora")
     if not is_plain_lora(policy_dir):
