@@ -271,6 +271,20 @@ def test_recipes_for_gpus_are_what_the_planner_makes(name):
     assert sum("  #" in line for line in lines) == keys  # one comment a key
 
 
+@pytest.mark.parametrize("name", ["flan-t5-base", "flan-t5-base-qlora", "flan-t5-large", "flan-t5-large-qlora"])
+def test_the_table_of_flan_t5_is_what_the_planner_counts(name, no_gpu):
+    recipe = load_recipe(name)
+    lines = (recipes_dir() / "README.md").read_text(encoding="utf-8").splitlines()
+    cells = next(line for line in lines if line.startswith(f"| `{name}` |")).split(" | ")[1:]
+    for size, cell in zip(("8GB", "12GB", "16GB", "24GB"), cells, strict=True):
+        try:
+            plan = planned_for(recipe, size)
+        except ModelError:
+            assert "does not fit" in cell
+        else:
+            assert f"{plan.largest.peak_bytes / GIB:.1f} GiB, {plan.seconds / 3600:.1f} h" in cell
+
+
 def test_the_model_is_the_recipes_then_the_begun_runs_then_the_largest(no_gpu):
     """With "auto" a resumed run meets other free memory: it keeps its base."""
     named = load_recipe(None, ["model.name=Qwen/Qwen2.5-0.5B"])
