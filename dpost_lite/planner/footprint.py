@@ -164,6 +164,7 @@ def _held_of_t5(
     if not technique.recomputes:
         return shape.num_encoder_layers * of_encoder + shape.num_layers * of_decoder, logits
     inputs = number * shape.hidden * (read * shape.num_encoder_layers + tokens * shape.num_layers)
+    inputs += 16 * shape.hidden * (read + tokens)  # what the norms behind both stacks hold
     return inputs + max(0.0, of_decoder - logits), logits
 
 
