@@ -39,10 +39,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from dpost_lite.errors import ModelError
 from dpost_lite.models import adapters, dpo, exact, loading, sft, training
-from dpost_lite.models.family import family_of_model
+from dpost_lite.models.family import ENCODER_DECODER, family_of_model
 from dpost_lite.models.shapes import BASES, EncoderDecoderShape, ModelShape
 from dpost_lite.planner.device import GIB, Device, card, parse_memory
-from dpost_lite.planner.footprint import merge_parts, num_trained
+from dpost_lite.planner.footprint import merge_parts, num_trained, written_part
 from dpost_lite.planner.plan import make_plans
 from dpost_lite.planner.workload import Workload, workload_of
 from dpost_lite.recipe import Recipe
@@ -264,8 +264,10 @@ def _tokenizer() -> Any:
 
 def _trainer(name: str, policy: Any, recipe: Recipe, micro: int, length: int, folder: Path) -> Any:
     """Return the trainer of a stage with `micro` rows of `length` tokens."""
-    prompter, prompt = SimpleNamespace(tokenizer=_tokenizer()), [0] * (length // 4)
-    answer, family = [0] * (length - len(prompt)), family_of_model(policy)
+    prompter, family = SimpleNamespace(tokenizer=_tokenizer()), family_of_model(policy)
+    limit = (recipe.dpo if name == "dpo" else recipe.sft).max_length
+    num_answer = written_part(length, limit) if family is ENCODER_DECODER else length - length // 4
+    prompt, answer = [0] * (length - num_answer), [0] * num_answer
     if name == "dpo":
         settings = recipe.dpo.model_copy(update={"micro_batch_size": micro, "batch_size": 2 * micro})
         rows = [family.dpo_row(prompt, (), answer, answer)] * micro

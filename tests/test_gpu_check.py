@@ -296,7 +296,7 @@ def test_a_damaged_line_loses_no_other(gpu):
 def test_graphs_that_failed_are_not_used_and_others_are():
     import torch
 
-    config = SimpleNamespace(model_type="llama", layer_types=None)
+    config = SimpleNamespace(model_type="llama", layer_types=None, is_encoder_decoder=False)
     model = SimpleNamespace(device=torch.device("cuda"), config=config)
 
     def has_graphs() -> bool:

@@ -32,6 +32,20 @@ PAIRS = {  # GSM8K's notation and the model's
     "at the end": ("<<1+1=2>>", "[ 1 + 1 = 2]"),
     "the answer": ("It is 2.\n#### 2", "It is 2. #### 2"),
 }
+
+
+def test_no_space_is_put_before_a_full_stop():
+    """A result that no number follows."""
+    text = "It is <<1+1=2>>. Or (<<1+1=2>>), <<1+1=2>> or <<.5+1=1.5>>-1.5."
+    in_model = BRACKETS.to_model(text)
+    assert in_model == "It is [ 1 + 1 = 2]. Or ([ 1 + 1 = 2]), [ 1 + 1 = 2] or [ .5 + 1 = 1.5] -1.5."
+    assert BRACKETS.from_model(in_model).replace(">>or", ">> or") == text
+
+
+def test_an_expression_with_brackets_is_left_as_it_is():
+    assert BRACKETS.to_model("<<[1+2]*3=9>>9") == "<<[1+2]*3=9>>9"
+
+
 PLAIN = ["see [5] and [note], [5 = five] or [x", "[ 5 ] = 3", "[ 48 / 2 apples", "[ a [ b ] = 5", "a < b >> c << d = 5"]
 
 

@@ -220,11 +220,18 @@ def test_what_does_not_fit_every_method_is_refused_with_what_does() -> None:
     assert not Path("runs").exists()
 
 
+def rows_of(plan: Plan) -> int | str:
+    return plan.stages[1].choices["rows"]
+
+
 def test_methods_that_are_compared_are_cut_alike(started) -> None:
-    """Else one would be sampled from 16-bit weights, and the other from 4 bits."""
+    """Else one would be sampled with more rows than the other."""
     model = "Qwen/Qwen3-8B-Base"
-    size = a_size_on_which_they_differ(None, attrgetter("samples_merged"), f"model.name={model}")
+    size = a_size_on_which_they_differ(None, rows_of, f"model.name={model}")
     given("run", "--gpu-mem", size, "--model", model, "--method", "st,dpo-st")
-    assert [plan.samples_merged for _, plan in started] == [False, False]
-    assert {recipe.sampling.weights for recipe, _ in started} == {"quantized"}
-    assert {plan.stages[1].choices["rows"] for _, plan in started} == {started[0][0].sampling.max_rows}
+    assert len({(recipe.sampling.weights, recipe.sampling.max_rows) for recipe, _ in started}) == 1
+    assert {rows_of(plan) for _, plan in started} == {started[0][0].sampling.max_rows}
+    apart = [
+        alone(size, None, f"model.name={model}", *own) for own in ([], ["method=st", "sampling.samples_for_labels=8"])
+    ]
+    assert started[0][0].sampling.max_rows == min(map(rows_of, apart))

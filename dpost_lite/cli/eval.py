@@ -42,7 +42,8 @@ def eval_(
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="paper", help="Also show the paper's results on the same set; without --data, all of its Table 2."
+            metavar="paper",
+            help="Also show the paper's results on the same set; without --data, its Table 2 and a run's saved scores.",
         ),
     ] = None,
     offline: Offline = False,
@@ -68,6 +69,12 @@ def eval_(
     if against is not None:
         choice("--against", against, {"paper": None})
         if data is None and (run := targets.find_target(target).run):
+            given = {"--policy": policy, "--limit": limit, "--samples": samples, "--out": out, "--model": model}
+            if others := [name for name, value in given.items() if value is not None]:
+                raise RecipeError(
+                    f"{', '.join(others)}: --against paper without --data shows the run's own scores; leave it out, or "
+                    "give --data"
+                )
             _table_2(run)
             return
         if data not in papers.SETS:
@@ -113,7 +120,8 @@ def _table_2(run: "Run") -> None:
     data = run.recipe.data
     scores = {data.test or data.train: results.scores(run.path), **results.also_scores(run.path)}
     if missing := [name for name in papers.SETS if not scores.get(name)]:
-        key = f"data.also_test={','.join([*data.also_test, *missing])}"
+        own = data.test or data.train
+        key = f"data.also_test={','.join([*data.also_test, *(name for name in missing if name != own)])}"
         typer.echo(f"note: {run.path} has no scores on {', '.join(missing)}; repeat its command with {key}", err=True)
     ours = targets.describe_target(targets.Target(run.recipe, {}, run))
     Console().print("", papers.table_2(scores))

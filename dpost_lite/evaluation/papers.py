@@ -61,12 +61,17 @@ def against_paper(data: str, scores: list[Score]) -> Table:
 
 
 def table_2(scores: Mapping[str, Sequence[Score]]) -> Table:
-    """Return the paper's Table 2 below a run's own scores, which are by set; sets without any are left empty."""
+    """Return the paper's Table 2 below a run's own scores, which are by set; sets without any are left empty.
+
+    The last of our rows has the numbers of problems.
+    """
     table = table_of("source", *SETS)
     names = dict.fromkeys(score.name for part in SETS for score in scores.get(part, ()))
     for name in names:
         found = {part: score.strict for part in SETS for score in scores.get(part, ()) if score.name == name}
         table.add_row(plain(name), "ours", *(f"{found[part]:.1%}" if part in found else "" for part in SETS))
+    numbers = {part: scores[part][0].num_problems for part in SETS if scores.get(part)}
+    table.add_row("problems", "ours", *(f"{numbers[part]:,}" if part in numbers else "" for part in SETS))
     for row in PUBLISHED:
         if row.source == "Table 2":
             table.add_row(row.name, "Table 2", *(f"{row.accuracies[part]:.1f}%" for part in SETS))

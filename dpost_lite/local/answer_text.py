@@ -8,7 +8,8 @@ from itertools import groupby
 from dpost_lite.local.request import Piece
 from dpost_lite.problems.notation import Notation
 
-_BEFORE_CHANGE = re.compile(r"\s*(?<!#)#{0,3}\Z|\[[^\]]*\Z")  # may become the line of the answer, or an annotation
+# an end of text that may become the line of the answer, or an annotation
+_BEFORE_CHANGE = re.compile(r"\s*(?<!#)#{0,3}\Z|\[(?: [^\]\[<>\n]*)?\Z")
 _SOURCES = {"<": "<[", ">": ">]", "\n": "\n "}  # what a character of GSM8K's notation may have been
 
 
@@ -30,7 +31,7 @@ class AnswerText:
         """Take what tokens add; return what is certain to be part of the text, nothing after a stop text."""
         if self.is_stopped:
             return []
-        self._hold(self._decoder.decode(data), is_inserted)
+        self.hold(self._decoder.decode(data), is_inserted)
         found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
         if found:
             self.is_stopped = True
@@ -42,10 +43,10 @@ class AnswerText:
     def finish(self) -> list[Piece]:
         """Return what was held back, at the end of the answer."""
         if not self.is_stopped:
-            self._hold(self._decoder.decode(b"", final=True), is_inserted=False)
+            self.hold(self._decoder.decode(b"", final=True), is_inserted=False)
         return self._release(len(self._held))
 
-    def _hold(self, text: str, is_inserted: bool) -> None:
+    def hold(self, text: str, is_inserted: bool) -> None:
         self._held += text
         self._marks += [is_inserted] * len(text)
 
@@ -77,11 +78,11 @@ class TranslatedText(AnswerText):
     def finish(self) -> list[Piece]:
         """See `AnswerText`."""
         if not self.is_stopped:
-            self._hold(self._decoder.decode(b"", final=True), is_inserted=False)
+            self.hold(self._decoder.decode(b"", final=True), is_inserted=False)
             self._translate(len(self._written))
         return super().finish()
 
-    def _hold(self, text: str, is_inserted: bool) -> None:
+    def hold(self, text: str, is_inserted: bool) -> None:
         self._written += text
         self._written_marks += [is_inserted] * len(text)
         change = _BEFORE_CHANGE.search(self._written)
@@ -91,7 +92,7 @@ class TranslatedText(AnswerText):
         """Pass on what is new in the translation of the first characters; T5's answers start with a space."""
         text = self._notation.from_model(self._written[:num_chars].removeprefix(" "))
         for char in text[self._num_translated :]:
-            super()._hold(char, self._mark(char))
+            super().hold(char, self._mark(char))
         self._num_translated = max(self._num_translated, len(text))
 
     def _mark(self, char: str) -> bool:

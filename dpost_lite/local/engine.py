@@ -147,7 +147,7 @@ class Engine:
         room = self.model.num_context - len(start_ids)
         if room <= 0 or len(question_ids) > self.model.num_context:
             raise PromptTooLong(
-                f"the question has {len(prompt_ids)} tokens with its template, the model reads "
+                f"the question has {len(prompt_ids)} tokens with all that the prompt adds to it, the model reads "
                 f"{self.model.num_context}; shorten it"
             )
         wanted = self._max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
@@ -223,6 +223,7 @@ class Engine:
             if row.question_ids != self._question_ids:
                 if self._running:
                     return
+                self._question_ids = []  # if this fails
                 encode(self.model.llm, row.question_ids, self._num_parallel)
                 self._question_ids = row.question_ids
             self._queue.popleft()

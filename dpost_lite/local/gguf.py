@@ -215,7 +215,8 @@ def _read_tensors(model_dir: Path, config: dict[str, Any]) -> list[_Tensor]:
                     tensors.append(_Tensor(file, source, name, tuple(part.get_shape()), part.get_dtype()))
         except (SafetensorError, OSError) as error:
             raise ExportError(f"{file} cannot be read ({error}); save or download it again") from error
-    if t5.is_scaled(config):
+    has_head = any(tensor.name == t5.HEAD for tensor in tensors)
+    if config["model_type"] == t5.MODEL_TYPE and (t5.is_scaled(config) or not has_head):
         tensors += [replace(tensor, name=t5.HEAD) for tensor in tensors if tensor.source == t5.EMBEDDING]
     found = {tensor.name for tensor in tensors}
     needed = {"token_embd.weight", *(() if config.get("tie_word_embeddings") else ("output.weight",))}

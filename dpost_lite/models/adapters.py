@@ -170,14 +170,13 @@ def load_merged(
 def save_merged(model: Any, tokenizer: Any, out: Path) -> None:
     """Save merged weights in 16 bit with their tokenizer.
 
-    float16 keeps three more bits of each weight than bfloat16; a model with a weight beyond its range, or of a family
-    that cannot compute in it, is kept in bfloat16.
+    float16 keeps three more bits of each weight than bfloat16; a model with a weight beyond its range is kept in
+    bfloat16.
     """
     import torch
 
     largest = max(float(p.detach().abs().max()) for p in model.parameters())
-    fits = largest < torch.finfo(torch.float16).max and family_of_model(model).uses_float16
-    dtype = torch.float16 if fits else torch.bfloat16
+    dtype = torch.float16 if largest < torch.finfo(torch.float16).max else torch.bfloat16
     for weights in model.parameters():  # not the buffers: rotary frequencies are exact in float32 alone
         weights.data = weights.data.to(dtype)
     with quiet_transformers():

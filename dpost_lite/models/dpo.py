@@ -61,7 +61,7 @@ def train_dpo(
         num_answer = len(pair.prefix_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
         if family.sequence_length(len(prompt), num_answer) <= recipe.max_length:
             trained.append(pair)
-            lengths.append(len(prompt) + num_answer)
+            lengths.append(family.memory_length(len(prompt), num_answer))
             rows.append(family.dpo_row(prompt, pair.prefix_ids, pair.chosen_ids, pair.rejected_ids))
     if not rows:
         raise DataError(f"dpo.max_length={recipe.max_length} leaves none of {len(pairs)} preference pairs; raise it")

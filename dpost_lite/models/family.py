@@ -48,6 +48,10 @@ class Family(ABC):
         """Return the tokens of the longest sequence that the model reads: what `max_length` limits."""
 
     @abstractmethod
+    def memory_length(self, num_prompt: int, num_answer: int) -> int:
+        """Return a length by which rows can be compared for the memory that their training takes."""
+
+    @abstractmethod
     def sft_row(self, prompt: Sequence[int], answer: Sequence[int], labels: Sequence[int]) -> Row:
         """Return a row for `sft_trainer`; `labels` are those of `labels_of`."""
 
@@ -97,6 +101,10 @@ class DecoderOnly(Family):
         """Return the tokens of prompt and answer together."""
         return num_prompt + num_answer
 
+    def memory_length(self, num_prompt: int, num_answer: int) -> int:
+        """Return the tokens of prompt and answer together."""
+        return num_prompt + num_answer
+
     def sft_row(self, prompt: Sequence[int], answer: Sequence[int], labels: Sequence[int]) -> Row:
         """See `Family`."""
         return {"input_ids": [*prompt, *answer], "labels": [LEFT_OUT] * len(prompt) + list(labels)}
@@ -141,7 +149,9 @@ class EncoderDecoder(Family):
     uses_float16 = False
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse what needs more than one line: T5's vocabulary has no line feed."""
+        """Refuse a prompt template, and what needs more than one line: T5's vocabulary has no line feed."""
+        if recipe.model.prompt != "auto":
+            raise RecipeError(f"model.prompt={recipe.model.prompt}: T5 reads the bare question; leave it at auto")
         if recipe.solutions == "code":
             raise RecipeError(
                 "solutions=code: T5's vocabulary has no line feed, so it cannot write code; leave it at text, or "
@@ -157,6 +167,10 @@ class EncoderDecoder(Family):
     def sequence_length(self, num_prompt: int, num_answer: int) -> int:
         """Return the tokens of the longer side."""
         return max(num_prompt, num_answer)
+
+    def memory_length(self, num_prompt: int, num_answer: int) -> int:
+        """Count the answer's tokens several times: each has logits, which take most of the memory."""
+        return num_prompt + 8 * num_answer
 
     def sft_row(self, prompt: Sequence[int], answer: Sequence[int], labels: Sequence[int]) -> Row:
         """See `Family`."""

@@ -43,7 +43,7 @@ def train_sft(
         prompt, answer = prompter.prompt_ids(item.question), item.token_ids
         if family.sequence_length(len(prompt), len(answer)) <= recipe.max_length:
             rows.append(family.sft_row(prompt, answer, labels_of(answer, inserted)))
-            lengths.append(len(prompt) + len(answer))
+            lengths.append(family.memory_length(len(prompt), len(answer)))
     if not rows:
         raise DataError(
             f"sft.max_length={recipe.max_length} leaves none of {len(labelled)} labelled rationales; raise it"

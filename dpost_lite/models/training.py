@@ -87,10 +87,11 @@ def train(
 ) -> list[dict[str, Any]]:
     """Run a transformers Trainer and return its log, one dictionary per optimiser step.
 
-    `lengths` are the tokens of its rows; the longest are tried first, so that an out-of-memory error happens before
-    training starts. Resumes from the newest checkpoint in its folder; writes one every `checkpoint_s` seconds, and one
-    when `progress` raises KeyboardInterrupt. `progress` gets each step's loss, and what `figures` makes of its log;
-    the training ends early after a step whose figures are bad, with the weights before the last step that was not.
+    `lengths` are what the memory of its rows grows with (`Family.memory_length`); the longest are tried first, so that
+    an out-of-memory error happens before training starts. Resumes from the newest checkpoint in its folder; writes one
+    every `checkpoint_s` seconds, and one when `progress` raises KeyboardInterrupt. `progress` gets each step's loss and
+    what `figures` makes of its log; the training ends early after a step whose figures are bad, with the weights before
+    the last step that was not.
     Raises ModelError if the loss becomes infinite or NaN, or jumps after resuming.
     """
     from transformers import PrinterCallback, TrainerCallback

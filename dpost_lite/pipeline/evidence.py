@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpost_lite.problems.prompts import Prompter
+from dpost_lite.local.t5 import MAX_QUESTION
+from dpost_lite.problems.prompts import EncoderDecoderPrompter, Prompter
 from dpost_lite.problems.records import GradedAnswer, LabelledRationale, Problem, Rationale, read_jsonl
 from dpost_lite.problems.synthetic import generate
 from dpost_lite.runs.folder import read_json
@@ -35,9 +36,13 @@ def of_run(run: Path, stage: str | None, prompter: Prompter) -> Evidence:
     """Return the evidence in a run's folder for a policy, given its name or the `stage` that trained it (None: the
     base).
 
-    Without samples that are right, the gold rationales are used. An unscored policy has no greedy answers.
+    Without samples that are right, the gold rationales are used. An unscored policy has no greedy answers. Problems
+    that the file cannot read are left out.
     """
-    parts = {part: tuple(read_jsonl(run / "data" / f"{part}.jsonl", Problem)) for part in ("dev", "test", "train")}
+    parts = {
+        part: tuple(p for p in read_jsonl(run / "data" / f"{part}.jsonl", Problem) if is_readable(p, prompter))
+        for part in ("dev", "test", "train")
+    }
     part = "dev" if parts["dev"] else "test"
     sampled = {answer.problem_id: answer for answer in _sampled(run, stage or BASE, part)}
     return Evidence(
@@ -49,6 +54,13 @@ def of_run(run: Path, stage: str | None, prompter: Prompter) -> Evidence:
         sampled=sampled,
         merges=_merges(run, stage or BASE),
     )
+
+
+def is_readable(problem: Problem, prompter: Prompter) -> bool:
+    """Whether llama.cpp can read a question: an encoder reads MAX_QUESTION tokens, other models all that fit."""
+    if not isinstance(prompter, EncoderDecoderPrompter):
+        return True
+    return len(prompter.prompt_ids(problem.question)) <= MAX_QUESTION
 
 
 def _merges(run: Path, stage: str) -> Mapping[str, int] | None:
@@ -83,9 +95,11 @@ def _rationales(run: Path, problems: Mapping[str, Problem]) -> tuple[LabelledRat
             if file.is_file() and (found := _one_each(read_jsonl(file, Rationale))):
                 return tuple(
                     LabelledRationale(r.problem_id, problems[r.problem_id].question, r.text, r.token_ids, False)
-                    for r in found[:NUM_RATIONALES]
-                )
-    return tuple(read_jsonl(run / "data" / "labels.jsonl", LabelledRationale))[:NUM_RATIONALES]
+                    for r in found
+                    if r.problem_id in problems
+                )[:NUM_RATIONALES]
+    gold = read_jsonl(run / "data" / "labels.jsonl", LabelledRationale)
+    return tuple(label for label in gold if label.problem_id in problems)[:NUM_RATIONALES]
 
 
 def _one_each(rationales: Iterator[Rationale]) -> list[Rationale]:

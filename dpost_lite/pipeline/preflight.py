@@ -23,6 +23,7 @@ def preflight(recipe: Recipe, folder: Path) -> Path:
     check_loss(recipe.dpo.loss)
     check_trackers(recipe.report_to)
     gpu_check.refuse(recipe)
+    choose_backend(recipe.model)  # before a model is downloaded
     model_dir = hub.find(recipe.model.name)
     family = family_of(model_dir)
     family.check(recipe)

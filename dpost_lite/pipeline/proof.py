@@ -235,7 +235,7 @@ def check_tokens(
 def answer_all(
     file: Path, recipe: Recipe, problems: Sequence[Problem], answered: Callable[[int], None] = lambda _: None
 ) -> Solved:
-    """Return the solver's greedy answers by problem, written side by side, and the seconds they took.
+    """Return the solver's greedy answers by problem, and the seconds they took; side by side where the model can.
 
     `answered` is called with the number of answers so far. Raises ExportError as the solver.
     """
@@ -277,7 +277,7 @@ def compare_answers(
         num_same=sum(new.text.strip() == old.text.strip() for new, old in pairs),
         num_lost=sum(old.correct and not new.correct for new, old in pairs),
         num_won=sum(new.correct and not old.correct for new, old in pairs),
-        tokens_per_second=sum(len(prompter.encode_text(new.text)) for new, _ in pairs) / max(seconds, 1e-9),
+        tokens_per_second=sum(len(prompter.answer_ids(new.text)) - 1 for new, _ in pairs) / max(seconds, 1e-9),
     )
 
 

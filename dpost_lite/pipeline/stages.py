@@ -4,10 +4,12 @@
 is done here.
 """
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dpost_lite.errors import PromptTooLong
 from dpost_lite.methods import METHODS
 from dpost_lite.models.backend import choose_backend
 from dpost_lite.models.family import family_of
@@ -31,6 +33,7 @@ from dpost_lite.problems.gate import Yields, num_compared
 from dpost_lite.problems.pairs import make_labels, make_pairs
 from dpost_lite.problems.records import (
     PreferencePair,
+    Problem,
     Score,
     from_dict,
     write_jsonl,
@@ -283,8 +286,12 @@ class RunStages:
                 tools=Tools.from_recipe(self._recipe),
                 max_new_tokens=self._recipe.sampling.max_new_tokens,
             ) as solver:
-                shown = problems_of(self._data, "test")[:NUM_SOLVED]
-                solved = [(problem, solver.solve(problem.question)) for problem in shown]
+                solved: list[tuple[Problem, Any]] = []
+                for problem in problems_of(self._data, "test"):
+                    if len(solved) == NUM_SOLVED:
+                        break
+                    with contextlib.suppress(PromptTooLong):  # of one problem in the file's hands, not of the run
+                        solved.append((problem, solver.solve(problem.question)))
             rows = [
                 {**asdict(p), "solution": {**asdict(s), "strict": predicted_answer(s.text, p.answer)}}
                 for p, s in solved

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-_ANNOTATION = re.compile(r"<<([^<>=\n]*=[^<>\n]*)>>")
+_ANNOTATION = re.compile(r"<<([^][<>=\n]*=[^][<>\n]*)>>(?=([\w$€£]|[-.]\d)?)")  # group 2: what needs a space before it
 _IN_BRACKETS = re.compile(r"\[ ([^][<>=\n]*=[^][<>\n]*)\] ?")  # `[5]` and `[5 = five]` are plain text
 _BINARY = re.compile(r"(?<=[^-+*/=(\s])\s*(//|[-+*/=])\s*")  # not a sign, which has no operand before it
 _BEFORE_ANSWER = re.compile(r"\s+(?=####)")
@@ -67,7 +67,7 @@ class _Brackets(Notation):
 
 
 def _in_brackets(match: re.Match[str]) -> str:
-    return "[ " + _BINARY.sub(r" \1 ", match[1].strip()) + "] "
+    return "[ " + _BINARY.sub(r" \1 ", match[1].strip()) + ("] " if match[2] else "]")
 
 
 def _annotation(match: re.Match[str]) -> str:

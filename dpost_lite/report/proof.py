@@ -15,7 +15,7 @@ def sentences(metrics: Mapping[str, Any]) -> Iterator[str]:
         return
     exact, quantized, answers, merges = (proof[key] for key in ("exact", "quantized", "answers", "merges"))
     yield (
-        f"proved: {proof['num_prompts']} prompts have training's template, token ids, BOS and stop token; mean KL from "
+        f"proved: {proof['num_prompts']} prompts have training's token ids, from BOS to stop token; mean KL from "
         f"float32 to 16 bit {exact['kl']:.1e} nats on {exact['num_rationales']} rationales"
     )
     if quantized:

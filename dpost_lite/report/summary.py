@@ -235,8 +235,7 @@ def next_steps(folder: Path, *, best: str, file: Path | None) -> Text:
     is_adapter = (folder / best / "adapter_config.json").is_file()
     exported = [f"{file}: the model ({file.stat().st_size / 2**20:,.0f} MiB), exported from {best}"] if file else []
     if file and (card := file.with_name("README.md")).is_file():
-        in_ollama = card.with_name("Modelfile").is_file()
-        where = "and beside it a Modelfile for Ollama" if in_ollama else "and why Ollama cannot run the model"
+        where = "and beside it a Modelfile for Ollama" if any(file.parent.glob("*Modelfile")) else "and where it runs"
         exported.append(f"{card}: its model card, {where}")
     solve = [f'dpost-lite solve {folder} "…"'] if file else []
     written = [

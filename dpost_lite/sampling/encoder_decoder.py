@@ -1,8 +1,8 @@
 """T5's forward on the engine's flat batches.
 
-The encoder runs once per problem. What its output becomes in each of the decoder's cross-attentions, keys and values,
-is the shared prompt that all of the problem's rows read. A row holds the decoder's own keys and values, from the token
-that starts every answer; it is no step of its own, for it is read in the step in which the row starts.
+The encoder runs once per problem. The keys and values that the decoder's cross-attentions make of its output are the
+shared prompt that all of the problem's rows read. A row holds the decoder's own keys and values, beginning with the
+token that starts every answer. That token takes no step of its own: it is read in the step that draws the first one.
 
 T5 has no positions but a bias on the scores of self-attention, by head and distance.
 """
@@ -86,7 +86,7 @@ class EncoderDecoder:
             for part in (self._encoder, self._decoder):
                 module = part.block[0].layer[0].SelfAttention
                 module.compute_bias = _no_bias
-                stack.callback(delattr, module, "compute_bias")
+                stack.callback(module.__dict__.pop, "compute_bias", None)
             yield
 
     def prefill(self, cache: KVCache, texts: list[tuple[int, ...]], first_slot: int) -> None:
@@ -95,13 +95,13 @@ class EncoderDecoder:
         bias = _bias(self._encoder, 2 * longest - 1, longest - 1)
         batch = Encode(tuple(map(len, texts)), bias)
         ids = torch.tensor([[token for text in texts for token in text]], device=self._model.device)
-        encoded = self._encoder(input_ids=ids, batch=batch).last_hidden_state[0].split(batch.lengths)
-        for slot, text in enumerate(encoded, start=first_slot):
-            for index, block in enumerate(self._decoder.block):
-                attention = block.layer[1].EncDecAttention
-                for store, project in ((cache.prompt_keys, attention.k), (cache.prompt_values, attention.v)):
-                    heads = project(text).unflatten(1, (attention.n_heads, -1))
-                    store[index, slot, :, : len(text)] = heads.transpose(0, 1)
+        encoded = self._encoder(input_ids=ids, batch=batch).last_hidden_state[0]
+        for index, block in enumerate(self._decoder.block):
+            attention = block.layer[1].EncDecAttention
+            for store, project in ((cache.prompt_keys, attention.k), (cache.prompt_values, attention.v)):
+                heads = project(encoded).unflatten(1, (attention.n_heads, -1)).transpose(0, 1)
+                for slot, text in enumerate(heads.split(batch.lengths, dim=1), start=first_slot):
+                    store[index, slot, :, : text.shape[1]] = text
 
     def decode(self, ids: torch.Tensor, positions: torch.Tensor, plan: Decode, num_last: int) -> torch.Tensor:
         """See `forward.Forward`; `positions` have no use here."""
