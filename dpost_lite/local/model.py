@@ -174,8 +174,7 @@ class EncoderDecoderModel(GgufModel):
         if request.prompt is None and [message.role for message in request.messages] != ["user"]:
             raise ExportError("an encoder–decoder reads one question; ask with one message, from the user")
         question = request.messages[0].content if request.prompt is None else request.prompt
-        ids = self.encode(question)
-        return [*ids, self.llm.token_eos()] if ids else []
+        return [*self.encode(question), self.llm.token_eos()]
 
     def split(self, prompt_ids: list[int]) -> tuple[list[int], list[int]]:
         """See `GgufModel`."""

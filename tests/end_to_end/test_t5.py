@@ -91,7 +91,8 @@ def test_the_file_answers_and_is_checked(run):
     assert CliRunner().invoke(app, ["verify", str(folder)]).exit_code == 0
     solved = CliRunner().invoke(app, ["solve", str(folder), "Ann in 2 and 5?"])
     assert solved.exit_code == 0, solved.output
-    assert "Ollama cannot run" in printed
+    assert "its model card, and where it runs" in printed
+    assert "Ollama cannot run encoder–decoders" in (folder / "export" / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_report_and_an_evaluation_are_made(run):
