@@ -16,8 +16,6 @@ from dpost_lite.models.shapes import EncoderDecoderShape
 from dpost_lite.problems.records import LabelledRationale, Rationale, read_jsonl
 from dpost_lite.runs.folder import read_json
 
-PRECISIONS = {"4bit": ["sft.epochs=20"], "full": ["--precision", "full", "sft.epochs=12"]}
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
@@ -43,12 +41,13 @@ class Finished:
     printed: str
 
 
-@pytest.fixture(scope="module", params=PRECISIONS)
-def run(base, request, tmp_path_factory) -> Finished:
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory) -> Finished:
+    """LoRA on 4 bits; full precision has its tests in test_seq2seq.py, and the rehearsal of T5."""
     folder = tmp_path_factory.mktemp("run")
     data = write_problems(folder / "mine.jsonl")
     command = ["run", "--data", str(data), "--model", str(base), "--out", str(folder / "run"), *SETTINGS]
-    command += ["rounds=1", "model.prompt=auto", *PRECISIONS[request.param]]
+    command += ["rounds=1", "model.prompt=auto", "sft.epochs=20"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     return Finished(folder / "run", command, result.output)
