@@ -9,9 +9,11 @@ makes of it shows that the loop works on encoder–decoders, not how good Flan-T
 """
 
 import argparse
+import logging
 import math
 import re
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +42,8 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=1200)
     parser.add_argument("--epochs", type=float, default=20)
     arguments = parser.parse_args()
+    warnings.simplefilter("ignore", FutureWarning)  # of transformers, about names of its own
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # about a kernel that is not needed
     problems = generate(arguments.problems, seed=SEED, max_steps=1)
     tokenizer = tokenizer_of([BRACKETS.to_model(f"{p.question} {p.rationale}") for p in problems])
     recipe = SftRecipe(learning_rate=2e-3, epochs=arguments.epochs, batch_size=64, micro_batch_size=64)
