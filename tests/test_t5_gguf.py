@@ -158,6 +158,25 @@ def test_logits_are_those_of_transformers(tmp_path, settings, largest_kl):
     assert np.std(np.load(tmp_path / "expected.npy")) > 0.5  # the model is no uniform one
 
 
+def test_a_head_that_is_the_embedding_without_scaling(tmp_path):
+    """What transformers 5 saves of a T5 1.1 that it has made itself."""
+    folder = save_t5(tmp_path / "model", **PLAIN)
+    model = loaded(folder)
+    model.lm_head.weight = model.shared.weight
+    model.config.tie_word_embeddings = True
+    model.save_pretrained(folder)
+    model = loaded(folder)
+    assert model.lm_head.weight is model.shared.weight
+    assert not model.config.scale_decoder_outputs
+    asked = rows(model.config.vocab_size)
+    proof.write_logprobs(tmp_path / "expected.npy", asked, lambda row: exact.logits(model, row.token_ids, row.start))
+    made = gguf.write_gguf(folder, tmp_path / "model.gguf", dtype="f32")
+    found = proof.measure(
+        made, may_end=[0, 1, 2], rows=asked, reference=tmp_path / "expected.npy", written=tmp_path / "found.npy"
+    )
+    assert max(one.kl for one in found.differences) < 1e-6
+
+
 def test_16_bit_weights_are_widened_one_part_at_a_time(flan):
     import torch
 
