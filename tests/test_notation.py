@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from test_forcing import CALCULATE, PENS, Piece, Vocabulary, corrected, write
-from tiny_t5 import t5_tokenizer
+from tiny_t5 import t5_tokenizer, trained_t5_tokenizer
 
 from dpost_lite.problems.answers import predicted_answer
 from dpost_lite.problems.forcing import MAX_ANNOTATION_CHARS, Forcer
 from dpost_lite.problems.notation import BRACKETS, GSM8K
 from dpost_lite.problems.prompts import EncoderDecoderPrompter, Prompter
+from dpost_lite.problems.synthetic import generate
 from dpost_lite.problems.tools import Tools
 
 PAIRS = {  # GSM8K's notation and the model's
@@ -228,6 +229,23 @@ def test_training_text_is_written_back_token_by_token(vocabulary):
             ids += row.push(token) or [token]
         assert ids == canonical
         assert (row.num_calculated, row.num_refused) == (1, 0)
+
+
+def test_a_trained_vocabulary_too():
+    """With pieces of its own at every training: built-in rationales are completed as they were tokenised."""
+    problems = [BRACKETS.to_model(f"{p.question} {p.rationale}") for p in generate(300, seed=1)]
+    prompter = EncoderDecoderPrompter(trained_t5_tokenizer(problems))
+    forcer = Forcer(prompter.token_text(), prompter.encode_text, CALCULATE, BRACKETS)
+    num_calculated = 0
+    for problem in generate(100, seed=2):
+        ids, row, made = prompter.answer_ids(problem.rationale or ""), forcer.row(), list[int]()
+        while len(made) < len(ids):
+            token = ids[len(made)]
+            made += row.push(token) or [token]
+        assert prompter.text(made) == prompter.text(ids)
+        assert made == list(ids)
+        num_calculated += row.num_calculated
+    assert num_calculated > 100
 
 
 @pytest.mark.parametrize(

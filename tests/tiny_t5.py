@@ -1,5 +1,6 @@
 """A small tokenizer built as T5's is, for tests of encoder–decoders."""
 
+import json
 from functools import cache
 from typing import Any
 
@@ -34,3 +35,17 @@ def t5_tokenizer() -> Any:
     special = dict.fromkeys(("<pad>", "</s>", "<unk>"), 0.0)
     extra = {f"<extra_id_{i}>": 0.0 for i in reversed(range(100))}
     return T5Tokenizer(vocab=[*special.items(), *pieces.items(), *extra.items()])
+
+
+def trained_t5_tokenizer(texts: list[str]) -> Any:
+    """Return a `T5Tokenizer` whose pieces are trained on texts, hardly the same twice."""
+    from tokenizers import Tokenizer, models, trainers
+    from transformers import T5Tokenizer
+
+    model = Tokenizer(models.Unigram())
+    model.pre_tokenizer = T5Tokenizer().backend_tokenizer.pre_tokenizer
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=special, unk_token="<unk>", show_progress=False)
+    model.train_from_iterator(texts, trainer)
+    pieces = {piece: score for piece, score in json.loads(model.to_str())["model"]["vocab"] if piece not in special}
+    return T5Tokenizer(vocab=[*dict.fromkeys(special, 0.0).items(), *pieces.items()], extra_ids=0)
