@@ -30,3 +30,10 @@ def test_what_takes_lines_is_refused(override, says):
 @pytest.mark.parametrize("name", ["flan-t5-base", "flan-t5-large", "flan-t5-base-qlora", "rehearsal-t5"])
 def test_the_recipes_for_t5_are_not(name):
     ENCODER_DECODER.check(load_recipe(name))
+
+
+def test_the_rows_that_are_tried_first_are_those_with_the_most_logits():
+    """A T5's memory grows with its answers; the question is encoded without any."""
+    long_question, long_answer = (400, 60), (120, 320)
+    assert DECODER_ONLY.memory_length(*long_question) > DECODER_ONLY.memory_length(*long_answer)
+    assert ENCODER_DECODER.memory_length(*long_question) < ENCODER_DECODER.memory_length(*long_answer)

@@ -25,13 +25,13 @@ from dpost_lite.local.request import Message, Piece, Request, Solution
 from dpost_lite.local.solver import Solver
 from dpost_lite.local.t5 import MAX_QUESTION, ONLY_HERE
 from dpost_lite.models import exact
-from dpost_lite.pipeline.evidence import built_in
+from dpost_lite.pipeline.evidence import built_in, of_run
 from dpost_lite.pipeline.proof import Prover
 from dpost_lite.pipeline.streaming import adapter_alone
 from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.notation import BRACKETS
 from dpost_lite.problems.prompts import EncoderDecoderPrompter
-from dpost_lite.problems.records import LabelledRationale
+from dpost_lite.problems.records import LabelledRationale, Problem, write_jsonl
 from dpost_lite.problems.tools import Tools
 
 FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
@@ -175,6 +175,19 @@ def test_a_head_that_is_the_embedding_without_scaling(tmp_path):
         made, may_end=[0, 1, 2], rows=asked, reference=tmp_path / "expected.npy", written=tmp_path / "found.npy"
     )
     assert max(one.kl for one in found.differences) < 1e-6
+
+
+def test_questions_that_the_encoder_cannot_read_are_no_evidence(prompter, tmp_path):
+    """Else an export would fail after all training, for one long question."""
+    short, long = Problem("short", "How many eggs?", "2"), Problem("long", "egg " * MAX_QUESTION, "2")
+    (tmp_path / "data").mkdir()
+    for part in ("dev", "test", "train"):
+        write_jsonl(tmp_path / "data" / f"{part}.jsonl", [long, short])
+    gold = [LabelledRationale(p.id, p.question, "#### 2", prompter.answer_ids("#### 2"), True) for p in (long, short)]
+    write_jsonl(tmp_path / "data" / "labels.jsonl", gold)
+    found = of_run(tmp_path, None, prompter)
+    assert {problem.id for problem in (*found.problems, *found.dev)} == {"short"}
+    assert [rationale.problem_id for rationale in found.rationales] == ["short"]
 
 
 def test_16_bit_weights_are_widened_one_part_at_a_time(flan):

@@ -290,7 +290,7 @@ class RunStages:
                 for problem in problems_of(self._data, "test"):
                     if len(solved) == NUM_SOLVED:
                         break
-                    with contextlib.suppress(PromptTooLong):  # of one problem in the file's hands, not of the run
+                    with contextlib.suppress(PromptTooLong):  # that one is not shown
                         solved.append((problem, solver.solve(problem.question)))
             rows = [
                 {**asdict(p), "solution": {**asdict(s), "strict": predicted_answer(s.text, p.answer)}}

@@ -5,6 +5,7 @@ Any transformers model that looks its attention up by name can run on it. The mo
 other samples and its own tokens, and the two results are combined by their log-sum-exp.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,14 +77,14 @@ class Decode:
     prompts: list[Part]
 
 
-def register() -> str:
-    """Register `attend` with transformers (idempotent) and return its name."""
+def register(name: str, function: Callable[..., Any]) -> str:
+    """Register an attention function with transformers (idempotent), with no mask of its own, and return its name."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    AttentionInterface.register(ATTENTION_NAME, attend)
-    AttentionMaskInterface.register(ATTENTION_NAME, lambda *args, **kwargs: None)
-    return ATTENTION_NAME
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
+    return name
 
 
 def attend(

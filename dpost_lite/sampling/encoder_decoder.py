@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dpost_lite.sampling.attention import Decode, Layer
+from dpost_lite.sampling.attention import Decode, Layer, register
 from dpost_lite.sampling.cache import KVCache
 
 ATTENTION_NAME = "dpost_t5"
@@ -81,7 +81,7 @@ class EncoderDecoder:
         """Replace the attention functions, and do without the biases that transformers would make of a flat batch."""
         before = self._model.config._attn_implementation
         with ExitStack() as stack:
-            self._model.set_attn_implementation(register())
+            self._model.set_attn_implementation(register(ATTENTION_NAME, attend))
             stack.callback(self._model.set_attn_implementation, before)
             for part in (self._encoder, self._decoder):
                 module = part.block[0].layer[0].SelfAttention
@@ -113,16 +113,6 @@ class EncoderDecoder:
             input_ids=ids[None], encoder_hidden_states=self._no_encoding, use_cache=False, batch=plan
         ).last_hidden_state[0, -num_last:]
         return self._model.get_output_embeddings()(found * self._scale)
-
-
-def register() -> str:
-    """Register `attend` with transformers (idempotent) and return its name."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    AttentionInterface.register(ATTENTION_NAME, attend)
-    AttentionMaskInterface.register(ATTENTION_NAME, lambda *args, **kwargs: None)
-    return ATTENTION_NAME
 
 
 def _bias(stack: Any, num_keys: int, query: int) -> torch.Tensor:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
-from dpost_lite.sampling.attention import Decode, Prefill, register
+from dpost_lite.sampling import attention
+from dpost_lite.sampling.attention import Decode, Prefill
 from dpost_lite.sampling.cache import KVCache
 
 
@@ -47,7 +48,7 @@ class DecoderOnly:
     def ready(self) -> Iterator[None]:
         """See `Forward`."""
         before = self._model.config._attn_implementation
-        self._model.set_attn_implementation(register())
+        self._model.set_attn_implementation(attention.register(attention.ATTENTION_NAME, attention.attend))
         try:
             yield
         finally:
