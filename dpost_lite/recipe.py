@@ -172,6 +172,7 @@ class DpoRecipe(_Section):
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     max_length: int = Field(640, ge=16)
+    """Tokens of prompt and longer rationale (T5: of either); longer pairs are dropped and counted."""
 
     @field_validator("gate", mode="before")
     @classmethod

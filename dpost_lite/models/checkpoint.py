@@ -48,7 +48,7 @@ class LastGood:
 
 
 class Checkpoints:
-    """Writes and restores the checkpoints of one trl trainer, below the folder `out` of its stage.
+    """Writes and restores the checkpoints of one trainer, below the folder `out` of its stage.
 
     They are at least `interval_s` seconds apart, and further if they would take more than 1 % of the time. They hold
     `good` too.

@@ -33,7 +33,7 @@ def load_tokenizer(model_dir: Path) -> Any:
 
 
 def load_prompter(model_dir: Path, recipe: ModelRecipe) -> Prompter:
-    """Return the prompt template that a recipe asks for, with the model's tokenizer."""
+    """Return the prompter of a model: its tokenizer, with the prompt template that a recipe asks for if it has any."""
     return family_of(model_dir).prompter(load_tokenizer(model_dir), recipe.prompt)
 
 

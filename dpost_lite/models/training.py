@@ -216,7 +216,7 @@ def backward(trainer: Any, batch: Any, *, times: int) -> None:
 
 
 def keep_float32(model: Any) -> None:
-    """Undo trl's cast of LoRA weights to bfloat16 on a quantised base.
+    """Keep what is trained in float32: on a quantised base, trl casts LoRA weights to bfloat16.
 
     At DPO's learning rates an update is below half a bfloat16 step and rounds away (measured at 5e-6: 3 % of entries
     moved in 8 steps, all of them in float32).

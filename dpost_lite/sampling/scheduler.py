@@ -62,7 +62,7 @@ class Prompt:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One running sample: `length` of its tokens are cached; the `unread` ones are written and not yet cached."""
+    """One running sample: `length` of its tokens are cached; the `unread` ones are not yet, new or a row's start."""
 
     prompt: Prompt
     index: int
