@@ -19,6 +19,7 @@ bound: weights and cache read once. The last line is one JSON object.
 """
 
 import argparse
+import math
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ from dpost_lite.planner.plan import make_plans
 from dpost_lite.planner.workload import Workload, workload_of
 from dpost_lite.recipe import Recipe
 from dpost_lite.recipe_files import load_recipe
-from dpost_lite.sampling import attention, choosing
+from dpost_lite.sampling import attention, choosing, model_runner
 from dpost_lite.sampling.model_runner import ModelRunner
 from dpost_lite.sampling.request import MAX_PREFILL_TOKENS, CacheSize, Request, logit_copies, max_prompts
 from dpost_lite.sampling.statistics import Statistics
@@ -112,8 +113,14 @@ class Live(TorchDispatchMode):
             moved = [args[2], args[2]]
         else:
             moved = [*(t for t in tree_iter(args) if isinstance(t, torch.Tensor)), *made]
-        self.moved += sum(tensor.numel() * tensor.dtype.itemsize for tensor in moved)
+        self.moved += sum(map(_num_bytes, moved))
         self.num_operations += 1
+
+
+def _num_bytes(tensor: torch.Tensor) -> int:
+    """Return the bytes of a tensor's elements, those that an expanded dimension repeats once."""
+    sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    return math.prod(sizes) * tensor.dtype.itemsize
 
 
 class _Product4Bit(torch.autograd.Function):
@@ -201,7 +208,7 @@ def stand_ins(*, on_gpu: bool = True) -> Iterator[None]:
             (chunked_logprob, "_addmm_fp32", lambda *_: None),  # on a GPU, of 16-bit numbers without a copy
             (chunked_logprob, "_use_triton", lambda _: False),
             (choosing, "_CPU_CHUNK", 2**62),  # a GPU takes all logits at once
-            (attention.Layer, "_is_fused", lambda *_: False),
+            (model_runner, "kernel_for", lambda _, dtype: attention.kernel_for(torch.device("cuda"), dtype)),
         ]
     with ExitStack() as stack:
         for owner, name, value in replaced:

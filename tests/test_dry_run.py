@@ -23,6 +23,7 @@ import dry_run
 from dry_run import Dry, Live, compare, smallest_card
 
 TOLERANCE = 0.05
+MOVED = 1.5  # times weights and cache, of a decode step with merged weights
 GPU_RECIPES = sorted(path.stem for path in recipes_dir().glob("*gb.yaml"))
 OTHER_BASES = ["HuggingFaceTB/SmolLM2-360M", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen3-14B-Base"]  # than those below
 
@@ -36,6 +37,8 @@ def check(recipe, name: str, device: Device) -> None:
         assert abs(off) < TOLERANCE, (
             f"{name} {row['device']} {row['stage']} {row['choices']}: {off:+.1%}, {row['parts']}"
         )
+        if row["choices"].get("weights") == "merged":
+            assert row["moved"] < MOVED * row["bound"], f"{name} {row['device']}: {row['moved'] / row['bound']:.2f}"
 
 
 @pytest.mark.parametrize("name", OTHER_BASES)

@@ -38,7 +38,7 @@ from stories import (  # noqa: E402
 
 from dpost_lite.errors import ModelError  # noqa: E402
 from dpost_lite.problems.calculator import Calculator  # noqa: E402
-from dpost_lite.sampling import attention  # noqa: E402
+from dpost_lite.sampling import attention, model_runner  # noqa: E402
 from dpost_lite.sampling.engine import Engine  # noqa: E402
 
 # --- greedy, without a calculator ------------------------------------------------------------------------------------
@@ -46,9 +46,9 @@ from dpost_lite.sampling.engine import Engine  # noqa: E402
 
 @pytest.fixture(params=["fused", "products"])
 def kernel(request, monkeypatch):
-    """Both ways to compute attention on every machine: the kernel for CPUs, and the products that GPUs run."""
+    """Two ways to compute attention on every machine: the kernel for CPUs, and products."""
     if request.param == "products":
-        monkeypatch.setattr(attention.Layer, "_is_fused", lambda *_: False)
+        monkeypatch.setattr(model_runner, "kernel_for", lambda *_: None)
     return request.param
 
 

@@ -119,6 +119,7 @@ def off(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "feature", "cost"),
     [
+        ("attention", "attention", "switched off, matrix products compute it, sampling is slower"),
         ("CUDA graphs", "graphs", "switched off, sampling of small models is slower"),
         ("sampler", "engine", "`run` refuses this GPU; use --gpu-mem cpu, and please report it"),
         ("4-bit layers", "4bit", "`run` refuses 4-bit weights; use --precision 16bit, which needs more memory"),
@@ -204,7 +205,7 @@ def test_a_full_disk_says_nothing_about_the_gpu():
 def test_what_was_found_before_the_user_stopped_is_kept_and_the_rest_is_made_next_time(monkeypatch, in_process):
     all_with(monkeypatch, sampler=bad)
     checks = run_checks(gpu_check.CHECKS)
-    assert [next(checks).name, next(checks).name] == ["CUDA graphs", "sampler"]
+    assert [next(checks).name for _ in range(3)] == ["attention", "CUDA graphs", "sampler"]
     checks.close()
     assert switched_off() == {"engine"}
     said: list[str] = []
@@ -293,11 +294,24 @@ def test_a_damaged_line_loses_no_other(gpu):
 # What is switched off
 
 
+def test_a_fused_kernel_that_failed_is_not_used():
+    import torch
+
+    from dpost_lite.sampling.attention import flash_for_cpu, kernel_for, memory_efficient
+
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert kernel_for(cuda, torch.bfloat16) is kernel_for(cuda, torch.float16) is memory_efficient
+    assert kernel_for(cuda, torch.float32) is None
+    off("attention")
+    assert kernel_for(cuda, torch.bfloat16) is None
+    assert kernel_for(cpu, torch.bfloat16) is kernel_for(cpu, torch.float32) is flash_for_cpu
+
+
 def test_graphs_that_failed_are_not_used_and_others_are():
     import torch
 
     config = SimpleNamespace(model_type="llama", layer_types=None, is_encoder_decoder=False)
-    model = SimpleNamespace(device=torch.device("cuda"), config=config)
+    model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, config=config)
 
     def has_graphs() -> bool:
         runner = ModelRunner(model, Statistics(), static=None)
@@ -374,7 +388,7 @@ def test_doctor_tests_again_whatever_is_recorded(monkeypatch, in_process):
     assert result.exit_code == 0, result.output
     first, *lines = result.stdout.splitlines()
     assert first == "Checking Test GPU, a minute or two:"
-    assert [text[0] for text in lines] == ["✓"] * 5 + ["!"]
+    assert [text[0] for text in lines] == ["✓"] * 6 + ["!"]
     assert switched_off() == set()
     all_with(monkeypatch, CUDA_graphs=bad)
     result = dpost_lite("doctor", "--gpu")

@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811 - a fixture is imported and then named as an argument
 
+import math
 import types
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from memory_efficient import efficient_attention  # noqa: E402
 from test_precision import fast  # noqa: E402, F401  (a fixture)
 
 from dpost_lite.models import adapters, hardware  # noqa: E402
-from dpost_lite.pipeline import gpu_check, gpu_checks, gpu_memory  # noqa: E402
+from dpost_lite.pipeline import gpu_attention, gpu_check, gpu_checks, gpu_memory  # noqa: E402
 from dpost_lite.pipeline.gpu_checks import Outcome  # noqa: E402
-from dpost_lite.sampling import step_inputs  # noqa: E402
+from dpost_lite.sampling import attention, step_inputs  # noqa: E402
 from dpost_lite.sampling.forward import DecoderOnly  # noqa: E402
 from dpost_lite.sampling.graphs import Graphs  # noqa: E402
 
@@ -101,6 +103,46 @@ def test_steps_that_cannot_be_recorded_or_never_are_do_not_pass(replaying, monke
     assert found.state == "failed"
     assert "cannot be CUDA graphs" in found.text
     assert "operation not permitted" in found.text
+
+
+# Attention
+
+
+def test_a_fused_kernel_that_agrees_with_products_passes(computing):
+    found = gpu_attention.fused_attention("cpu", NOWHERE)
+    assert found.state == "ok", found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("window", gpu_attention.WINDOWS)
+def test_the_kernel_of_gpus_is_asked_for_what_it_can_do(dtype, window, monkeypatch):
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", efficient_attention)
+    off = gpu_attention.attention_difference(attention.memory_efficient, dtype, "cpu", 128, window)
+    assert 1e-5 < off < 5e-3
+
+
+@pytest.mark.parametrize("fault", ["base 2", "hidden", "mask", "nan"])
+def test_a_wrong_fused_kernel_is_found(computing, fault, monkeypatch):
+    """A log-sum-exp in base 2, weight for a part that the window hides, a mask left out, and NaN."""
+    real = attention.flash_for_cpu
+
+    def wrong(q, k, v, mask):
+        out, log_sum_exp = real(q, k, v, torch.zeros_like(mask) if fault == "mask" else mask)
+        if fault == "base 2":
+            log_sum_exp = log_sum_exp / math.log(2)
+        if fault == "hidden":
+            log_sum_exp = torch.where(log_sum_exp < -1e4, 0.0, log_sum_exp)
+        return out, log_sum_exp * math.nan if fault == "nan" else log_sum_exp
+
+    monkeypatch.setattr(attention, "flash_for_cpu", wrong)
+    found = gpu_attention.fused_attention("cpu", NOWHERE)
+    assert found.state == "failed"
+    assert found.text.endswith("% off matrix products here")
+
+
+def test_float32_does_without_a_fused_kernel_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(hardware, "compute_dtype", lambda *_, **__: torch.float32)
+    assert gpu_attention.fused_attention("cuda", NOWHERE).state == "not applicable"
 
 
 # The sampler

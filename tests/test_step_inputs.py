@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from memory_efficient import efficient_attention  # noqa: E402
 from stories import (  # noqa: E402
     FORCER,
     ID,
@@ -23,7 +24,7 @@ from stories import (  # noqa: E402
 
 from dpost_lite.errors import OutOfMemory  # noqa: E402
 from dpost_lite.problems.answer_tokens import AnswerTokens  # noqa: E402
-from dpost_lite.sampling.attention import Layer, Part  # noqa: E402
+from dpost_lite.sampling.attention import Layer, Part, flash_for_cpu, memory_efficient  # noqa: E402
 from dpost_lite.sampling.cache import KVCache  # noqa: E402
 from dpost_lite.sampling.engine import Engine  # noqa: E402
 from dpost_lite.sampling.request import CacheSize  # noqa: E402
@@ -91,10 +92,12 @@ def test_long_rows_stay_in_front_of_short_ones(storyteller, monkeypatch):
     assert segmented.statistics.num_positions_read < 0.75 * whole.statistics.num_positions_read
 
 
+@pytest.mark.parametrize("kernel", [None, memory_efficient])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma2", "gemma3", "t5"])
-def test_padded_shapes_change_nothing(model_of, family, monkeypatch):
+def test_padded_shapes_change_nothing(model_of, family, kernel, monkeypatch):
     """What a GPU replays as a graph, run on the CPU without one: equal to `generate`."""
-    monkeypatch.setattr(Layer, "_is_fused", lambda *_: False)
+    monkeypatch.setattr("dpost_lite.sampling.model_runner.kernel_for", lambda *_: kernel)
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", efficient_attention)
     model = model_of(family)
     asked = [ask(p, max_new_tokens=14, num_samples=2) for p in prompts(6)]
     for (prompt, _), sample in drawn(Engine(model, writer=None, max_rows=5, static=True), asked).items():
@@ -104,19 +107,18 @@ def test_padded_shapes_change_nothing(model_of, family, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("width", [1, 3])
-def test_both_ways_to_compute_attention_agree(width, window, dtype, monkeypatch):
+@pytest.mark.parametrize("kernel", [flash_for_cpu, memory_efficient])
+def test_fused_kernels_agree_with_products(kernel, width, window, dtype, monkeypatch):
     """Also in the log-sum-exp, and where a window hides a whole part, which then has no weight."""
     torch.manual_seed(0)
     query = torch.randn(6 * width, 6, 16, dtype=dtype) / 4
-    keys, values = torch.randn(2, 8, 2, 20, 16, dtype=dtype)
+    keys, values = torch.randn(2, 8, 2, 26, 16, dtype=dtype)
     position = torch.tensor([19, 12, 5, 30, 0, 7])[:, None].expand(-1, width)
     tokens = torch.arange(6 * width).view(6, width) if width > 1 else slice(0, 6)
-    part = Part(tokens, torch.arange(1, 7), 18, position[:, :1].clamp(max=17), position)
-    layer, ways = Layer(0, 1.0, window, None), []
-    for is_fused in (True, False):
-        monkeypatch.setattr(Layer, "_is_fused", lambda *_, is_fused=is_fused: is_fused)
-        ways.append(layer._part(query, keys, values, part))
-    (fused, weight), (products, other) = ways
+    part = Part(tokens, torch.arange(1, 7), 24, position[:, :1].clamp(max=23), position)
+    layer = Layer(0, 1.0, window, None)
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", efficient_attention)
+    (fused, weight), (products, other) = (layer._part(query, keys, values, part, how) for how in (kernel, None))
     assert fused.shape == products.shape == query.shape
     hidden = other < -1e30
     assert hidden.any() == (window is not None)

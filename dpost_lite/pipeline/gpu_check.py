@@ -12,7 +12,7 @@ from typing import Any
 
 from dpost_lite.errors import DpostError, ModelError, OutOfMemory, ProcessFailed, RunError
 from dpost_lite.models.backend import FIRST_IMPORTS
-from dpost_lite.pipeline import gpu_checks, gpu_memory
+from dpost_lite.pipeline import gpu_attention, gpu_checks, gpu_memory
 from dpost_lite.pipeline.gpu_checks import Outcome
 from dpost_lite.pipeline.worker import run_in_child
 from dpost_lite.recipe import Recipe
@@ -40,6 +40,10 @@ class Check:
 
 
 CHECKS = (
+    Check(
+        "attention", ((gpu_attention.fused_attention, None),), "attention",
+        "switched off, matrix products compute it, sampling is slower",
+    ),
     Check(
         "CUDA graphs", ((gpu_checks.graphs, None),), "graphs", "switched off, sampling of small models is slower"
     ),

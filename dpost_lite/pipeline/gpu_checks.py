@@ -222,7 +222,7 @@ def four_bit(device: str, folder: Path) -> Outcome:
         original = torch.randn(SHAPE.intermediate, SHAPE.hidden) * 0.1
         rows = torch.randn(64, SHAPE.hidden)
     layer, weights = quantised(original, device, dtype)
-    lost = _relative(weights.cpu().float(), original)
+    lost = relative(weights.cpu().float(), original)
     inputs = rows.to(device, dtype).requires_grad_()
     products = layer(inputs)
     products.float().square().sum().backward()
@@ -232,9 +232,9 @@ def four_bit(device: str, folder: Path) -> Outcome:
     with torch.no_grad():
         one_row = layer(inputs[:1])  # a kernel of its own
     found = {
-        "a product with 64 rows": _relative(products, expected),
-        "a product with one row": _relative(one_row, expected[:1]),
-        "a gradient": _relative(inputs.grad, exact.grad),
+        "a product with 64 rows": relative(products, expected),
+        "a product with one row": relative(one_row, expected[:1]),
+        "a gradient": relative(inputs.grad, exact.grad),
     }
     name, off = max(found.items(), key=lambda one: math.inf if math.isnan(one[1]) else one[1])
     if not lost <= QUANTISATION_ERROR:
@@ -261,7 +261,7 @@ def quantised(original: "torch.Tensor", device: str, dtype: "torch.dtype") -> tu
     return layer, bitsandbytes.functional.dequantize_4bit(packed.data, packed.quant_state)
 
 
-def _relative(found: Any, expected: Any) -> float:
+def relative(found: Any, expected: Any) -> float:
     """Return the size of the difference relative to that of `expected` (Frobenius)."""
     found, expected = found.detach().float(), expected.detach().float()
     return float((found - expected).norm() / expected.norm())

@@ -2,7 +2,8 @@
 
 Any transformers model that looks its attention up by name can run on it. The model's forward sees a flat batch
 `(1, tokens)` without padding; only `attend` knows about rows. A row attends to two parts, the prompt it shares with
-other samples and its own tokens, and the two results are combined by their log-sum-exp.
+other samples and its own tokens, and the two results are combined by their log-sum-exp. A fused kernel that returns it
+computes both where there is one (`kernel_for`), else matrix products do.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,47 @@ import torch
 
 from dpost_lite.errors import ModelError
 from dpost_lite.sampling.cache import KVCache
+from dpost_lite.system.gpu_record import switched_off
 
 ATTENTION_NAME = "dpost_rows"
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""`(q, k, v, mask) -> (output, log-sum-exp)`, the softmax attention of a step's part without storing its scores.
+
+Scaled `q` is `(n, kv_heads, queries, head_dim)`: heads that share a key head are further queries, so keys are never
+repeated. `k` and `v` are `(n, kv_heads, length, head_dim)`, `mask` is `(n, kv_heads or 1, queries or 1, length)`; the
+output is like `q`, its log-sum-exp `(n, kv_heads, queries)` in float32.
+"""
+
+
+def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel | None:
+    """Return the fused kernel of decode steps on this device; None if there is none, or it failed its check there."""
+    if device.type == "cpu":
+        return flash_for_cpu
+    if dtype == torch.float32 or "attention" in switched_off():  # in float32 it may round to TF32
+        return None
+    return memory_efficient
+
+
+def flash_for_cpu(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """PyTorch's flash attention on CPUs, as a `Kernel`."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=1)
+
+
+def memory_efficient(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """PyTorch's memory-efficient attention on GPUs, the one of its kernels there that takes a mask, as a `Kernel`.
+
+    It wants the mask in the type of `q`, and a length that is a multiple of 8, as in steps of padded shapes.
+    """
+    mask = mask.expand(*q.shape[:3], -1)
+    out, log_sum_exp, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        q, k, v, mask, compute_log_sumexp=True, scale=1.0
+    )
+    return out, log_sum_exp[..., : q.shape[2]]  # it is padded to a multiple of 32 queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,37 +84,40 @@ class Part:
     query_position: torch.Tensor  # (n, width)
     scatter_index: torch.Tensor | None = None
     bias: torch.Tensor | None = None  # (heads, distances), float32
-    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> torch.Tensor:
-        """Additive float32 mask, `(n, heads or 1, width or 1, length)`, with the bias.
+    def mask(self, window: int | None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Additive mask, `(n, heads or 1, width or 1, length)`, with the bias.
 
-        Finite instead of −∞: a window may hide every position.
+        Finite instead of −∞, since a window may hide every position; half of the smallest number, since a kernel may
+        multiply it by log₂ e.
         """
-        if window not in self._masks:
+        if (window, dtype) not in self._masks:
             positions = torch.arange(self.length, device=self.max_key_position.device)
             hidden = positions > self.max_key_position[..., None]
             if window is not None:
                 hidden = hidden | (positions <= self.query_position[..., None] - window)
             mask = torch.zeros(hidden.shape, device=hidden.device)
-            mask = mask.masked_fill_(hidden, torch.finfo(torch.float32).min)[:, None]
+            mask = mask.masked_fill_(hidden, torch.finfo(dtype).min / 2)[:, None]
             if self.bias is not None:
                 distance = (self.query_position[..., None] - positions).clamp_(0, self.bias.shape[1] - 1)
                 mask = mask + self.bias[:, distance].transpose(0, 1)
-            self._masks[window] = mask
-        return self._masks[window]
+            self._masks[window, dtype] = mask.to(dtype)
+        return self._masks[window, dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class Decode:
     """A decode step over a flat batch. Token i is written to `row[i]` at `position[i]`; then the parts in `rows` attend
-    to the rows and those in `prompts` to the prompts. Both lists cover all tokens, in order."""
+    to the rows and those in `prompts` to the prompts. Both lists cover all tokens, in order. `kernel` is None where
+    matrix products compute them."""
 
     cache: KVCache
     row: torch.Tensor  # (tokens,)
     position: torch.Tensor  # (tokens,)
     rows: list[Part]
     prompts: list[Part]
+    kernel: Kernel | None
 
 
 def register(name: str, function: Callable[..., Any]) -> str:
@@ -139,7 +182,7 @@ class Layer:
                 position = torch.arange(length, device=q.device)[None]
                 part = Part(slice(None), slice(None), length, max_key_position=position, query_position=position)
                 grouped = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3).flatten(2, 3)  # tokens before heads
-                mixed, _ = self._softmax_attention(grouped * self.scaling, k, v, part.mask(self.window))
+                mixed, _ = self._products(grouped * self.scaling, k, v, part.mask(self.window))
                 out = mixed.unflatten(2, (length, -1)).transpose(2, 3).flatten(1, 2)
             outputs.append(out)
         return torch.cat(outputs, dim=2).transpose(1, 2)
@@ -159,25 +202,25 @@ class Layer:
         keys, values = batch.cache.row_keys[self.index], batch.cache.row_values[self.index]
         keys[batch.row, :, batch.position] = key
         values[batch.row, :, batch.position] = value
-        return self._parts(query, keys, values, batch.rows)
+        return self._parts(query, keys, values, batch.rows, batch.kernel)
 
     def of_prompt(self, query: torch.Tensor, batch: Decode) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `_parts` does for the prompts. `query` is scaled."""
         keys, values = batch.cache.prompt_keys[self.index], batch.cache.prompt_values[self.index]
-        return self._parts(query, keys, values, batch.prompts)
+        return self._parts(query, keys, values, batch.prompts, batch.kernel)
 
     def _parts(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, parts: list[Part]
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, parts: list[Part], kernel: Kernel | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each token's attention output `(tokens, heads, head_dim)` and log-sum-exp `(tokens, heads)`."""
-        found = [self._part(query, keys, values, part) for part in parts]
+        found = [self._part(query, keys, values, part, kernel) for part in parts]
         if len(found) == 1:
             return found[0]
         outputs, weights = zip(*found, strict=True)
         return torch.cat(outputs), torch.cat(weights)
 
     def _part(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, part: Part
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, part: Part, kernel: Kernel | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         _, kv_heads, _, head_dim = keys.shape
         index = part.scatter_index
@@ -186,23 +229,21 @@ class Layer:
         num, width, _, group, _ = q.shape
         q = q.transpose(1, 2).reshape(num, kv_heads, width * group, head_dim)
         k, v = keys[part.slots, :, : part.length], values[part.slots, :, : part.length]
-        out, weight = self._softmax_attention(q, k, v, part.mask(self.window))
+        if kernel is None or self.softcap is not None:
+            out, weight = self._products(q, k, v, part.mask(self.window))
+        else:
+            mask = part.mask(self.window, q.dtype if kernel is memory_efficient else torch.float32)
+            if mask.shape[2] > 1:
+                mask = mask.repeat_interleave(group, dim=2)
+            out, weight = kernel(q, k, v, mask)
         out = out.unflatten(2, (width, group)).transpose(1, 2).reshape(num * width, -1, head_dim)
         weight = weight.unflatten(2, (width, group)).transpose(1, 2).reshape(num * width, -1)
         return (out, weight) if index is None else (out[index], weight[index])
 
-    def _softmax_attention(
+    def _products(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Softmax attention of scaled `q` `(n, kv_heads, width * group, head_dim)`, and its log-sum-exp.
-
-        `k` and `v` are `(n, kv_heads, length, head_dim)`. Heads that share a key head are rows of one product, so keys
-        are never repeated. On a CPU one kernel does it all, without storing scores.
-        """
-        if self._is_fused(q):
-            if mask.shape[2] > 1:
-                mask = mask.repeat_interleave(q.shape[2] // mask.shape[2], dim=2)
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=1)
+        """Do what a `Kernel` does, and the softcap, with matrix products. `mask` has a row for a group of heads."""
         scores = torch.matmul(q, k.transpose(2, 3)).float()
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
@@ -210,6 +251,3 @@ class Layer:
         weights = torch.softmax(scores, dim=-1)
         log_sum_exp = scores.amax(dim=-1) - weights.amax(dim=-1).log()  # the largest weight is exp(peak) / sum of exp
         return torch.matmul(weights.to(v.dtype), v), log_sum_exp
-
-    def _is_fused(self, q: torch.Tensor) -> bool:
-        return q.device.type == "cpu" and self.softcap is None

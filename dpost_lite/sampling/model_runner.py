@@ -1,6 +1,7 @@
 """Runs the model: allocates the cache, computes prompts, decodes one step, chooses tokens. The scheduler says for whom.
 
-On a GPU, steps are padded to few shapes and replayed as CUDA graphs, unless these failed their check there.
+On a GPU, steps are padded to few shapes and replayed as CUDA graphs, and attention is one kernel, unless these failed
+their checks there.
 """
 
 import math
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from dpost_lite.errors import ModelError
+from dpost_lite.sampling.attention import kernel_for
 from dpost_lite.sampling.cache import KVCache, check_layers, position_bytes
 from dpost_lite.sampling.choosing import choose
 from dpost_lite.sampling.encoder_decoder import EncoderDecoder
@@ -46,6 +48,7 @@ class ModelRunner:
         if graphs is None:
             graphs = self._device.type == "cuda" and "graphs" not in switched_off()
         self._has_graphs = self.static and graphs
+        self._kernel = kernel_for(model.device, model.dtype)
         self._shapes: set[StepShape] = set()
         self.release()
 
@@ -141,7 +144,7 @@ class ModelRunner:
     def _decode(self, packed: torch.Tensor, shape: StepShape) -> torch.Tensor:
         assert self.cache is not None
         inputs = StepInputs.unpack(packed.to(self._device), shape)
-        plan = inputs.plan(shape, self.cache)
+        plan = inputs.plan(shape, self.cache, self._kernel)
         return self._forward.decode(inputs.ids, inputs.absolute_position, plan, shape.num_rows)
 
     def choose(self, rows: list[Row], logits: torch.Tensor) -> list[tuple[int, float]]:

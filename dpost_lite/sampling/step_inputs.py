@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from dpost_lite.sampling.attention import Decode, Part
+from dpost_lite.sampling.attention import Decode, Kernel, Part
 from dpost_lite.sampling.cache import KVCache
 from dpost_lite.sampling.request import CacheSize
 from dpost_lite.sampling.scheduler import Prompt, Row
@@ -151,7 +151,7 @@ class StepInputs(Generic[Value]):
             *(packed[start:end].view(size) for start, end, size in zip([0, *ends], ends, sizes, strict=False))
         )
 
-    def plan(self: "StepInputs[torch.Tensor]", shape: StepShape, cache: KVCache) -> Decode:
+    def plan(self: "StepInputs[torch.Tensor]", shape: StepShape, cache: KVCache, kernel: Kernel | None) -> Decode:
         """Return what attention reads and writes in this step."""
         of_rows, of_prompts = [], []
         if shape.num_multi:
@@ -167,7 +167,7 @@ class StepInputs(Generic[Value]):
         slots, max_key, query = slice(0, shape.num_prompts), self.prompt_max_key_position, self.prompt_query_position
         index = self.prompt_scatter_index
         of_prompts.append(Part(self.prompt_tokens, slots, shape.prompt_length, max_key, query, index))
-        return Decode(cache, self.row, self.position, of_rows, of_prompts)
+        return Decode(cache, self.row, self.position, of_rows, of_prompts, kernel)
 
 
 _FIELDS = [field.name for field in fields(StepInputs)]

@@ -19,7 +19,7 @@ from dpost_lite.system.machine import cache_dir, version
 
 PACKAGES = ("torch", "bitsandbytes", "transformers", "unsloth", "dpost-lite")
 
-Feature = Literal["graphs", "engine", "4bit", "unsloth"]
+Feature = Literal["attention", "graphs", "engine", "4bit", "unsloth"]
 State = Literal["ok", "note", "failed", "not applicable"]
 
 
