@@ -118,7 +118,7 @@ class Live(TorchDispatchMode):
 
 
 def _num_bytes(tensor: torch.Tensor) -> int:
-    """Return the bytes of a tensor's elements, those that an expanded dimension repeats once."""
+    """Return the bytes of a tensor's elements, counted once where an expanded dimension repeats them."""
     sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
     return math.prod(sizes) * tensor.dtype.itemsize
 
@@ -181,6 +181,11 @@ def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **_: Any
     return _Attention.apply(query, key, value, attn_mask)
 
 
+def _kernel(_: torch.device, dtype: torch.dtype, *__: Any, **___: Any) -> attention.Kernel | None:
+    """Return the fused kernel that a GPU has; its own call is counted, of which fake tensors need the shapes alone."""
+    return None if dtype == torch.float32 else attention.memory_efficient
+
+
 @contextmanager
 def stand_ins(*, on_gpu: bool = True) -> Iterator[None]:
     """Replace what needs values or, `on_gpu`, a GPU, in a `with` block."""
@@ -208,7 +213,7 @@ def stand_ins(*, on_gpu: bool = True) -> Iterator[None]:
             (chunked_logprob, "_addmm_fp32", lambda *_: None),  # on a GPU, of 16-bit numbers without a copy
             (chunked_logprob, "_use_triton", lambda _: False),
             (choosing, "_CPU_CHUNK", 2**62),  # a GPU takes all logits at once
-            (model_runner, "kernel_for", lambda _, dtype: attention.kernel_for(torch.device("cuda"), dtype)),
+            (model_runner, "kernel_for", _kernel),
         ]
     with ExitStack() as stack:
         for owner, name, value in replaced:

@@ -1,7 +1,7 @@
 """A stand-in for PyTorch's memory-efficient attention, which exists on GPUs alone.
 
-It refuses what the kernel refuses (PyTorch's attention.cu, and `check_supported` in kernel_forward.h) and computes in
-base 2 as that does, so a mask that overflows there overflows here.
+It refuses what the kernel refuses (PyTorch's attention.cu, and `check_supported` in kernel_forward.h, or more) and
+computes in base 2 as that does, so a mask that overflows there overflows here.
 """
 
 import math
@@ -20,8 +20,9 @@ def efficient_attention(query, key, value, attn_bias, compute_log_sumexp, dropou
     for tensor in (query, key, value, attn_bias):
         assert tensor.stride(3) == 1
         assert tensor.data_ptr() % 16 == 0
-        for size, stride in zip(tensor.shape[:3], tensor.stride(), strict=False):
+        for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True):
             assert size == 1 or stride % ALIGNMENT == 0
+        assert tensor is attn_bias or tensor.stride(2) % ALIGNMENT == 0
     assert compute_log_sumexp
     assert dropout_p == 0
     assert not is_causal

@@ -23,7 +23,7 @@ import dry_run
 from dry_run import Dry, Live, compare, smallest_card
 
 TOLERANCE = 0.05
-MOVED = 1.5  # times weights and cache, of a decode step with merged weights
+MOVED = 1.5  # times weights and cache, of a decode step with merged weights; Qwen2.5-0.5B, not tested here, has 1.67
 GPU_RECIPES = sorted(path.stem for path in recipes_dir().glob("*gb.yaml"))
 OTHER_BASES = ["HuggingFaceTB/SmolLM2-360M", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen3-14B-Base"]  # than those below
 
@@ -100,6 +100,9 @@ def test_memory_is_counted_from_its_allocation_to_its_end():
         live.moved = 0
         torch.nn.functional.embedding(torch.empty(3, dtype=torch.int64), table)
         assert live.moved == 2 * 3 * 8 * 4  # and not the whole table
+        live.moved = 0
+        torch.empty(3, 1).expand(3, 100).clone()
+        assert live.moved == (3 + 300) * 4  # what is expanded is read once
 
 
 def test_layers_are_extrapolated():

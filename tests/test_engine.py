@@ -48,7 +48,7 @@ from dpost_lite.sampling.engine import Engine  # noqa: E402
 def kernel(request, monkeypatch):
     """Two ways to compute attention on every machine: the kernel for CPUs, and products."""
     if request.param == "products":
-        monkeypatch.setattr(model_runner, "kernel_for", lambda *_: None)
+        monkeypatch.setattr(model_runner, "kernel_for", lambda *_, **__: None)
     return request.param
 
 

@@ -119,7 +119,7 @@ def off(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "feature", "cost"),
     [
-        ("attention", "attention", "switched off, matrix products compute it, sampling is slower"),
+        ("attention", "attention", "switched off, matrix products compute it, sampling may be slower"),
         ("CUDA graphs", "graphs", "switched off, sampling of small models is slower"),
         ("sampler", "engine", "`run` refuses this GPU; use --gpu-mem cpu, and please report it"),
         ("4-bit layers", "4bit", "`run` refuses 4-bit weights; use --precision 16bit, which needs more memory"),
@@ -294,23 +294,33 @@ def test_a_damaged_line_loses_no_other(gpu):
 # What is switched off
 
 
-def test_a_fused_kernel_that_failed_is_not_used():
+def test_a_fused_kernel_is_used_where_there_is_one_and_it_passed(monkeypatch):
     import torch
 
     from dpost_lite.sampling.attention import flash_for_cpu, kernel_for, memory_efficient
 
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert kernel_for(cuda, torch.bfloat16) is kernel_for(cuda, torch.float16) is memory_efficient
-    assert kernel_for(cuda, torch.float32) is None
+    bfloat16, float16, float32 = torch.bfloat16, torch.float16, torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: True)
+    assert kernel_for(cuda, bfloat16, 64) is kernel_for(cuda, float16, 64) is memory_efficient
+    assert kernel_for(cuda, float32, 64) is kernel_for(cuda, bfloat16, 20) is None
+    assert kernel_for(cuda, bfloat16, 64, is_padded=False) is None
+    assert kernel_for(torch.device("mps"), bfloat16, 64) is None
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: including_emulation)
+    assert kernel_for(cuda, bfloat16, 64) is None
+    assert kernel_for(cuda, float16, 64) is memory_efficient
     off("attention")
-    assert kernel_for(cuda, torch.bfloat16) is None
-    assert kernel_for(cpu, torch.bfloat16) is kernel_for(cpu, torch.float32) is flash_for_cpu
+    assert kernel_for(cuda, float16, 64) is None
+    assert kernel_for(cuda, float16, 64, is_checked=False) is memory_efficient
+    assert kernel_for(cpu, bfloat16, 64) is kernel_for(cpu, float32, 20, is_padded=False) is flash_for_cpu
 
 
 def test_graphs_that_failed_are_not_used_and_others_are():
     import torch
 
-    config = SimpleNamespace(model_type="llama", layer_types=None, is_encoder_decoder=False)
+    config = SimpleNamespace(
+        model_type="llama", layer_types=None, is_encoder_decoder=False, head_dim=64, num_key_value_heads=2
+    )
     model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, config=config)
 
     def has_graphs() -> bool:

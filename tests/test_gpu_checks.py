@@ -117,8 +117,11 @@ def test_a_fused_kernel_that_agrees_with_products_passes(computing):
 @pytest.mark.parametrize("window", gpu_attention.WINDOWS)
 def test_the_kernel_of_gpus_is_asked_for_what_it_can_do(dtype, window, monkeypatch):
     monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", efficient_attention)
-    off = gpu_attention.attention_difference(attention.memory_efficient, dtype, "cpu", 128, window)
-    assert 1e-5 < off < 5e-3
+    for head_dim, has_bias in ((128, False), (64, True)):
+        off = gpu_attention.attention_difference(
+            attention.memory_efficient, dtype, "cpu", head_dim, window, has_bias=has_bias
+        )
+        assert 1e-5 < off < 5e-3
 
 
 @pytest.mark.parametrize("fault", ["base 2", "hidden", "mask", "nan"])
@@ -142,7 +145,8 @@ def test_a_wrong_fused_kernel_is_found(computing, fault, monkeypatch):
 
 def test_float32_does_without_a_fused_kernel_on_a_gpu(monkeypatch):
     monkeypatch.setattr(hardware, "compute_dtype", lambda *_, **__: torch.float32)
-    assert gpu_attention.fused_attention("cuda", NOWHERE).state == "not applicable"
+    nothing = Outcome("not applicable", "there is no fused kernel for float32 here")
+    assert gpu_attention.fused_attention("cuda", NOWHERE) == nothing
 
 
 # The sampler

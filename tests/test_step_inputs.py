@@ -96,9 +96,9 @@ def test_long_rows_stay_in_front_of_short_ones(storyteller, monkeypatch):
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma2", "gemma3", "t5"])
 def test_padded_shapes_change_nothing(model_of, family, kernel, monkeypatch):
     """What a GPU replays as a graph, run on the CPU without one: equal to `generate`."""
-    monkeypatch.setattr("dpost_lite.sampling.model_runner.kernel_for", lambda *_: kernel)
-    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", efficient_attention)
     model = model_of(family)
+    monkeypatch.setattr("dpost_lite.sampling.model_runner.kernel_for", lambda *_, **__: kernel)
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", efficient_attention)
     asked = [ask(p, max_new_tokens=14, num_samples=2) for p in prompts(6)]
     for (prompt, _), sample in drawn(Engine(model, writer=None, max_rows=5, static=True), asked).items():
         assert sample.token_ids == generated(model, prompt, 14)

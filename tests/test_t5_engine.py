@@ -8,10 +8,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from conftest import tiny_t5  # noqa: E402
+from memory_efficient import efficient_attention  # noqa: E402
 from stories import Dictation, ask, generated, plain_logprobs, prompts, run, same  # noqa: E402
 
 from dpost_lite.errors import ModelError  # noqa: E402
 from dpost_lite.sampling import model_runner  # noqa: E402
+from dpost_lite.sampling.attention import flash_for_cpu, memory_efficient  # noqa: E402
 from dpost_lite.sampling.engine import Engine  # noqa: E402
 from dpost_lite.sampling.request import Request  # noqa: E402
 
@@ -95,17 +97,17 @@ def test_rows_come_from_the_memory_budget(model_of):
     assert found[1] == int((1e-4 * 2**30 - size.num_prompts * 7 * position) // (14 * position + logits))
 
 
-@pytest.mark.parametrize("how", ["attention", "products"])
-def test_bfloat16_is_as_exact_as_transformers(monkeypatch, how):
-    """On every machine, the kernel for CPUs and products."""
-    if how == "products":
-        monkeypatch.setattr(model_runner, "kernel_for", lambda *_: None)
+@pytest.mark.parametrize("kernel", [flash_for_cpu, memory_efficient, None])
+def test_bfloat16_is_as_exact_as_transformers(monkeypatch, kernel):
+    """On every machine, the kernel for CPUs, that of GPUs, and products."""
     rounded = tiny_t5().bfloat16()
     exact = copy.deepcopy(rounded).float()
+    monkeypatch.setattr(model_runner, "kernel_for", lambda *_, **__: kernel)
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", efficient_attention)
     asked = [ask(p, max_new_tokens=10, temperature=1.0, stop_ids=frozenset()) for p in prompts(6)]
     ours, theirs = list[float](), list[float]()
-    for (prompt, _), sample in run(rounded, asked, num_rows=4).items():
-        logprobs, of_transformers = (plain_logprobs(model, prompt, sample.token_ids) for model in (exact, rounded))
+    for sample in list(Engine(rounded, writer=None, max_rows=4, static=True).run(asked)):
+        logprobs, of_transformers = (plain_logprobs(model, sample.key, sample.token_ids) for model in (exact, rounded))
         ours += map(abs, map(sub, sample.logprobs, logprobs))
         theirs += map(abs, map(sub, of_transformers, logprobs))
     assert 0 < sum(ours) < 1.3 * sum(theirs)

@@ -42,8 +42,8 @@ class Check:
 CHECKS = (
     Check(
         "attention", ((gpu_attention.fused_attention, None),), "attention",
-        "switched off, matrix products compute it, sampling is slower",
-    ),
+        "switched off, matrix products compute it, sampling may be slower",
+    ),  # first: graphs and sampler are checked with what it leaves on
     Check(
         "CUDA graphs", ((gpu_checks.graphs, None),), "graphs", "switched off, sampling of small models is slower"
     ),

@@ -21,19 +21,27 @@ ATTENTION_NAME = "dpost_rows"
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """`(q, k, v, mask) -> (output, log-sum-exp)`, the softmax attention of a step's part without storing its scores.
 
-Scaled `q` is `(n, kv_heads, queries, head_dim)`: heads that share a key head are further queries, so keys are never
-repeated. `k` and `v` are `(n, kv_heads, length, head_dim)`, `mask` is `(n, kv_heads or 1, queries or 1, length)`; the
-output is like `q`, its log-sum-exp `(n, kv_heads, queries)` in float32.
+All four have one type. Scaled `q` is `(n, kv_heads, queries, head_dim)`: heads that share a key head are further
+queries, so keys are never repeated. `k` and `v` are `(n, kv_heads, length, head_dim)`, `mask` is `(n, kv_heads or 1,
+queries or 1, length)`; the output is like `q`, its log-sum-exp `(n, kv_heads, queries)` in float32.
 """
 
 
-def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel | None:
-    """Return the fused kernel of decode steps on this device; None if there is none, or it failed its check there."""
+def kernel_for(
+    device: torch.device, dtype: torch.dtype, head_dim: int, *, is_padded: bool = True, is_checked: bool = True
+) -> Kernel | None:
+    """Return the fused kernel of decode steps, or None if there is none for this device, type and head dimension.
+
+    That of GPUs wants `is_padded` steps and 16 bits: what float32 gives there is the reference. With `is_checked` it is
+    None too where it failed its check.
+    """
     if device.type == "cpu":
         return flash_for_cpu
-    if dtype == torch.float32 or "attention" in switched_off():  # in float32 it may round to TF32
+    if device.type != "cuda" or dtype == torch.float32 or head_dim % 8 or not is_padded:
         return None
-    return memory_efficient
+    if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return None
+    return None if is_checked and "attention" in switched_off() else memory_efficient
 
 
 def flash_for_cpu(
@@ -46,10 +54,7 @@ def flash_for_cpu(
 def memory_efficient(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """PyTorch's memory-efficient attention on GPUs, the one of its kernels there that takes a mask, as a `Kernel`.
-
-    It wants the mask in the type of `q`, and a length that is a multiple of 8, as in steps of padded shapes.
-    """
+    """PyTorch's memory-efficient attention on GPUs, which takes a mask, as a `Kernel`; lengths are multiples of 8."""
     mask = mask.expand(*q.shape[:3], -1)
     out, log_sum_exp, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         q, k, v, mask, compute_log_sumexp=True, scale=1.0
@@ -84,15 +89,15 @@ class Part:
     query_position: torch.Tensor  # (n, width)
     scatter_index: torch.Tensor | None = None
     bias: torch.Tensor | None = None  # (heads, distances), float32
-    _masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, torch.dtype, int], torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Additive mask, `(n, heads or 1, width or 1, length)`, with the bias.
+    def mask(self, window: int | None, dtype: torch.dtype = torch.float32, group: int = 1) -> torch.Tensor:
+        """Additive mask, `(n, heads or 1, width * group or 1, length)`, with the bias; each token's row `group` times.
 
         Finite instead of −∞, since a window may hide every position; half of the smallest number, since a kernel may
         multiply it by log₂ e.
         """
-        if (window, dtype) not in self._masks:
+        if (window, dtype, group) not in self._masks:
             positions = torch.arange(self.length, device=self.max_key_position.device)
             hidden = positions > self.max_key_position[..., None]
             if window is not None:
@@ -102,8 +107,10 @@ class Part:
             if self.bias is not None:
                 distance = (self.query_position[..., None] - positions).clamp_(0, self.bias.shape[1] - 1)
                 mask = mask + self.bias[:, distance].transpose(0, 1)
-            self._masks[window, dtype] = mask.to(dtype)
-        return self._masks[window, dtype]
+            if mask.shape[2] > 1 and group > 1:
+                mask = mask.repeat_interleave(group, dim=2)
+            self._masks[window, dtype, group] = mask.to(dtype)
+        return self._masks[window, dtype, group]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,10 +239,7 @@ class Layer:
         if kernel is None or self.softcap is not None:
             out, weight = self._products(q, k, v, part.mask(self.window))
         else:
-            mask = part.mask(self.window, q.dtype if kernel is memory_efficient else torch.float32)
-            if mask.shape[2] > 1:
-                mask = mask.repeat_interleave(group, dim=2)
-            out, weight = kernel(q, k, v, mask)
+            out, weight = kernel(q, k, v, part.mask(self.window, q.dtype, group))
         out = out.unflatten(2, (width, group)).transpose(1, 2).reshape(num * width, -1, head_dim)
         weight = weight.unflatten(2, (width, group)).transpose(1, 2).reshape(num * width, -1)
         return (out, weight) if index is None else (out[index], weight[index])
@@ -243,7 +247,7 @@ class Layer:
     def _products(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Do what a `Kernel` does, and the softcap, with matrix products. `mask` has a row for a group of heads."""
+        """Compute what a `Kernel` does, with the softcap; a row of the float32 `mask` serves all heads of a group."""
         scores = torch.matmul(q, k.transpose(2, 3)).float()
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap

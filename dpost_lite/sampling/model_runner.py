@@ -1,7 +1,7 @@
 """Runs the model: allocates the cache, computes prompts, decodes one step, chooses tokens. The scheduler says for whom.
 
-On a GPU, steps are padded to few shapes and replayed as CUDA graphs, and attention is one kernel, unless these failed
-their checks there.
+On a GPU, steps are padded to few shapes and replayed as CUDA graphs, and attention has a fused kernel, unless these
+failed their checks there.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 
 from dpost_lite.errors import ModelError
 from dpost_lite.sampling.attention import kernel_for
-from dpost_lite.sampling.cache import KVCache, check_layers, position_bytes
+from dpost_lite.sampling.cache import KVCache, check_layers, kv_shape, position_bytes
 from dpost_lite.sampling.choosing import choose
 from dpost_lite.sampling.encoder_decoder import EncoderDecoder
 from dpost_lite.sampling.forward import DecoderOnly, Forward
@@ -48,7 +48,7 @@ class ModelRunner:
         if graphs is None:
             graphs = self._device.type == "cuda" and "graphs" not in switched_off()
         self._has_graphs = self.static and graphs
-        self._kernel = kernel_for(model.device, model.dtype)
+        self._kernel = kernel_for(model.device, model.dtype, kv_shape(model.config)[1], is_padded=self.static)
         self._shapes: set[StepShape] = set()
         self.release()
 
@@ -73,7 +73,7 @@ class ModelRunner:
         num_samples = sum(len(queued.indices) for queued in queue)
         prompt_length = max(len(request.read_ids) for request in requests)
         row_length = max(request.row_length for request in requests)
-        if self.static:  # a GPU's matrix products want keys aligned to 16 bytes
+        if self.static:  # a GPU's fused kernel wants masks aligned to 16 bytes
             prompt_length, row_length = multiple_of(8, prompt_length), multiple_of(8, row_length)
         copies = max(logit_copies(request.top_p) for request in requests)
 
