@@ -102,7 +102,7 @@ def test_wo_stays_unquantised_and_lora_adapts_it_but_not_the_head(base, compute)
 
 
 def test_t5_never_computes_in_float16(base, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert hardware.compute_dtype(on="cuda") is torch.float16
     assert hardware.compute_dtype(on="cuda", float16=ENCODER_DECODER.uses_float16) is torch.float32
     seen = []
