@@ -5,7 +5,7 @@ Start with `selftrain.py`: the paper's Algorithm 2 on one page. To solve problem
     from dpost_lite import Solver
 
     with Solver("model.gguf") as solver:
-        print(solver.solve("Ann has 3 boxes of 12 apples. How many apples has she?").answer)
+        print(solver.solve("Ann has 3 boxes of 12 apples. How many apples does she have?").answer)
 """
 
 from importlib import import_module
