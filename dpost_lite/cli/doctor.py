@@ -13,8 +13,8 @@ def doctor(
         typer.Option(
             "--gpu",
             help="Test that this GPU computes what it should, for a minute or two: fused attention, CUDA graphs, the "
-            "sampler, 4-bit layers, unsloth, the memory cap and the planned memory. What fails is switched off here. The first `run` "
-            "does the same; this tests again.",
+            "sampler, 4-bit layers, unsloth, the memory cap and the planned memory. What fails is switched off here. "
+            "The first `run` does the same; this tests again.",
         ),
     ] = False,
     debug: Debug = False,

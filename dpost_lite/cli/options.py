@@ -81,7 +81,8 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar="SOURCE",
-        help="gsm8k, synthetic, or a .jsonl/.json/.csv/.parquet file; for tests also multiarith, asdiv, svamp, math500.",
+        help="gsm8k, synthetic, or a .jsonl/.json/.csv/.parquet file; for tests also multiarith, asdiv, svamp, "
+        "math500.",
     ),
 ]
 DataDir = Annotated[
