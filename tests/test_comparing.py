@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from dpost_lite.errors import DataError
 from dpost_lite.problems.comparing import (
     bootstrap_interval,
     compare,
+    interval_over_seeds,
     majority,
     mcnemar,
     mean_difference,
@@ -93,6 +95,21 @@ def test_intervals_hold_the_truth_about_95_times_in_100():
         low, high = bootstrap_interval(draws.count(1), draws.count(-1), 400)
         held += low <= 0.05 <= high
     assert 180 <= held <= 199
+
+
+def test_the_interval_over_seeds_is_students():
+    once = compare({"1": True}, {"1": True})
+
+    def interval(*points: float) -> tuple[float, float]:
+        return interval_over_seeds([replace(once, difference=one / 100) for one in points])
+
+    assert interval(1, 2, 3) == pytest.approx(((2 - 2.484) / 100, (2 + 2.484) / 100), abs=1e-5)
+    assert interval(0, 2) == pytest.approx(((1 - 12.706) / 100, (1 + 12.706) / 100), abs=1e-5)
+    low, high = interval(*range(20))  # more seeds than the table has
+    assert high - low == pytest.approx(2 * 2.262 * math.sqrt(35 / 20) / 100, rel=1e-3)
+    dice = random.Random(0)
+    drawn = [interval(*(dice.gauss(1, 3) for _ in range(5))) for _ in range(2000)]
+    assert 0.935 < sum(low < 0.01 < high for low, high in drawn) / len(drawn) < 0.965
 
 
 def test_two_models_on_the_problems_that_both_were_asked():

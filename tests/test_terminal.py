@@ -308,5 +308,6 @@ def test_methods_stand_side_by_side(num_seeds) -> None:
     one = compare({"1": True, "2": False}, {"1": True, "2": True})
     told = summary.method_difference("st", "dpo-st", [one] * num_seeds)
     assert told.startswith("dpo-st - st: +50.0 points")
-    assert ("on average over 2 seeds, 95 % interval +0.0 to +100.0" in told) == (num_seeds == 2)
+    assert ("on average over 2 seeds, 95 % interval +50.0 to +50.0 (for other" in told) == (num_seeds == 2)
+    assert ("or +0.0 to +100.0 (for these seeds" in told) == (num_seeds == 2)
     assert ("by seed +50.0 (p = 1), +50.0 (p = 1), p by McNemar's exact test" in told) == (num_seeds == 2)

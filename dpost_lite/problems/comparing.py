@@ -9,6 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 from dpost_lite.errors import DataError
@@ -17,6 +18,7 @@ from dpost_lite.problems.records import Problem, Rationale, SampledScore
 
 _DRAWN_AT_ONCE = 2**20  # numbers, to bound memory
 NUM_RESAMPLES = 10_000
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 % quantiles of Student's t by freedom
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def mean_difference(compared: Sequence[Comparison]) -> tuple[float, float, float
 
     All seeds answer the same problems, so a problem is resampled with all of its answers (cluster bootstrap, Davison
     and Hinkley 1997, section 3.8): 3 seeds on 400 problems are not 1,200 problems. The interval is conditional on these
-    seeds.
+    seeds: it leaves out what other rationales drawn, and other batches, would have changed (`interval_over_seeds`).
     """
     import numpy as np
 
@@ -91,6 +93,17 @@ def mean_difference(compared: Sequence[Comparison]) -> tuple[float, float, float
     differences = np.zeros(num_problems)  # zero where both models, or neither, solve the problem
     differences[: len(counts)] = [counts[i] / len(compared) for i in sorted(counts)]
     return float(differences.mean()), *bootstrap_mean(differences)
+
+
+def interval_over_seeds(compared: Sequence[Comparison]) -> tuple[float, float]:
+    """Return the 95 % interval (low, high) of the mean difference over two seeds or more, by Student's t.
+
+    It is about other seeds on these problems: what a method gains, whatever is drawn. It is wide for few seeds.
+    """
+    differences = [one.difference for one in compared]
+    freedom = min(len(differences) - 1, len(T_975))
+    half = T_975[freedom - 1] * stdev(differences) / math.sqrt(len(differences))
+    return fmean(differences) - half, fmean(differences) + half
 
 
 def bootstrap_mean(values: Any, *, confidence: float = 0.95) -> tuple[float, float]:

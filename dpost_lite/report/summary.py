@@ -10,7 +10,7 @@ from rich.text import Text
 
 from dpost_lite.methods import Method
 from dpost_lite.problems.answers import is_right
-from dpost_lite.problems.comparing import Comparison, mean_difference
+from dpost_lite.problems.comparing import Comparison, interval_over_seeds, mean_difference
 from dpost_lite.problems.records import GradedAnswer, SampledScore, Score
 from dpost_lite.report.terminal import plain
 
@@ -179,10 +179,12 @@ def method_difference(a: str, b: str, compared: Sequence[Comparison]) -> str:
         (one,) = compared
         return f"{b} - {a}: {100 * one.difference:+.1f} points, {_certainty(one)}"
     mean_points, low, high = (100 * value for value in mean_difference(compared))
+    lowest, highest = (100 * value for value in interval_over_seeds(compared))
     each = ", ".join(f"{100 * one.difference:+.1f} (p = {one.p:.2g})" for one in compared)
     return (
-        f"{b} - {a}: {mean_points:+.1f} points on average over {len(compared)} seeds, 95 % interval {low:+.1f} to "
-        f"{high:+.1f} (bootstrap over problems, for these seeds); by seed {each}, p by McNemar's exact test"
+        f"{b} - {a}: {mean_points:+.1f} points on average over {len(compared)} seeds, 95 % interval {lowest:+.1f} to "
+        f"{highest:+.1f} (for other seeds, Student's t) or {low:+.1f} to {high:+.1f} (for these seeds, bootstrap over "
+        f"problems); by seed {each}, p by McNemar's exact test"
     )
 
 
