@@ -17,8 +17,8 @@ Parts:
   At the planner's micro-batch: a step of the longest rows, for the peak, then timed steps of rows of GSM8K's mean
   length. GiB are what PyTorch reserved, and 0.6 for CUDA.
 - `sample/SHAPE/WEIGHTS/ENTRANT`: ours, from merged 16-bit weights and from 4-bit ones under an adapter; from merged
-  ones also ours without calculator, vLLM if it is installed, the papers' procedure, transformers' continuous batching
-  and generate.
+  ones also ours without calculator, of the smaller shape also with attention by matrix products, vLLM if it is
+  installed, the papers' procedure, transformers' continuous batching and generate.
 
 What the sampler's parts measure: random weights compute as long as trained ones, but never end an answer or write `<<`.
 So each problem has a fixed length, drawn from GSM8K's distribution and the same for all entrants; all samples of a

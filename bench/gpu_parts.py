@@ -131,12 +131,14 @@ def all_parts(sizes: Sizes, device: Device, folders: dict[str, Path]) -> list[Pa
             for name in sizes.shapes:
                 yield sampling_part(name, weights, entrant, sizes, device, folders[name])
 
+    smallest = min(sizes.shapes, key=lambda name: sizes.shapes[name].num_parameters)  # most rows, so most attention
     return [
         Part("machine", Machine(sizes.matrix), LOADING_SECONDS[device.kind]),
         *trained["qlora"],
         *sampled("merged", "ours", "ours-off"),
         *trained["16bit"],
         *sampled("4bit", "ours"),
+        sampling_part(smallest, "merged", "ours-products", sizes, device, folders[smallest]),
         *trained["unsloth"],
         *trained["full"],
         *sampled("merged", "vllm", "papers", "continuous", "generate"),

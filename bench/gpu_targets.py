@@ -18,7 +18,7 @@ from dpost_lite.recipe import Recipe
 from dpost_lite.recipe_files import load_recipe
 
 MEMORY_WITHIN, RATE_WITHIN = 0.15, 0.30
-AGAINST_PAPERS, CALCULATOR_ON_OFF, BANDWIDTH_SHARE, NIGHT_HOURS = 6.0, 1.0, 0.25, 10.0
+AGAINST_PAPERS, CALCULATOR_ON_OFF, FUSED_ON_OFF, BANDWIDTH_SHARE, NIGHT_HOURS = 6.0, 1.0, 1.0, 0.25, 10.0
 
 Parts = dict[str, dict[str, Any]]
 
@@ -128,6 +128,11 @@ def targets(parts: Parts, bound: dict[str, dict[str, float]], hours: dict[str, A
             "rationales/s with the calculator at least as without",
             ratios(done, "ours-off", "rationales_per_s"),
             CALCULATOR_ON_OFF,
+        ),
+        _at_least(
+            "fused attention at least as fast as matrix products",
+            ratios(done, "ours-products", "tokens_per_s"),
+            FUSED_ON_OFF,
         ),
         *(
             _at_least(

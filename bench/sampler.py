@@ -6,7 +6,8 @@
 Entrants: `ours` (with calculator), `ours-off` (without), `papers` (transformers' generate in padded batches of 32,
 one pass per sample, a hook that decodes and matches every row at every step: papers' code, `generate.py`), `generate`
 (the same without the hook), `continuous` (transformers' continuous batching), `llama.cpp` (llama-cpp-python with
-parallel sequences on the same weights in 16 bit) and, only if asked for, `vllm` (in 16 bit; it must be installed).
+parallel sequences on the same weights in 16 bit) and, only if asked for, `ours-products` (attention by matrix products
+instead of a fused kernel) and `vllm` (in 16 bit; it must be installed).
 Same prompts, stop token, temperature and limit for all. A useful token lies before the end of its answer, the stop
 token included. Every entrant is warmed up and repeated; the table shows the median and the spread.
 
@@ -24,9 +25,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages, as the stages of a run have them (pipeline/worker.py)
 from publish import publish, result_of, save  # before torch: it sets how OpenMP's threads wait
@@ -41,6 +44,7 @@ from dpost_lite.problems.calculator import Calculator
 from dpost_lite.problems.forcing import Forcer, Writer
 from dpost_lite.problems.prompts import Prompter
 from dpost_lite.recipe import ModelRecipe
+from dpost_lite.sampling import model_runner
 from dpost_lite.sampling.cache import kv_shape
 from dpost_lite.sampling.engine import Engine
 from dpost_lite.sampling.request import Request
@@ -50,7 +54,7 @@ PAPERS_TOP_K = 50  # what transformers takes where nothing is given
 CONTINUOUS_REQUESTS = 64  # at once; its attention multiplies every query with every cache: 256 took 1.5 times as long
 LLAMA_SEQUENCES = 64
 LLAMA_PROMPTS = 8  # computed together, then copied to their samples
-ENTRANTS = ("ours", "ours-off", "llama.cpp", "papers", "continuous", "generate", "vllm")
+ENTRANTS = ("ours", "ours-off", "llama.cpp", "papers", "continuous", "generate", "ours-products", "vllm")
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--entrants", nargs="+", choices=ENTRANTS, default=list(ENTRANTS[:-1]))
+    parser.add_argument("--entrants", nargs="+", choices=ENTRANTS, default=list(ENTRANTS[:-2]))
     parser.add_argument("--sweep", action="store_true", help="also: throughput by number of rows and by K")
     parser.add_argument("--save", type=Path, help="also write the JSON object to this file")
     return parser.parse_args()
@@ -205,6 +209,7 @@ class entrant:
         builders: dict[str, Callable[[], Any]] = {
             "ours": lambda: Ours(setting, with_calculator=True),
             "ours-off": lambda: Ours(setting, with_calculator=False),
+            "ours-products": lambda: Ours(setting, with_calculator=True, with_kernel=False),
             "papers": lambda: Generate(setting, with_calculator=True),
             "generate": lambda: Generate(setting, with_calculator=False),
             "continuous": lambda: Continuous(setting),
@@ -223,9 +228,10 @@ class entrant:
 class Ours:
     """The engine of this package, timed by part."""
 
-    def __init__(self, setting: Setting, *, with_calculator: bool) -> None:
+    def __init__(self, setting: Setting, *, with_calculator: bool, with_kernel: bool = True) -> None:
         prompter = setting.prompter
         self._setting, self._model = setting, setting.model
+        self._with_kernel = with_kernel
         if self._model.device.type == "cpu" and not getattr(self._model, "is_loaded_in_4bit", False):
             self._model = use_blocked_layout(copy.deepcopy(self._model), setting.num_rows)  # as a run samples
         writer = setting.writer or Forcer(prompter.token_text(), prompter.encode, Calculator(), prompter.notation)
@@ -233,7 +239,9 @@ class Ours:
 
     def __call__(self, prompts: list[tuple[int, ...]]) -> Outcome:
         setting = self._setting
-        engine = Engine(self._model, writer=self._writer, max_rows=setting.num_rows)
+        no_kernel = patch.object(model_runner, "kernel_for", lambda *_, **__: None)
+        with nullcontext() if self._with_kernel else no_kernel:
+            engine = Engine(self._model, writer=self._writer, max_rows=setting.num_rows)
         stop_ids = frozenset(() if setting.stop_id is None else (setting.stop_id,))
         requests = [
             Request(
