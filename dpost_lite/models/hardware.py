@@ -26,12 +26,8 @@ def compute_dtype(choice: ComputeType = "auto", *, on: str | None = None, float1
 
     if choice != "auto":
         return torch.bfloat16 if choice == "bfloat16" else torch.float32
-    if (on or device()) == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float16
-            if float16
-            else torch.float32
-        )
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    if (on or device()) != "cuda":
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float16 if float16 else torch.float32
