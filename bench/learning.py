@@ -71,6 +71,7 @@ COMPARED = (
     ("equal K", "st", "dpo-st-paper"),
     ("equal K", "st", "dpo-st-gate"),
     ("equal draws", "st-all-draws", "dpo-st-gate-all-draws"),
+    ("gain over the warm-up", "sft", "st"),
     ("gain over the warm-up", "sft", "st-all-draws"),
     ("gain over the warm-up", "sft", "dpo-st-gate-all-draws"),
 )
