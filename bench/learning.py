@@ -27,14 +27,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from publish import publish, result_of
+from publish import mean_and_intervals, publish, result_of
 from rich.console import Console
 
 from dpost_lite.evaluation.baselines import adopt
 from dpost_lite.evaluation.evaluate import saved_answers
 from dpost_lite.methods import MethodName
 from dpost_lite.pipeline.stages import RunStages
-from dpost_lite.problems.comparing import compare, interval_over_seeds, mean_difference
+from dpost_lite.problems.comparing import compare
 from dpost_lite.problems.datasets import load, normal_question
 from dpost_lite.problems.records import file_name
 from dpost_lite.problems.synthetic import generate
@@ -253,11 +253,7 @@ def tabled(data: str, answers: dict[tuple[str, int], Right]) -> dict[str, Any]:
     for budget, a, b in COMPARED:
         if a in names and b in names:
             compared = [compare(answers[a, seed], answers[b, seed]) for seed in seeds]
-            difference, low, high = mean_difference(compared)
-            found = {"budget": budget, "from": a, "to": b, "mean": difference, "low": low, "high": high}
-            if len(seeds) > 1:
-                found["low_over_seeds"], found["high_over_seeds"] = interval_over_seeds(compared)
-            differences.append(found)
+            differences.append({"budget": budget, "from": a, "to": b, **mean_and_intervals(compared)})
             print(f"{budget}: {method_difference(a, b, compared)}")
     return {"num_problems": num_problems, "seeds": seeds, "accuracy": rates, "differences": differences}
 

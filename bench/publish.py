@@ -2,9 +2,11 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dpost_lite.problems.comparing import Comparison, interval_over_seeds, mean_difference
 from dpost_lite.system.machine import let_threads_sleep, machine_info
 
 let_threads_sleep()  # as the command line does
@@ -13,6 +15,15 @@ let_threads_sleep()  # as the command line does
 def command_of(benchmark: str) -> str:
     """Return the command that was given."""
     return " ".join(["python", f"bench/{benchmark}.py", *sys.argv[1:]])
+
+
+def mean_and_intervals(compared: Sequence[Comparison]) -> dict[str, float]:
+    """Return a mean difference with its interval for these seeds and, of two seeds or more, over seeds."""
+    mean, low, high = mean_difference(compared)
+    found = {"mean": mean, "low": low, "high": high}
+    if len(compared) > 1:
+        found["low_over_seeds"], found["high_over_seeds"] = interval_over_seeds(compared)
+    return found
 
 
 def result_of(benchmark: str, **figures: Any) -> dict[str, Any]:

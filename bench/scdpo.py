@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from publish import publish, result_of
+from publish import mean_and_intervals, publish, result_of
 
 from dpost_lite.methods import MethodName
-from dpost_lite.problems.comparing import compare, interval_over_seeds, mean_difference
+from dpost_lite.problems.comparing import compare
 from dpost_lite.report import health, results
 from dpost_lite.report.summary import method_difference
 from dpost_lite.runs.stage_names import WARM_UP
@@ -68,11 +68,7 @@ def main() -> None:
     differences = []
     for name in (*methods[1:], "sft"):
         compared = [compare(right[name, seed], right["scdpo", seed]) for seed in seeds]
-        difference, low, high = mean_difference(compared)
-        found = {"from": name, "to": "scdpo", "mean": difference, "low": low, "high": high}
-        if arguments.seeds > 1:
-            found["low_over_seeds"], found["high_over_seeds"] = interval_over_seeds(compared)
-        differences.append(found)
+        differences.append({"from": name, "to": "scdpo", **mean_and_intervals(compared)})
         print(method_difference(name, "scdpo", compared))
     publish(result_of("scdpo", rows=rows, differences=differences), arguments.save)
 

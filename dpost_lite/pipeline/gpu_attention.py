@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from dpost_lite.sampling.attention import Kernel
+    from dpost_lite.sampling.request import CacheSize
     from dpost_lite.sampling.step_inputs import StepInputs, StepShape
 
 HEAD_DIMS = 64, 128, 256  # the GPU kernel is another one for each; it takes 64 or 128 keys and 32 or 64 queries at once
@@ -79,10 +80,16 @@ def attention_difference(
     return relative(found, _output(shape, inputs, in_float32, window, None))
 
 
+def _size() -> "CacheSize":
+    from dpost_lite.sampling.request import CacheSize
+
+    return CacheSize(len(PROMPT_LENGTHS), PROMPT_LENGTH, sum(ROWS_OF_PROMPT), ROW_LENGTH, num_logit_copies=1)
+
+
 def _step() -> tuple["StepShape", "StepInputs[list[int]]"]:
     """Return a padded step of rows of all lengths, some with several tokens."""
     from dpost_lite.problems.answer_tokens import AnswerTokens
-    from dpost_lite.sampling.request import CacheSize, Request
+    from dpost_lite.sampling.request import Request
     from dpost_lite.sampling.scheduler import Prompt, Row
     from dpost_lite.sampling.step_inputs import StepInputs, StepShape
 
@@ -102,8 +109,7 @@ def _step() -> tuple["StepShape", "StepInputs[list[int]]"]:
         )
         for slot, prompt in enumerate(of_rows)
     ]  # fmt: skip
-    size = CacheSize(len(prompts), PROMPT_LENGTH, len(rows), ROW_LENGTH, 1)
-    shape = StepShape.of(rows, prompts, len(rows)).padded(size)
+    shape = StepShape.of(rows, prompts, len(rows)).padded(_size())
     return shape, StepInputs.of(rows, prompts, shape, scratch_row=len(rows))
 
 
@@ -114,13 +120,11 @@ def _output(
     """Return the attention of all tokens, `(tokens, heads, head_dim)`."""
     from dpost_lite.sampling.attention import Layer
     from dpost_lite.sampling.cache import KVCache
-    from dpost_lite.sampling.request import CacheSize
     from dpost_lite.sampling.step_inputs import StepInputs
 
     query, key, value = (numbers[name] for name in ("query", "key", "value"))
     config = SimpleNamespace(num_hidden_layers=1, num_key_value_heads=key.shape[1], head_dim=key.shape[2])
-    size = CacheSize(len(PROMPT_LENGTHS), PROMPT_LENGTH, sum(ROWS_OF_PROMPT), ROW_LENGTH, 1)
-    cache = KVCache(config, size, num_scratch=1, dtype=query.dtype, device=query.device)
+    cache = KVCache(config, _size(), num_scratch=1, dtype=query.dtype, device=query.device)
     for name in ("prompt_keys", "prompt_values", "row_keys", "row_values"):
         getattr(cache, name)[0] = numbers[name]
     plan = StepInputs.unpack(inputs.pack().to(query.device), shape).plan(shape, cache, kernel)
