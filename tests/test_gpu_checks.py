@@ -137,7 +137,7 @@ def test_a_wrong_fused_kernel_is_found(computing, fault, monkeypatch):
             log_sum_exp = torch.where(log_sum_exp < -1e4, 0.0, log_sum_exp)
         return out, log_sum_exp * math.nan if fault == "nan" else log_sum_exp
 
-    monkeypatch.setattr(attention, "flash_for_cpu", wrong)
+    monkeypatch.setattr(attention, "kernel_for", lambda *_, **__: wrong)
     found = gpu_attention.fused_attention("cpu", NOWHERE)
     assert found.state == "failed"
     assert found.text.endswith("% off matrix products here")

@@ -24,7 +24,8 @@ from stories import (  # noqa: E402
 
 from dpost_lite.errors import OutOfMemory  # noqa: E402
 from dpost_lite.problems.answer_tokens import AnswerTokens  # noqa: E402
-from dpost_lite.sampling.attention import Layer, Part, flash_for_cpu, memory_efficient  # noqa: E402
+from dpost_lite.sampling import attention  # noqa: E402
+from dpost_lite.sampling.attention import Layer, Part, flash_for_cpu, flash_or_products, memory_efficient  # noqa: E402
 from dpost_lite.sampling.cache import KVCache  # noqa: E402
 from dpost_lite.sampling.engine import Engine  # noqa: E402
 from dpost_lite.sampling.request import CacheSize  # noqa: E402
@@ -107,7 +108,7 @@ def test_padded_shapes_change_nothing(model_of, family, kernel, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("width", [1, 3])
-@pytest.mark.parametrize("kernel", [flash_for_cpu, memory_efficient])
+@pytest.mark.parametrize("kernel", [flash_for_cpu, flash_or_products, memory_efficient])
 def test_fused_kernels_agree_with_products(kernel, width, window, dtype, monkeypatch):
     """Also in the log-sum-exp, and where a window hides a whole part, which then has no weight."""
     torch.manual_seed(0)
@@ -118,6 +119,7 @@ def test_fused_kernels_agree_with_products(kernel, width, window, dtype, monkeyp
     part = Part(tokens, torch.arange(1, 7), 24, position[:, :1].clamp(max=23), position)
     layer = Layer(0, 1.0, window, None)
     monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", efficient_attention)
+    monkeypatch.setattr(attention, "PRODUCTS_FROM", 6)
     (fused, weight), (products, other) = (layer._part(query, keys, values, part, how) for how in (kernel, None))
     assert fused.shape == products.shape == query.shape
     hidden = other < -1e30
@@ -126,6 +128,20 @@ def test_fused_kernels_agree_with_products(kernel, width, window, dtype, monkeyp
     tolerance = {"atol": 2e-2, "rtol": 2e-2} if dtype is torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(fused[~hidden], products[~hidden], **tolerance)
     torch.testing.assert_close(weight[~hidden], other[~hidden], **tolerance)
+
+
+def test_large_parts_in_bfloat16_are_products_on_cpus(monkeypatch):
+    called = list[str]()
+
+    def noted(name, function):
+        return lambda *args: (called.append(name), function(*args))[1]
+
+    for name in ("flash_for_cpu", "products"):
+        monkeypatch.setattr(attention, name, noted(name, getattr(attention, name)))
+    for num in (15, 16):
+        q, (k, v) = torch.randn(num, 2, 3, 16).bfloat16(), torch.randn(2, num, 2, 9, 16).bfloat16()
+        flash_or_products(q, k, v, torch.zeros(num, 1, 1, 9).bfloat16())
+    assert called == ["flash_for_cpu", "products"]
 
 
 def test_padded_shapes_with_forced_tokens_change_nothing(storyteller):

@@ -12,8 +12,8 @@ from memory_efficient import efficient_attention  # noqa: E402
 from stories import Dictation, ask, generated, plain_logprobs, prompts, run, same  # noqa: E402
 
 from dpost_lite.errors import ModelError  # noqa: E402
-from dpost_lite.sampling import model_runner  # noqa: E402
-from dpost_lite.sampling.attention import flash_for_cpu, memory_efficient  # noqa: E402
+from dpost_lite.sampling import attention, model_runner  # noqa: E402
+from dpost_lite.sampling.attention import flash_for_cpu, flash_or_products, memory_efficient  # noqa: E402
 from dpost_lite.sampling.engine import Engine  # noqa: E402
 from dpost_lite.sampling.request import Request  # noqa: E402
 
@@ -97,12 +97,13 @@ def test_rows_come_from_the_memory_budget(model_of):
     assert found[1] == int((1e-4 * 2**30 - size.num_prompts * 7 * position) // (14 * position + logits))
 
 
-@pytest.mark.parametrize("kernel", [flash_for_cpu, memory_efficient, None])
+@pytest.mark.parametrize("kernel", [flash_for_cpu, flash_or_products, memory_efficient, None])
 def test_bfloat16_is_as_exact_as_transformers(monkeypatch, kernel):
-    """On every machine, the kernel for CPUs, that of GPUs, and products."""
+    """On every machine, the kernels for CPUs, that of GPUs, and products."""
     rounded = tiny_t5().bfloat16()
     exact = copy.deepcopy(rounded).float()
     monkeypatch.setattr(model_runner, "kernel_for", lambda *_, **__: kernel)
+    monkeypatch.setattr(attention, "PRODUCTS_FROM", 4)
     monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", efficient_attention)
     asked = [ask(p, max_new_tokens=10, temperature=1.0, stop_ids=frozenset()) for p in prompts(6)]
     ours, theirs = list[float](), list[float]()

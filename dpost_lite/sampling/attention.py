@@ -17,6 +17,7 @@ from dpost_lite.sampling.cache import KVCache
 from dpost_lite.system.gpu_record import switched_off
 
 ATTENTION_NAME = "dpost_rows"
+PRODUCTS_FROM = 16  # rows or prompts in a part from which bfloat16 products on CPUs are faster than the flash kernel
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """`(q, k, v, mask) -> (output, log-sum-exp)`, the softmax attention of a step's part without storing its scores.
@@ -36,7 +37,7 @@ def kernel_for(
     None too where it failed its check.
     """
     if device.type == "cpu":
-        return flash_for_cpu
+        return flash_or_products if dtype == torch.bfloat16 else flash_for_cpu
     if device.type != "cuda" or dtype == torch.float32 or head_dim % 8 or not is_padded:
         return None
     if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -51,6 +52,19 @@ def flash_for_cpu(
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=1)
 
 
+def flash_or_products(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The faster one for bfloat16 on CPUs, as a `Kernel`: batched products where the part is large.
+
+    The flash kernel calls a small product for every row and head. A batched one is a single call, but it copies what is
+    not contiguous, and copies it more slowly if it is transposed.
+    """
+    if len(q) < PRODUCTS_FROM:
+        return flash_for_cpu(q, k, v, mask)
+    return products(q, k.contiguous(), v.contiguous(), mask)
+
+
 def memory_efficient(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,6 +74,22 @@ def memory_efficient(
         q, k, v, mask, compute_log_sumexp=True, scale=1.0
     )
     return out, log_sum_exp[..., : q.shape[2]]  # it is padded to a multiple of 32 queries
+
+
+def products(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, softcap: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute what a `Kernel` does by matrix products, with scores in float32; `mask` may be in float32 too.
+
+    A row of the mask serves all queries, or as many in a row as there are for each.
+    """
+    scores = torch.matmul(q, k.transpose(2, 3)).float()
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores.view(*scores.shape[:2], mask.shape[2], -1, scores.shape[3]).add_(mask[:, :, :, None])
+    weights = torch.softmax(scores, dim=-1)
+    log_sum_exp = scores.amax(dim=-1) - weights.amax(dim=-1).log()  # the largest weight is exp(peak) / sum of exp
+    return torch.matmul(weights.to(v.dtype), v), log_sum_exp
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +219,7 @@ class Layer:
                 position = torch.arange(length, device=q.device)[None]
                 part = Part(slice(None), slice(None), length, max_key_position=position, query_position=position)
                 grouped = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3).flatten(2, 3)  # tokens before heads
-                mixed, _ = self._products(grouped * self.scaling, k, v, part.mask(self.window))
+                mixed, _ = products(grouped * self.scaling, k, v, part.mask(self.window), self.softcap)
                 out = mixed.unflatten(2, (length, -1)).transpose(2, 3).flatten(1, 2)
             outputs.append(out)
         return torch.cat(outputs, dim=2).transpose(1, 2)
@@ -237,21 +267,9 @@ class Layer:
         q = q.transpose(1, 2).reshape(num, kv_heads, width * group, head_dim)
         k, v = keys[part.slots, :, : part.length], values[part.slots, :, : part.length]
         if kernel is None or self.softcap is not None:
-            out, weight = self._products(q, k, v, part.mask(self.window))
+            out, weight = products(q, k, v, part.mask(self.window), self.softcap)
         else:
             out, weight = kernel(q, k, v, part.mask(self.window, q.dtype, group))
         out = out.unflatten(2, (width, group)).transpose(1, 2).reshape(num * width, -1, head_dim)
         weight = weight.unflatten(2, (width, group)).transpose(1, 2).reshape(num * width, -1)
         return (out, weight) if index is None else (out[index], weight[index])
-
-    def _products(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute what a `Kernel` does, with the softcap; a row of the float32 `mask` serves all heads of a group."""
-        scores = torch.matmul(q, k.transpose(2, 3)).float()
-        if self.softcap is not None:
-            scores = torch.tanh(scores / self.softcap) * self.softcap
-        scores.view(*scores.shape[:2], mask.shape[2], -1, scores.shape[3]).add_(mask[:, :, :, None])
-        weights = torch.softmax(scores, dim=-1)
-        log_sum_exp = scores.amax(dim=-1) - weights.amax(dim=-1).log()  # the largest weight is exp(peak) / sum of exp
-        return torch.matmul(weights.to(v.dtype), v), log_sum_exp
