@@ -24,7 +24,7 @@ def test_plan_names_base_licence_sizes_choices_and_the_next_command() -> None:
     assert all(0 < float(size) < 22.4 for size in peak[2:])
     assert len(peak) == 6
     assert "sampling: weights merged, rows " in result.stdout
-    assert "(RTX 4090, as stated)" in result.stdout
+    assert "(RTX 4090, not measured here)" in result.stdout
     hours = next(line.split() for line in result.stdout.splitlines() if line.startswith("hours"))
     assert all(float(number) > 0 for number in hours[1:])
     assert result.stdout.rstrip().endswith("next: dpost-lite run --gpu-mem 24GB --model Qwen/Qwen3-8B-Base")

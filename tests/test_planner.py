@@ -424,10 +424,10 @@ def test_training_on_a_cpu_takes_as_long_in_bfloat16_as_in_float32():
 
 
 def test_sizes_without_a_gpu_are_cards_as_sold(no_gpu):
-    assert find_device("24GB").rates_of == "RTX 4090, as stated"
-    assert find_device("6GB").rates_of == "RTX 4060, as stated"
+    assert find_device("24GB").rates_of == "RTX 4090, not measured here"
+    assert find_device("6GB").rates_of == "RTX 4060, not measured here"
     assert find_device("8GiB").memory_bytes == 8 * GIB
-    assert find_device("300GB").rates_of == "A100, as stated"
+    assert find_device("300GB").rates_of == "A100, not measured here"
     with pytest.raises(RecipeError, match="auto: this machine has no CUDA GPU"):
         find_device("auto")
 
@@ -439,7 +439,7 @@ def test_with_a_gpu_auto_is_what_is_free_and_a_size_is_a_share(monkeypatch):
     assert find_device("12GB").memory_share == (12e9 - device_module.CONTEXT_BYTES) / 48e9
     assert find_device("24GB").memory_bytes == 20e9  # the rest is taken
     assert find_device("24GB").rates_of == "measured here"
-    assert find_device("80GB").rates_of == "A100, as stated"
+    assert find_device("80GB").rates_of == "A100, not measured here"
 
 
 def test_a_run_is_not_fitted_to_more_than_the_gpu_has(monkeypatch):
