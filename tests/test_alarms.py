@@ -37,16 +37,16 @@ def alarm(folder: RunFolder, stage: str) -> str:
 
 
 def draw(folder: RunFolder, number: int, part: str, *, by_dpo: bool = False, **counts: int) -> str:
-    """A sampling stage of 100 rationales of 10 tokens; so many of them cut off, looping, or both."""
+    """A sampling stage of 1,000 rationales of 10 tokens; so many percent of them cut off, looping, or both."""
     stage = f"round-{number}/samples-{part}"
-    drawn = [rationale("0", s, correct=True, ids=range(counts.get("tokens", 10))) for s in range(100)]
+    drawn = [rationale("0", s, correct=True, ids=range(counts.get("tokens", 10))) for s in range(1000)]
     for kind, ids, end in (
         ("cut", range(10), "limit"),
         ("looping", (5,) * 10, "stop"),
         ("rambling", (5,) * 10, "limit"),
     ):
-        for _ in range(counts.get(kind, 0)):
-            drawn = [*drawn[1:], rationale("0", 0, correct=False, ids=ids, end=end)]
+        share = [rationale("0", 0, correct=False, ids=ids, end=end)] * 10 * counts.get(kind, 0)
+        drawn = [*drawn[len(share) :], *share]
     folder.stage(stage, inputs=("data", f"round-{number}/dpo" if by_dpo else "sft-0"), rationales=drawn)
     return stage
 
@@ -59,6 +59,15 @@ def test_unfinished_rationales_alarm(folder) -> None:
     assert alarm(folder, draw(folder, 3, "pairs", cut=1, rambling=1)).endswith(
         "tokens: raise sft.epochs or sft.learning_rate"
     )
+
+
+def test_few_rationales_do_not_alarm_by_chance(folder) -> None:
+    ended = [rationale("0", s, correct=True) for s in range(376)]
+    cut = [rationale("0", s, correct=False, end="limit") for s in range(8)]
+    folder.stage("round-1/samples-pairs", rationales=ended + cut[:4])
+    folder.stage("round-2/samples-pairs", rationales=ended + cut)
+    assert alarms.alarms(folder.path, "round-1/samples-pairs") == []
+    assert alarm(folder, "round-2/samples-pairs").startswith("2.1% of the rationales hit the limit")
 
 
 def test_unfinished_rationales_are_laid_to_dpo_if_they_came_with_it(folder) -> None:

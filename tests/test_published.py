@@ -19,7 +19,7 @@ def published() -> Any:
         yield importlib.import_module("published")
 
 
-def test_every_figure_has_a_source_and_sizes_are_near(published: Any) -> None:
+def test_every_figure_has_a_source_and_most_are_near(published: Any) -> None:
     rows = published.compare()
     assert {row["source"] for row in rows} == set(published.SOURCES)
     assert len({source.url for source in published.SOURCES.values()}) >= 4
@@ -28,7 +28,9 @@ def test_every_figure_has_a_source_and_sizes_are_near(published: Any) -> None:
     assert found["counted whole"]["memory"]["within"] / found["counted whole"]["memory"]["of"] > 0.85
     for source in ("torchtune", "LLaMA-Factory, FA2", "T4", "Unsloth, HF+FA2"):
         assert found[source]["memory"]["within"] == found[source]["memory"]["of"] > 0
-    assert found["LLaMA-Factory, FA2"]["rate"]["within"] == 6
+    assert found["counted whole"]["rate"]["within"] / found["counted whole"]["rate"]["of"] > 0.75
+    for source in ("answer.ai", "T4"):
+        assert found[source]["rate"]["within"] == found[source]["rate"]["of"] > 0
 
 
 def test_sizes_where_all_settings_are_known_are_within_three_percent(published: Any) -> None:

@@ -5,7 +5,7 @@ The thresholds are our own; the papers give none.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import ceil
+from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dpost_lite.runs.stage_names import StageName
 
 MAX_UNFINISHED = 0.01  # fraction of rationales that hit the token limit
 MAX_REPETITIVE = 0.02  # fraction of rationales that repeat themselves
+Z_95 = 1.645  # one-sided
 MAX_FAILED = 0.3  # of the blocks of code
 MAX_DRIFT = 0.25  # relative change of the mean length of finished rationales
 MIN_STEPS = 0.25  # fraction of dpo.max_steps for which there are pairs
@@ -95,7 +96,7 @@ def sample_alarms(
     """
     found = []
     before_dpo = before if by_dpo else None
-    if now.unfinished > MAX_UNFINISHED:
+    if _exceeds(MAX_UNFINISHED, now.unfinished, now.num_rationales):
         key = "raise sampling.max_new_tokens"
         if now.repetitive >= now.unfinished / 2:
             key = MORE_SFT
@@ -103,7 +104,7 @@ def sample_alarms(
             key = WEAKER_DPO
         limit = recipe["sampling"]["max_new_tokens"]
         found.append(f"{now.unfinished:.1%} of the rationales hit the limit of {limit} tokens: {key}")
-    if now.repetitive > MAX_REPETITIVE:
+    if _exceeds(MAX_REPETITIVE, now.repetitive, now.num_rationales):
         key = WEAKER_DPO if before_dpo and now.repetitive > before_dpo.repetitive else MORE_SFT
         found.append(f"{now.repetitive:.1%} of the rationales repeat themselves: {key}")
     num_blocks = now.calculated + now.left_to_model if recipe.get("solutions") == "code" else 0
@@ -121,6 +122,11 @@ def sample_alarms(
         cause = "DPO" if by_dpo else "this round"
         found.append(f"{cause} changed the mean rationale from {before.tokens:.0f} to {now.tokens:.0f} tokens: {key}")
     return found
+
+
+def _exceeds(limit: float, share: float, number: int) -> bool:
+    """Whether a `share` of `number` exceeds `limit` by more than chance would, at the 95 % level."""
+    return share > limit + Z_95 * sqrt(limit * (1 - limit) / max(1, number))
 
 
 def pair_alarms(now: PairStats, recipe: Mapping[str, Any]) -> list[str]:
