@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
         to_do = [part for part in parts if not part.missing and part.name not in record["parts"]]
         making = len({part.shape for part in to_do if part.shape}) * gpu_parts.weights_seconds(device)
         estimate = (sum(part.seconds for part in to_do) + making) / 60
-        print(f"{len(to_do)} parts to measure, {estimate:.0f} minutes by the planner ({device.rates_of});")
+        print(f"{len(to_do)} parts to measure, {estimate:.0f} minutes by the planner (rates: {device.rates_of});")
         print(f"limit {arguments.minutes:g} minutes; result in {path}", flush=True)
         run_parts(parts, record, path, device, deadline, sizes, Path(scratch))
     if skipped := [name for name, part in record["parts"].items() if part["status"] == "skipped"]:

@@ -297,7 +297,7 @@ def test_a_damaged_line_loses_no_other(gpu):
 def test_a_fused_kernel_is_used_where_there_is_one_and_it_passed(monkeypatch):
     import torch
 
-    from dpost_lite.sampling.attention import flash_for_cpu, flash_or_products, kernel_for, memory_efficient
+    from dpost_lite.sampling.attention import flash_for_cpu, kernel_for, memory_efficient, products_if_many
 
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     bfloat16, float16, float32 = torch.bfloat16, torch.float16, torch.float32
@@ -312,7 +312,7 @@ def test_a_fused_kernel_is_used_where_there_is_one_and_it_passed(monkeypatch):
     off("attention")
     assert kernel_for(cuda, float16, 64) is None
     assert kernel_for(cuda, float16, 64, is_checked=False) is memory_efficient
-    assert kernel_for(cpu, bfloat16, 64) is kernel_for(cpu, bfloat16, 20, is_padded=False) is flash_or_products
+    assert kernel_for(cpu, bfloat16, 64) is kernel_for(cpu, bfloat16, 20, is_padded=False) is products_if_many
     assert kernel_for(cpu, float32, 64) is kernel_for(cpu, float32, 20, is_padded=False) is flash_for_cpu
 
 

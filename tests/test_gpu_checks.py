@@ -4,6 +4,7 @@
 
 import math
 import types
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -127,17 +128,17 @@ def test_the_kernel_of_gpus_is_asked_for_what_it_can_do(dtype, window, monkeypat
 @pytest.mark.parametrize("fault", ["base 2", "hidden", "mask", "nan"])
 def test_a_wrong_fused_kernel_is_found(computing, fault, monkeypatch):
     """A log-sum-exp in base 2, weight for a part that the window hides, a mask left out, and NaN."""
-    real = attention.flash_for_cpu
+    kernel_for = attention.kernel_for
 
-    def wrong(q, k, v, mask):
-        out, log_sum_exp = real(q, k, v, torch.zeros_like(mask) if fault == "mask" else mask)
+    def wrong(kernel, q, k, v, mask):
+        out, log_sum_exp = kernel(q, k, v, torch.zeros_like(mask) if fault == "mask" else mask)
         if fault == "base 2":
             log_sum_exp = log_sum_exp / math.log(2)
         if fault == "hidden":
             log_sum_exp = torch.where(log_sum_exp < -1e4, 0.0, log_sum_exp)
         return out, log_sum_exp * math.nan if fault == "nan" else log_sum_exp
 
-    monkeypatch.setattr(attention, "kernel_for", lambda *_, **__: wrong)
+    monkeypatch.setattr(attention, "kernel_for", lambda *args, **kwargs: partial(wrong, kernel_for(*args, **kwargs)))
     found = gpu_attention.fused_attention("cpu", NOWHERE)
     assert found.state == "failed"
     assert found.text.endswith("% off matrix products here")

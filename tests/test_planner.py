@@ -423,7 +423,13 @@ def test_training_on_a_cpu_takes_as_long_in_bfloat16_as_in_float32():
         assert seconds(without.computing("bfloat16"), stage) > seconds(without, stage)
 
 
-def test_sizes_without_a_gpu_are_cards_as_sold(no_gpu):
+def test_float32_is_no_faster_than_cards_are_sold_with():
+    sold = [15.1e12, 29.15e12, 22.06e12, 82.6e12, 104.8e12, 38.7e12, 19.5e12]
+    for gb, most in zip(device_module.CARDS, sold, strict=True):
+        assert 0.6 * most < card(gb * 1e9).float32_flops <= most
+
+
+def test_sizes_without_a_gpu_are_those_of_a_card(no_gpu):
     assert find_device("24GB").rates_of == "RTX 4090, not measured here"
     assert find_device("6GB").rates_of == "RTX 4060, not measured here"
     assert find_device("8GiB").memory_bytes == 8 * GIB

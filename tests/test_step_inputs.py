@@ -25,7 +25,7 @@ from stories import (  # noqa: E402
 from dpost_lite.errors import OutOfMemory  # noqa: E402
 from dpost_lite.problems.answer_tokens import AnswerTokens  # noqa: E402
 from dpost_lite.sampling import attention  # noqa: E402
-from dpost_lite.sampling.attention import Layer, Part, flash_for_cpu, flash_or_products, memory_efficient  # noqa: E402
+from dpost_lite.sampling.attention import Layer, Part, flash_for_cpu, memory_efficient, products_if_many  # noqa: E402
 from dpost_lite.sampling.cache import KVCache  # noqa: E402
 from dpost_lite.sampling.engine import Engine  # noqa: E402
 from dpost_lite.sampling.request import CacheSize  # noqa: E402
@@ -105,28 +105,36 @@ def test_padded_shapes_change_nothing(model_of, family, kernel, monkeypatch):
         assert sample.token_ids == generated(model, prompt, 14)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [
+        (flash_for_cpu, torch.float32), (flash_for_cpu, torch.bfloat16), (products_if_many, torch.bfloat16),
+        (memory_efficient, torch.float32), (memory_efficient, torch.bfloat16), (None, torch.bfloat16),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("width", [1, 3])
-@pytest.mark.parametrize("kernel", [flash_for_cpu, flash_or_products, memory_efficient])
-def test_fused_kernels_agree_with_products(kernel, width, window, dtype, monkeypatch):
+def test_kernels_agree_with_products_in_float32(kernel, dtype, width, window, monkeypatch):
     """Also in the log-sum-exp, and where a window hides a whole part, which then has no weight."""
     torch.manual_seed(0)
     query = torch.randn(6 * width, 6, 16, dtype=dtype) / 4
     keys, values = torch.randn(2, 8, 2, 26, 16, dtype=dtype)
     position = torch.tensor([19, 12, 5, 30, 0, 7])[:, None].expand(-1, width)
     tokens = torch.arange(6 * width).view(6, width) if width > 1 else slice(0, 6)
-    part = Part(tokens, torch.arange(1, 7), 24, position[:, :1].clamp(max=23), position)
+    slots = torch.arange(1, 7) if width > 1 else slice(1, 7)
+    part = Part(tokens, slots, 24, position[:, :1].clamp(max=23), position)
     layer = Layer(0, 1.0, window, None)
     monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", efficient_attention)
     monkeypatch.setattr(attention, "PRODUCTS_FROM", 6)
-    (fused, weight), (products, other) = (layer._part(query, keys, values, part, how) for how in (kernel, None))
+    fused, weight = layer._part(query, keys, values, part, kernel)
+    products, other = layer._part(query.float(), keys.float(), values.float(), part, None)
+    assert fused.dtype == dtype
     assert fused.shape == products.shape == query.shape
     hidden = other < -1e30
     assert hidden.any() == (window is not None)
     assert (weight < -1e30).equal(hidden)
     tolerance = {"atol": 2e-2, "rtol": 2e-2} if dtype is torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
-    torch.testing.assert_close(fused[~hidden], products[~hidden], **tolerance)
+    torch.testing.assert_close(fused.float()[~hidden], products[~hidden], **tolerance)
     torch.testing.assert_close(weight[~hidden], other[~hidden], **tolerance)
 
 
@@ -138,10 +146,14 @@ def test_large_parts_in_bfloat16_are_products_on_cpus(monkeypatch):
 
     for name in ("flash_for_cpu", "products"):
         monkeypatch.setattr(attention, name, noted(name, getattr(attention, name)))
-    for num in (15, 16):
-        q, (k, v) = torch.randn(num, 2, 3, 16).bfloat16(), torch.randn(2, num, 2, 9, 16).bfloat16()
-        flash_or_products(q, k, v, torch.zeros(num, 1, 1, 9).bfloat16())
-    assert called == ["flash_for_cpu", "products"]
+    torch.manual_seed(0)
+    q, (k, v) = torch.randn(16, 2, 3, 16).bfloat16() / 4, torch.randn(2, 16, 2, 12, 16).bfloat16()[..., :9, :]
+    mask = torch.zeros(16, 1, 1, 9).bfloat16()
+    small = [products_if_many(*(t[part] for t in (q, k, v, mask))) for part in (slice(15), slice(15, 16))]
+    large = products_if_many(q, k, v, mask)
+    assert called == ["flash_for_cpu", "flash_for_cpu", "products"]
+    for parts, whole in zip(zip(*small, strict=True), large, strict=True):
+        torch.testing.assert_close(torch.cat(parts), whole, atol=2e-2, rtol=2e-2)
 
 
 def test_padded_shapes_with_forced_tokens_change_nothing(storyteller):

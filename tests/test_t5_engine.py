@@ -13,7 +13,7 @@ from stories import Dictation, ask, generated, plain_logprobs, prompts, run, sam
 
 from dpost_lite.errors import ModelError  # noqa: E402
 from dpost_lite.sampling import attention, model_runner  # noqa: E402
-from dpost_lite.sampling.attention import flash_for_cpu, flash_or_products, memory_efficient  # noqa: E402
+from dpost_lite.sampling.attention import flash_for_cpu, memory_efficient, products_if_many  # noqa: E402
 from dpost_lite.sampling.engine import Engine  # noqa: E402
 from dpost_lite.sampling.request import Request  # noqa: E402
 
@@ -97,7 +97,7 @@ def test_rows_come_from_the_memory_budget(model_of):
     assert found[1] == int((1e-4 * 2**30 - size.num_prompts * 7 * position) // (14 * position + logits))
 
 
-@pytest.mark.parametrize("kernel", [flash_for_cpu, flash_or_products, memory_efficient, None])
+@pytest.mark.parametrize("kernel", [flash_for_cpu, products_if_many, memory_efficient, None])
 def test_bfloat16_is_as_exact_as_transformers(monkeypatch, kernel):
     """On every machine, the kernels for CPUs, that of GPUs, and products."""
     rounded = tiny_t5().bfloat16()

@@ -24,7 +24,7 @@ NUM_KV_HEADS, GROUP = 2, 7
 PROMPT_LENGTHS, PROMPT_LENGTH = (328, 130, 5), 328
 ROW_LENGTH = 200
 ROWS_OF_PROMPT = 16, 5, 3
-TOLERANCE = {4: 1e-4, 2: 1e-2}  # by bytes of the type; 3e-7, 0.0005 (float16) and 0.004 (bfloat16) on a CPU
+TOLERANCE = {4: 1e-4, 2: 1e-2}  # by bytes of the type; 3e-7, 0.0005 (float16) and 0.005 (bfloat16) on a CPU
 
 
 def fused_attention(device: str, folder: Path) -> Outcome:

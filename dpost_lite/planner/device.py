@@ -22,8 +22,8 @@ UNITS = {"gb": 1e9, "g": 1e9, "gib": GIB, "mb": 1e6, "mib": 2**20}
 
 # By GB of memory: FLOP/s of bfloat16 products accumulated in float32, without sparsity, and bytes/s of memory. The
 # smallest card that has the requested size is taken. Products from 24 GB on are the best that others measured (5090:
-# github.com/xzwgit/gpu-flops-bench, the others: github.com/mag-/gpu_benchmark): power limits keep an A100 from the 312
-# TFLOP/s that it is sold with, and an RTX 4090 exceeds its 165. The rest is as the vendor states.
+# github.com/xzwgit/gpu-flops-bench, the others: github.com/mag-/gpu_benchmark), the rest is as the vendor states. A100s
+# are sold with 312 TFLOP/s, RTX 4090s with 165.
 CARDS = {
     8: ("RTX 4060", 30e12, 272e9),
     12: ("RTX 4070", 58e12, 504e9),
@@ -33,7 +33,8 @@ CARDS = {
     48: ("RTX A6000", 131e12, 768e9),
     80: ("A100", 268e12, 2039e9),
 }
-FLOAT32_FLOPS = {"A100": 19.5e12}  # of the others it is half
+FLOAT32_FLOPS = {"RTX 4090": 58e12, "RTX 5090": 83e12, "RTX A6000": 38.7e12, "A100": 19.5e12}
+"""The RTX 4090's and 5090's from gpu-flops-bench, the others as stated; half of 16-bit products for those left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,9 @@ class Device:
     """Where a run is planned for.
 
     `memory_bytes` may be used, of `total_bytes` (0: not known, or no cap is needed); `number_bytes` are those of the
-    compute type. Rates are peaks in FLOP/s and bytes/s, of `rates_of`: measured here, or a card's name. Those of
-    float32 products are half of 16-bit ones where they were not measured, as on consumer cards.
+    compute type. Rates are those of large products in FLOP/s and of copies in bytes/s; `rates_of` says whether they
+    were measured here, or else of which card they are. Those of float32 products are half of 16-bit ones where they are
+    not known.
     """
 
     kind: str
@@ -88,7 +90,7 @@ def parse_memory(text: str) -> float:
 
 def find_device(size: str) -> Device:
     """Return the device that `--gpu-mem` names: this machine's CPU, the free part of its GPU, or, for a size it does
-    not have, a card as sold.
+    not have, one of `CARDS`.
 
     Raises RecipeError for a bad size, and for "auto" without a GPU.
     """

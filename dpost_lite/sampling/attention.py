@@ -2,7 +2,7 @@
 
 Any transformers model that looks its attention up by name can run on it. The model's forward sees a flat batch
 `(1, tokens)` without padding; only `attend` knows about rows. A row attends to two parts, the prompt it shares with
-other samples and its own tokens, and the two results are combined by their log-sum-exp. A fused kernel that returns it
+other samples and its own tokens, and the two results are combined by their log-sum-exp. A kernel that returns it
 computes both where there is one (`kernel_for`), else matrix products do.
 """
 
@@ -17,10 +17,10 @@ from dpost_lite.sampling.cache import KVCache
 from dpost_lite.system.gpu_record import switched_off
 
 ATTENTION_NAME = "dpost_rows"
-PRODUCTS_FROM = 16  # rows or prompts in a part from which bfloat16 products on CPUs are faster than the flash kernel
+PRODUCTS_FROM = 16  # rows or prompts; timed on random numbers on a Zen 4, where smaller parts are faster with flash
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""`(q, k, v, mask) -> (output, log-sum-exp)`, the softmax attention of a step's part without storing its scores.
+"""`(q, k, v, mask) -> (output, log-sum-exp)`, the softmax attention of a step's part.
 
 All four have one type. Scaled `q` is `(n, kv_heads, queries, head_dim)`: heads that share a key head are further
 queries, so keys are never repeated. `k` and `v` are `(n, kv_heads, length, head_dim)`, `mask` is `(n, kv_heads or 1,
@@ -31,13 +31,13 @@ queries or 1, length)`; the output is like `q`, its log-sum-exp `(n, kv_heads, q
 def kernel_for(
     device: torch.device, dtype: torch.dtype, head_dim: int, *, is_padded: bool = True, is_checked: bool = True
 ) -> Kernel | None:
-    """Return the fused kernel of decode steps, or None if there is none for this device, type and head dimension.
+    """Return the kernel of decode steps, or None if there is none for this device, type and head dimension.
 
     That of GPUs wants `is_padded` steps and 16 bits: what float32 gives there is the reference. With `is_checked` it is
     None too where it failed its check.
     """
     if device.type == "cpu":
-        return flash_or_products if dtype == torch.bfloat16 else flash_for_cpu
+        return products_if_many if dtype == torch.bfloat16 else flash_for_cpu
     if device.type != "cuda" or dtype == torch.float32 or head_dim % 8 or not is_padded:
         return None
     if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -52,17 +52,14 @@ def flash_for_cpu(
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=1)
 
 
-def flash_or_products(
+def products_if_many(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The faster one for bfloat16 on CPUs, as a `Kernel`: batched products where the part is large.
+    """For bfloat16 on CPUs, as a `Kernel`: batched products for large parts, where flash calls one a row and head.
 
-    The flash kernel calls a small product for every row and head. A batched one is a single call, but it copies what is
-    not contiguous, and copies it more slowly if it is transposed.
+    Which of them a row meets, and so its rounding, depends on how many rows are with it.
     """
-    if len(q) < PRODUCTS_FROM:
-        return flash_for_cpu(q, k, v, mask)
-    return products(q, k.contiguous(), v.contiguous(), mask)
+    return (flash_for_cpu if len(q) < PRODUCTS_FROM else products)(q, k, v, mask)
 
 
 def memory_efficient(
@@ -81,8 +78,10 @@ def products(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute what a `Kernel` does by matrix products, with scores in float32; `mask` may be in float32 too.
 
-    A row of the mask serves all queries, or as many in a row as there are for each.
+    Each of the mask's rows serves equally many consecutive queries.
     """
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu":  # a product would copy them itself, transposed and slowly
+        k, v = k.contiguous(), v.contiguous()
     scores = torch.matmul(q, k.transpose(2, 3)).float()
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
