@@ -142,8 +142,8 @@ MISTRAL = _shape("Mistral-7B-v0.3", 32, 4096, 14_336, 32, 8, 32_768)
 DEEPSEEK = _shape("deepseek-coder-1.3b", 24, 2048, 5504, 16, 16, 32_256)
 
 FLOPS = {name: flops for name, flops, _ in CARDS.values()} | {"RTX 3090": 78e12, "T4": 24e12}
-"""Of large products in 16 bit. The RTX 3090's is from github.com/mag-/gpu_benchmark. The T4's is one user's mean, a
-third of what it is sold with (limited to 70 W): forums.developer.nvidia.com/t/about-gpu-peak-performance/264462.
+"""Of large products in 16 bit. The RTX 3090's is from github.com/mag-/gpu_benchmark. The T4's is one user's mean, 37 %
+of what it is sold with (limited to 70 W): forums.developer.nvidia.com/t/about-gpu-peak-performance/264462.
 """
 
 ALL = "q k v o gate up down"

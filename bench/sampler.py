@@ -7,7 +7,7 @@ Entrants: `ours` (with calculator), `ours-off` (without), `papers` (transformers
 one pass per sample, a hook that decodes and matches every row at every step: papers' code, `generate.py`), `generate`
 (the same without the hook), `continuous` (transformers' continuous batching), `llama.cpp` (llama-cpp-python with
 parallel sequences on the same weights in 16 bit) and, only if asked for, `ours-products` (attention by matrix products
-instead of a fused kernel) and `vllm` (in 16 bit; it must be installed).
+alone) and `vllm` (in 16 bit; it must be installed).
 Same prompts, stop token, temperature and limit for all. A useful token lies before the end of its answer, the stop
 token included. Every entrant is warmed up and repeated; the table shows the median and the spread.
 

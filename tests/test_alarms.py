@@ -66,7 +66,11 @@ def test_few_rationales_do_not_alarm_by_chance(folder) -> None:
     cut = [rationale("0", s, correct=False, end="limit") for s in range(8)]
     folder.stage("round-1/samples-pairs", rationales=ended + cut[:4])
     folder.stage("round-2/samples-pairs", rationales=ended + cut)
-    assert alarms.alarms(folder.path, "round-1/samples-pairs") == []
+    looping = [rationale("0", s, correct=False, ids=(5,) * 10, end="stop") for s in range(9)]  # 2.3 %
+    folder.stage("round-3/samples-pairs", rationales=ended[9:] + looping)
+    folder.stage("round-4/samples-pairs", rationales=ended[:19] + cut[:1])
+    for number in (1, 3, 4):
+        assert alarms.alarms(folder.path, f"round-{number}/samples-pairs") == []
     assert alarm(folder, "round-2/samples-pairs").startswith("2.1% of the rationales hit the limit")
 
 

@@ -302,7 +302,7 @@ def test_run_on_the_cpu_takes_the_plans_settings_and_hides_the_gpu(
 def test_run_fits_itself_into_the_size_and_holds_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a GPU that is only said to be there: the plan's settings reach the run, and what the user gave wins."""
     monkeypatch.setattr("dpost_lite.models.hardware.device", lambda: "cuda")
-    monkeypatch.setattr("dpost_lite.planner.device.this_gpu", lambda: (40e9, 48e9, 1e14, 1e12))
+    monkeypatch.setattr("dpost_lite.planner.device.this_gpu", lambda: (40e9, 48e9, 1e14, 1e12, 2e13))
     monkeypatch.setattr("dpost_lite.pipeline.preflight.preflight", lambda *_: None)
     seen: list[tuple[Recipe, Plan]] = []
 

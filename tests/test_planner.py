@@ -439,18 +439,19 @@ def test_sizes_without_a_gpu_are_those_of_a_card(no_gpu):
 
 
 def test_with_a_gpu_auto_is_what_is_free_and_a_size_is_a_share(monkeypatch):
-    monkeypatch.setattr(device_module, "this_gpu", lambda: (20e9, 48e9, 1e14, 1e12))
+    monkeypatch.setattr(device_module, "this_gpu", lambda: (20e9, 48e9, 1e14, 1e12, 2e13))
     assert find_device("auto").memory_bytes == 20e9
     assert find_device("auto").memory_share is None
     assert find_device("12GB").memory_share == (12e9 - device_module.CONTEXT_BYTES) / 48e9
     assert find_device("24GB").memory_bytes == 20e9  # the rest is taken
     assert find_device("24GB").rates_of == "measured here"
+    assert {find_device(size).float32_flops for size in ("auto", "24GB")} == {2e13}
     assert find_device("80GB").rates_of == "A100, not measured here"
 
 
 def test_a_run_is_not_fitted_to_more_than_the_gpu_has(monkeypatch):
     monkeypatch.setattr("dpost_lite.models.hardware.device", lambda: "cuda")
-    monkeypatch.setattr(device_module, "this_gpu", lambda: (7e9, 8e9, 1e14, 1e12))
+    monkeypatch.setattr(device_module, "this_gpu", lambda: (7e9, 8e9, 1e14, 1e12, 2e13))
     with pytest.raises(RecipeError, match="this machine's GPU has less; give auto, or a smaller size"):
         planned_for(Recipe(), "24GB", to_run=True)
     assert planned_for(Recipe(), "8GB", to_run=True).device.memory_bytes == 7e9

@@ -57,7 +57,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [f"How many are {i} and {i}?,{i}+{i}=<<{i}+{i}={2 * i}>>{2 * i} #### {2 * i}\n" for i in range(20)]
     Path("my.csv").write_text("question,answer\n" + "".join(rows))
     monkeypatch.setattr("dpost_lite.models.hardware.device", lambda: "cuda")
-    monkeypatch.setattr("dpost_lite.planner.device.this_gpu", lambda: (40e9, 48e9, 1e14, 1e12))
+    monkeypatch.setattr("dpost_lite.planner.device.this_gpu", lambda: (40e9, 48e9, 1e14, 1e12, 2e13))
     monkeypatch.setattr("dpost_lite.planner.device.this_cpu", lambda: Device("cpu", 16e9, 4, 1e11, 1e10, HERE))
 
 

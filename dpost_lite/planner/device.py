@@ -21,9 +21,9 @@ NAMED_SHARE = 1.05  # a card may report a little less than its name says
 UNITS = {"gb": 1e9, "g": 1e9, "gib": GIB, "mb": 1e6, "mib": 2**20}
 
 # By GB of memory: FLOP/s of bfloat16 products accumulated in float32, without sparsity, and bytes/s of memory. The
-# smallest card that has the requested size is taken. Products from 24 GB on are the best that others measured (5090:
-# github.com/xzwgit/gpu-flops-bench, the others: github.com/mag-/gpu_benchmark), the rest is as the vendor states. A100s
-# are sold with 312 TFLOP/s, RTX 4090s with 165.
+# smallest card that has the requested size is taken. From 24 GB on, products are the best that others measured
+# (5090: github.com/xzwgit/gpu-flops-bench, others: github.com/mag-/gpu_benchmark); the rest is as the vendor states.
+# A100s are sold with 312 TFLOP/s, RTX 4090s with 165.
 CARDS = {
     8: ("RTX 4060", 30e12, 272e9),
     12: ("RTX 4070", 58e12, 504e9),
@@ -42,8 +42,8 @@ class Device:
     """Where a run is planned for.
 
     `memory_bytes` may be used, of `total_bytes` (0: not known, or no cap is needed); `number_bytes` are those of the
-    compute type. Rates are those of large products in FLOP/s and of copies in bytes/s; `rates_of` says whether they
-    were measured here, or else of which card they are. Those of float32 products are half of 16-bit ones where they are
+    compute type. Rates are of large products in FLOP/s and of memory in bytes/s; `rates_of` says whether they were
+    measured here, or else of which card they are. Those of float32 products are half of 16-bit ones where they are
     not known.
     """
 
@@ -102,10 +102,9 @@ def find_device(size: str) -> Device:
         if asked is None:
             raise RecipeError("--gpu-mem auto: this machine has no CUDA GPU; give a size to plan for, such as 24GB")
         return card(asked)
-    free, total, flops, bandwidth = found
-    if asked is None:
-        return Device("cuda", free, 2, flops, bandwidth, HERE)
-    return Device("cuda", min(asked, free), 2, flops, bandwidth, HERE, total)
+    free, total, flops, bandwidth, in_float32 = found
+    memory, cap = (free, 0.0) if asked is None else (min(asked, free), total)
+    return Device("cuda", memory, 2, flops, bandwidth, HERE, cap, in_float32)
 
 
 def card(memory_bytes: float) -> Device:
@@ -122,14 +121,13 @@ def this_cpu() -> Device:
     import torch
 
     dtype = hardware.compute_dtype(on="cpu")
-    flops, bandwidth = _rates(torch.device("cpu"), dtype, size=1024)
-    in_float32 = flops if dtype is torch.float32 else _rates(torch.device("cpu"), torch.float32, size=1024)[0]
+    flops, bandwidth, in_float32 = _rates(torch.device("cpu"), dtype, size=1024)
     memory = float(psutil.virtual_memory().available)
     return Device("cpu", memory, dtype.itemsize, flops, bandwidth, HERE, measured_float32_flops=in_float32)
 
 
-def this_gpu() -> tuple[float, float, float, float] | None:
-    """Return (free bytes, total bytes, FLOP/s, bytes/s) of the first GPU, or None without one.
+def this_gpu() -> tuple[float, float, float, float, float] | None:
+    """Return (free bytes, total bytes, FLOP/s, bytes/s, FLOP/s in float32) of the first GPU, or None without one.
 
     Measured in a child process: it takes half a gigabyte of the GPU for as long as the process lives.
     """
@@ -139,22 +137,27 @@ def this_gpu() -> tuple[float, float, float, float] | None:
         return pool.submit(_measure_gpu).result()
 
 
-def _measure_gpu() -> tuple[float, float, float, float]:
+def _measure_gpu() -> tuple[float, float, float, float, float]:
     import torch
 
     free, total = torch.cuda.mem_get_info(0)
     return float(free), float(total), *_rates(torch.device("cuda"), hardware.compute_dtype(), size=4096)
 
 
-def _rates(device: Any, dtype: Any, *, size: int) -> tuple[float, float]:
-    """Measure FLOP/s of a product and bytes/s of a copy, in under a second."""
+def _rates(device: Any, dtype: Any, *, size: int) -> tuple[float, float, float]:
+    """Measure FLOP/s of a product, bytes/s of a copy, and FLOP/s of a product in float32, in about a second."""
     import torch
 
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    source, target = (torch.ones(2**28, dtype=torch.uint8, device=device) for _ in range(2))
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    product, copy = _shortest(lambda: a @ a, wait), _shortest(lambda: target.copy_(source), wait)
-    return 2 * size**3 / product, 2 * source.nbytes / copy
+
+    def product(dtype: Any) -> float:
+        a = torch.randn(size, size, device=device, dtype=dtype)
+        return 2 * size**3 / _shortest(lambda: a @ a, wait)
+
+    source, target = (torch.ones(2**28, dtype=torch.uint8, device=device) for _ in range(2))
+    copied = 2 * source.nbytes / _shortest(lambda: target.copy_(source), wait)
+    flops = product(dtype)
+    return flops, copied, flops if dtype is torch.float32 else product(torch.float32)
 
 
 def _shortest(work: Callable[[], Any], wait: Callable[[], Any], repeats: int = 8) -> float:

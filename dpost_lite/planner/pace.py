@@ -1,7 +1,7 @@
 """Tokens and seconds of each stage of a run, from a device's rates and the number of problems.
 
-CPU efficiencies were measured (bench/memory.py checks them). That of training on GPUs was chosen on others'
-measurements of LoRA (bench/published.py); the other ones of GPUs are assumed. How many rationales will be right, and so
+CPU efficiencies were measured (bench/memory.py checks them). That of training on GPUs was fitted to others'
+measurements of LoRA (bench/published.py); the others are assumed. How many rationales will be right, and so
 the size of later training sets, is unknown beforehand: workload.py has the assumptions.
 """
 
@@ -27,7 +27,7 @@ from dpost_lite.runs.stage_names import BASE, StageName
 from dpost_lite.sampling.request import ATTEMPTS_PER_WAVE
 
 TRAINING_EFFICIENCY = {"cpu": 0.40, "cuda": 0.44}  # of the rate of large products
-SAMPLING_EFFICIENCY = {"cpu": 0.43, "cuda": 0.40}  # of it too
+SAMPLING_EFFICIENCY = {"cpu": 0.43, "cuda": 0.40}  # of the same
 READING_EFFICIENCY = {"cpu": 0.6, "cuda": 0.6}  # of the peak rate of reading
 STEP_SECONDS = {"cpu": 0.1, "cuda": 0.004}  # of a decode step, whatever it computes
 LOADING_SECONDS = {"cpu": 8, "cuda": 30}  # libraries and weights

@@ -5,7 +5,7 @@ The thresholds are our own; the papers give none.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import ceil, sqrt
+from math import ceil, exp, lgamma, log, log1p
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from dpost_lite.runs.stage_names import StageName
 
 MAX_UNFINISHED = 0.01  # fraction of rationales that hit the token limit
 MAX_REPETITIVE = 0.02  # fraction of rationales that repeat themselves
-Z_95 = 1.645  # one-sided
 MAX_FAILED = 0.3  # of the blocks of code
 MAX_DRIFT = 0.25  # relative change of the mean length of finished rationales
 MIN_STEPS = 0.25  # fraction of dpo.max_steps for which there are pairs
@@ -125,8 +124,13 @@ def sample_alarms(
 
 
 def _exceeds(limit: float, share: float, number: int) -> bool:
-    """Whether a `share` of `number` exceeds `limit` by more than chance would, at the 95 % level."""
-    return share > limit + Z_95 * sqrt(limit * (1 - limit) / max(1, number))
+    """Whether chance gives so large a `share` of `number` in less than 5 % of cases, if `limit` is the true one."""
+
+    def log_probability(count: int) -> float:
+        ways = lgamma(number + 1) - lgamma(count + 1) - lgamma(number - count + 1)
+        return ways + count * log(limit) + (number - count) * log1p(-limit)
+
+    return sum(exp(log_probability(count)) for count in range(round(share * number))) > 0.95
 
 
 def pair_alarms(now: PairStats, recipe: Mapping[str, Any]) -> list[str]:

@@ -55,9 +55,9 @@ def flash_for_cpu(
 def products_if_many(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For bfloat16 on CPUs, as a `Kernel`: batched products for large parts, where flash calls one a row and head.
+    """For bfloat16 on CPUs, as a `Kernel`: batched products from `PRODUCTS_FROM` rows or prompts on, else flash.
 
-    Which of them a row meets, and so its rounding, depends on how many rows are with it.
+    Flash computes a small product for each row and head. A row's rounding depends on how many others are in its part.
     """
     return (flash_for_cpu if len(q) < PRODUCTS_FROM else products)(q, k, v, mask)
 
@@ -76,9 +76,10 @@ def memory_efficient(
 def products(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, softcap: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute what a `Kernel` does by matrix products, with scores in float32; `mask` may be in float32 too.
+    """Compute what a `Kernel` does by matrix products; `mask` may be in float32 too.
 
-    Each of the mask's rows serves equally many consecutive queries.
+    Scores are rounded to the type of `q`; their softmax is in float32. Each row of the mask serves equally many
+    consecutive queries.
     """
     if q.dtype == torch.bfloat16 and q.device.type == "cpu":  # a product would copy them itself, transposed and slowly
         k, v = k.contiguous(), v.contiguous()
