@@ -1,8 +1,8 @@
 """Tokens and seconds of each stage of a run, from a device's rates and the number of problems.
 
 CPU efficiencies were measured (bench/memory.py checks them). That of training on GPUs was fitted to others'
-measurements of LoRA (bench/published.py); the others are assumed. How many rationales will be right, and so
-the size of later training sets, is unknown beforehand: workload.py has the assumptions.
+measurements of LoRA (bench/published.py); the others are assumed. How many rationales will be right, and so the size of
+later training sets, is unknown beforehand: workload.py has the assumptions.
 """
 
 import math
