@@ -312,8 +312,10 @@ def test_a_fused_kernel_is_used_where_there_is_one_and_it_passed(monkeypatch):
     off("attention")
     assert kernel_for(cuda, float16, 64) is None
     assert kernel_for(cuda, float16, 64, is_checked=False) is memory_efficient
-    assert kernel_for(cpu, bfloat16, 64) is kernel_for(cpu, bfloat16, 20, is_padded=False) is products_if_many
-    assert kernel_for(cpu, float32, 64) is kernel_for(cpu, float32, 20, is_padded=False) is flash_for_cpu
+    for has_amx, of_bfloat16 in ((False, products_if_many), (True, flash_for_cpu)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has_amx=has_amx: has_amx)
+        assert kernel_for(cpu, bfloat16, 64) is kernel_for(cpu, bfloat16, 20, is_padded=False) is of_bfloat16
+        assert kernel_for(cpu, float32, 64) is kernel_for(cpu, float32, 20, is_padded=False) is flash_for_cpu
 
 
 def test_graphs_that_failed_are_not_used_and_others_are():
