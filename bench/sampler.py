@@ -233,7 +233,7 @@ class Ours:
         self._setting, self._model = setting, setting.model
         self._with_kernel = with_kernel
         if self._model.device.type == "cpu" and not getattr(self._model, "is_loaded_in_4bit", False):
-            self._model = use_blocked_layout(copy.deepcopy(self._model), setting.num_rows)  # as a run samples
+            self._model = use_blocked_layout(copy.deepcopy(self._model))  # as a run samples
         writer = setting.writer or Forcer(prompter.token_text(), prompter.encode, Calculator(), prompter.notation)
         self._writer = writer if with_calculator else None
 

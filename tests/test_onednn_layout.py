@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 @pytest.mark.parametrize("family", ["llama", "qwen2"])  # without and with biases
 def test_logits_are_the_same(model_of, family):
     model = model_of(family)
-    blocked = use_blocked_layout(copy.deepcopy(model), num_tokens=16)
+    blocked = use_blocked_layout(copy.deepcopy(model))
     assert not any(type(module) is torch.nn.Linear for module in blocked.modules())
     assert any(isinstance(module, BlockedLinear) for module in blocked.modules())
     ids = torch.arange(3, 19)[None]
@@ -34,7 +34,7 @@ def test_plain_weights_are_freed_on_the_way(model_of, monkeypatch):
             held.append(sum(module() is not None for module in plain))
 
     monkeypatch.setattr("dpost_lite.models.onednn_layout.BlockedLinear", Watched)
-    use_blocked_layout(model, num_tokens=16)
+    use_blocked_layout(model)
     assert held[0] == len(plain) == 15
     assert held[-1] <= 4  # those of one module
 
@@ -42,6 +42,6 @@ def test_plain_weights_are_freed_on_the_way(model_of, monkeypatch):
 def test_the_embedding_survives_a_tied_head(model_of):
     model = copy.deepcopy(model_of("llama", tie_word_embeddings=True))
     before = model.get_input_embeddings().weight.clone()
-    blocked = use_blocked_layout(model, num_tokens=16)
+    blocked = use_blocked_layout(model)
     assert torch.equal(blocked.get_input_embeddings().weight, before)
     assert isinstance(blocked.lm_head, BlockedLinear)

@@ -137,7 +137,7 @@ def test_the_merge_by_tensors_is_that_of_peft(base, policy_dir, precision, has_a
 def test_blocked_layers_compute_the_same(base, prompter, compute):
     plain = loading.load(base, "16bit", compute=compute)
     expected = logits(plain, prompter)
-    blocked = use_blocked_layout(plain, 16)
+    blocked = use_blocked_layout(plain)
     assert isinstance(blocked.decoder.block[0].layer[2].DenseReluDense.wo, BlockedLinear)
     tolerance = 1e-5 if compute == "float32" else 0.1
     assert torch.allclose(logits(blocked, prompter), expected, rtol=tolerance, atol=tolerance)

@@ -35,13 +35,25 @@ def test_a_decoder_of_another_depth():
         assert sample.logprobs == pytest.approx(logprobs, abs=2e-4)
 
 
-def test_the_encoder_runs_once_per_problem(model_of):
-    model, encoded = model_of("t5"), []
-    hook = model.encoder.register_forward_pre_hook(lambda _, args, inputs: encoded.append(inputs["input_ids"].numel()),
-                                                   with_kwargs=True)  # fmt: skip
+def test_encoder_and_cross_attention_read_each_problem_once(model_of):
+    model, encoded, projected = model_of("t5"), [], []
+    hooks = [
+        model.encoder.register_forward_pre_hook(
+            lambda _, args, inputs: encoded.append(inputs["input_ids"].numel()), with_kwargs=True
+        ),
+        *(
+            getattr(block.layer[1].EncDecAttention, name).register_forward_pre_hook(
+                lambda _, args: projected.append(args[0].shape[-2])
+            )
+            for block in model.decoder.block
+            for name in "kv"
+        ),
+    ]
     run(model, [ask(p, num_samples=5, max_new_tokens=8, temperature=1.0) for p in prompts(6)], num_rows=4)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     assert sum(encoded) == sum(map(len, prompts(6)))
+    assert sum(projected) == 2 * len(model.decoder.block) * sum(encoded)
 
 
 def test_each_sample_takes_a_step_for_each_of_its_tokens(model_of):

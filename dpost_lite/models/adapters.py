@@ -137,7 +137,7 @@ def load_for_dpo(model_dir: Path, policy_dir: Path, recipe: Recipe, backend: Bac
 def load_policy(model_dir: Path, policy_dir: Path | None, recipe: Recipe) -> Any:
     """Return a policy to sample from: merged weights, or the 4-bit base with its adapter, as the recipe says."""
     if recipe.sampling.weights == "merged" or not (policy_dir is None or is_adapter(policy_dir)):
-        return use_blocked_layout(load_merged(model_dir, policy_dir, recipe.model), recipe.sampling.max_rows)
+        return use_blocked_layout(load_merged(model_dir, policy_dir, recipe.model))
     model = load(model_dir, recipe.model.precision, compute=recipe.model.compute_dtype)
     return model if policy_dir is None else attach(model, policy_dir, trainable=False).eval()
 

@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 
+NUM_TOKENS = 64  # oneDNN chooses the layout for so many; its choice for 1 was slower in steps of 1 to 128 (Xeon AMX)
+
 
 class BlockedLinear(torch.nn.Module):
     """A frozen linear layer with weights in oneDNN's blocked layout; it has no gradient and cannot be saved."""
 
     weight = None  # T5 asks its layers for it
 
-    def __init__(self, linear: torch.nn.Linear, num_tokens: int) -> None:
+    def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), num_tokens)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), NUM_TOKENS)
         self._bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -25,8 +27,8 @@ class BlockedLinear(torch.nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
 
 
-def use_blocked_layout(model: Any, num_tokens: int) -> Any:
-    """Replace the plain linear layers of `model` by blocked ones, best for steps of about `num_tokens` tokens.
+def use_blocked_layout(model: Any) -> Any:
+    """Replace the plain linear layers of `model` by blocked ones.
 
     Only on CPUs and if this PyTorch was built with oneDNN; otherwise the model is returned unchanged.
     """
@@ -36,5 +38,5 @@ def use_blocked_layout(model: Any, num_tokens: int) -> Any:
     for parent in parents:
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear:
-                setattr(parent, name, BlockedLinear(child, num_tokens))
+                setattr(parent, name, BlockedLinear(child))
     return model

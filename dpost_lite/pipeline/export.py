@@ -309,7 +309,7 @@ def _measured(
 
     def num_right(onto: Base) -> int:
         merged = adapters.load_merged(model_dir, policy_dir, recipe.model, onto=onto)
-        model = use_blocked_layout(merged, recipe.sampling.max_rows)
+        model = use_blocked_layout(merged)
         return sum(r.correct for r in sample_by_recipe(model, prompter, dev, recipe, purpose="score/dev"))
 
     known = evidence.sampled if evidence.part == "dev" else {}

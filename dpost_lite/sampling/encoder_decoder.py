@@ -74,12 +74,17 @@ class EncoderDecoder:
         self._encoder, self._decoder = model.get_encoder(), model.get_decoder()
         self._scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
         self._no_encoding = torch.zeros(1, 1, config.d_model, dtype=model.dtype, device=model.device)
+        self._no_keys = torch.zeros(1, 1, config.num_heads * config.d_kv, dtype=model.dtype, device=model.device)
+        self._projections: list[tuple[torch.nn.Module, torch.nn.Module]] = []  # of each cross-attention: keys, values
         self.start_ids: tuple[int, ...] = (config.decoder_start_token_id,)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Replace the attention functions, and do without the biases that transformers would make of a flat batch."""
+        """Replace the attention functions, and do without what transformers would compute in each step: biases of a
+        flat batch, and keys and values of the encoder's output, which are in the cache."""
         before = self._model.config._attn_implementation
+        cross_attentions = [block.layer[1].EncDecAttention for block in self._decoder.block]
+        self._projections = [(attention.k, attention.v) for attention in cross_attentions]
         with ExitStack() as stack:
             self._model.set_attn_implementation(register(ATTENTION_NAME, attend))
             stack.callback(self._model.set_attn_implementation, before)
@@ -87,6 +92,10 @@ class EncoderDecoder:
                 module = part.block[0].layer[0].SelfAttention
                 module.compute_bias = _no_bias
                 stack.callback(module.__dict__.pop, "compute_bias", None)
+            for attention, (keys, values) in zip(cross_attentions, self._projections, strict=True):
+                attention.k = attention.v = _Constant(self._no_keys)
+                stack.callback(setattr, attention, "k", keys)
+                stack.callback(setattr, attention, "v", values)
             yield
 
     def prefill(self, cache: KVCache, texts: list[tuple[int, ...]], first_slot: int) -> None:
@@ -96,10 +105,9 @@ class EncoderDecoder:
         batch = Encode(tuple(map(len, texts)), bias)
         ids = torch.tensor([[token for text in texts for token in text]], device=self._model.device)
         encoded = self._encoder(input_ids=ids, batch=batch).last_hidden_state[0]
-        for index, block in enumerate(self._decoder.block):
-            attention = block.layer[1].EncDecAttention
-            for store, project in ((cache.prompt_keys, attention.k), (cache.prompt_values, attention.v)):
-                heads = project(encoded).unflatten(1, (attention.n_heads, -1)).transpose(0, 1)
+        for index, projections in enumerate(self._projections):
+            for store, project in zip((cache.prompt_keys, cache.prompt_values), projections, strict=True):
+                heads = project(encoded).unflatten(1, (self._model.config.num_heads, -1)).transpose(0, 1)
                 for slot, text in enumerate(heads.split(batch.lengths, dim=1), start=first_slot):
                     store[index, slot, :, : text.shape[1]] = text
 
@@ -113,6 +121,17 @@ class EncoderDecoder:
             input_ids=ids[None], encoder_hidden_states=self._no_encoding, use_cache=False, batch=plan
         ).last_hidden_state[0, -num_last:]
         return self._model.get_output_embeddings()(found * self._scale)
+
+
+class _Constant(torch.nn.Module):
+    """Returns the same tensor for all inputs."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        super().__init__()
+        self._value = value
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        return self._value
 
 
 def _bias(stack: Any, num_keys: int, query: int) -> torch.Tensor:
