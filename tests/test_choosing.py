@@ -174,6 +174,33 @@ def test_nan_logits_give_a_token_within_the_vocabulary_and_no_log_probability():
         assert all(map(math.isnan, logprobs))
 
 
+def test_nan_logits_beside_others_and_greedy_rows():
+    logits = torch.randn(4, 50)
+    expected, _ = choose(logits, **settings([0.0, 1.0, 0.0, 1.0]))
+    logits[1, 7] = logits[2, 3] = math.nan
+    tokens, logprobs = choose(logits, **settings([0.0, 1.0, 0.0, 1.0]))
+    assert logprobs.isnan().tolist() == [False, True, True, False]
+    assert tokens[[0, 3]].equal(expected[[0, 3]])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-46, 0.7])
+def test_logits_are_left_as_they_were(temperature):
+    """In float32 there is no copy of them. A temperature that is 0 in float32 is greedy."""
+    logits = torch.randn(3, 50)
+    before = logits.clone()
+    tokens, _ = choose(logits, **settings([temperature] * 3))
+    assert logits.equal(before)
+    assert tokens.equal(logits.argmax(dim=-1)) or temperature > 0.1
+
+
+def settings(temperature):
+    num = len(temperature)
+    return {
+        "temperature": temperature, "top_k": [None] * num, "top_p": [1.0] * num, "seed": list(range(num)),
+        "step": [0] * num,
+    }  # fmt: skip
+
+
 def test_uniform_numbers_lie_between_zero_and_one_in_float32_too():
     numbers = torch.tensor([uniform_number(seed, step) for seed in range(200) for step in range(200)])
     assert numbers.dtype == torch.float32

@@ -16,6 +16,8 @@ from dpost_lite.planner.footprint import merge_parts
 from dpost_lite.planner.workload import workload_of
 from dpost_lite.recipe import ModelRecipe
 from dpost_lite.recipe_files import load_recipe, recipes_dir
+from dpost_lite.sampling.choosing import choose
+from dpost_lite.sampling.request import logit_copies
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))  # last: it has a code.py, as Python has
 
@@ -144,3 +146,19 @@ def test_a_merge_of_four_bits_takes_no_more_than_one_of_sixteen(base_dir, policy
     finally:
         gc.enable()
     assert peaks["4bit"] == pytest.approx(peaks["16bit"], rel=0.01)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("vocabulary", [49_152, 151_936])  # with and without whole blocks
+def test_tokens_are_chosen_with_as_many_copies_of_the_logits_as_are_counted(vocabulary, top_p, temperature):
+    num_rows = 64
+    settings = {"temperature": temperature, "top_k": None, "top_p": top_p, "seed": 0, "step": 0}
+    with dry_run.stand_ins(), FakeTensorMode():
+        logits = torch.empty(num_rows, vocabulary, dtype=torch.bfloat16)
+        with Live() as live:
+            live.hold(logits)
+            before = live.now
+            choose(logits, **{name: [value] * num_rows for name, value in settings.items()})
+    copies = (live.peak - before) / (logits.numel() * 4)
+    assert 1 < copies < logit_copies(top_p) + 0.1

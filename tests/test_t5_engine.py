@@ -128,11 +128,14 @@ def test_bfloat16_is_as_exact_as_transformers(monkeypatch, kernel):
 
 def test_the_model_is_left_as_it_was():
     model = tiny_t5()
-    ids = torch.tensor([prompts(2)[1]])
+    ids, names = torch.tensor([prompts(2)[1]]), [*model.state_dict()]
     before = model(input_ids=ids, decoder_input_ids=ids).logits
     stopped = Engine(model, writer=None, max_rows=2).run([ask(p, num_samples=3, max_new_tokens=4) for p in prompts(5)])
     next(stopped)
+    with pytest.raises(RuntimeError, match="another engine"):
+        next(Engine(model, writer=None, max_rows=2).run([ask(prompts(1)[0])]))
     stopped.close()
+    assert [*model.state_dict()] == names
     after = model(input_ids=ids, decoder_input_ids=ids).logits
     assert after.requires_grad
     assert torch.equal(after, before)

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-NUM_TOKENS = 64  # oneDNN chooses the layout for so many; its choice for 1 was slower in steps of 1 to 128 (Xeon AMX)
+NUM_TOKENS = 64
+"""Tokens of a step for which oneDNN chooses the layout. That for 1 was slower in steps of 1 to 128 tokens, in bfloat16
+and float32; those for 16 and 256 were as fast (Xeon with AMX)."""
 
 
 class BlockedLinear(torch.nn.Module):

@@ -142,13 +142,18 @@ class EncoderDecoderShape(ModelShape):
 
     @property
     def num_reading(self) -> int:
-        """See `ModelShape`: the encoder's."""
-        return self.num_encoder_layers * sum(i * o for i, o in self._encoder_sizes)
+        """See `ModelShape`: the encoder's, and what makes keys and values of its output for the decoder."""
+        return self.num_encoder_layers * sum(i * o for i, o in self._encoder_sizes) + self._num_of_encoding
 
     @property
     def num_writing(self) -> int:
-        """See `ModelShape`: the decoder's and the head's."""
-        return self.num_layers * sum(i * o for i, o in self.linear_sizes) + self.vocabulary * self.hidden
+        """See `ModelShape`: the decoder's other ones and the head's."""
+        layers = self.num_layers * sum(i * o for i, o in self.linear_sizes) - self._num_of_encoding
+        return layers + self.vocabulary * self.hidden
+
+    @property
+    def _num_of_encoding(self) -> int:
+        return 2 * self.num_layers * self.hidden * self.num_heads * self.head_dim
 
     @property
     def _num_wo(self) -> int:

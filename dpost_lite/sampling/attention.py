@@ -37,7 +37,7 @@ def kernel_for(
     None too where it failed its check.
     """
     if device.type == "cpu":
-        has_amx = torch.cpu._is_amx_tile_supported()  # there, flash is faster for parts of all sizes (bench/README.md)
+        has_amx = torch.cpu._is_amx_tile_supported()  # there, flash alone is faster (bench/README.md)
         return products_if_many if dtype == torch.bfloat16 and not has_amx else flash_for_cpu
     if device.type != "cuda" or dtype == torch.float32 or head_dim % 8 or not is_padded:
         return None
@@ -117,7 +117,7 @@ class Part:
     slots: slice | torch.Tensor
     length: int
     max_key_position: torch.Tensor  # (n, width) or (n, 1)
-    query_position: torch.Tensor  # (n, width)
+    query_position: torch.Tensor  # (n, width), never broadcast
     scatter_index: torch.Tensor | None = None
     bias: torch.Tensor | None = None  # (heads, distances), float32
     _masks: dict[tuple[int | None, torch.dtype, int], torch.Tensor] = field(default_factory=dict)
@@ -276,5 +276,5 @@ class Layer:
 
 
 def _select(tensor: torch.Tensor, index: slice | torch.Tensor) -> torch.Tensor:
-    """Return `tensor[index.flatten()]` or a slice; `index_select` takes a fraction of the time of `[]` on CPUs."""
+    """Return what `index` selects in the first dimension, flattened. On CPUs `index_select` is faster than `[]`."""
     return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index.flatten())

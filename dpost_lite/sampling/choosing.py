@@ -28,7 +28,8 @@ def choose(
     settings = torch.tensor([temperature, num_kept, top_p, list(map(uniform_number, seed, step))], pin_memory=on_gpu)
     settings = settings.to(logits.device, non_blocking=on_gpu)
     size = max(1, _CPU_CHUNK // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    is_drawn, is_greedy, has_nucleus = any(temperature), not all(temperature), min(top_p) < 1.0
+    is_drawn, has_nucleus = any(temperature), min(top_p) < 1.0
+    is_greedy = min(temperature) < torch.finfo(torch.float32).tiny  # which may be 0 on the device
     largest_k = max((k for k in num_kept if k < logits.shape[1]), default=None)
     chunks = [
         _choose(
@@ -55,13 +56,14 @@ def _choose(
     else:  # without the index it is several times as fast on a CPU
         peak = logits.amax(dim=-1)
     below = logits - peak[:, None]  # so that no exponential overflows
+    del logits  # a copy, if they are in 16 bits
     if is_drawn:
         probs = (below / temperature.where(temperature > 0, 1.0)[:, None]).exp_()
         if largest_k is not None:
             probs = _likeliest(probs, num_kept, largest_k)
         if has_nucleus:
             probs = _nucleus(probs, top_p)
-        drawn = _invert(probs, uniform).clamp_(max=logits.shape[1] - 1)
+        drawn = _invert(probs, uniform).clamp_(max=below.shape[1] - 1)
         tokens = torch.where(temperature > 0, drawn, tokens) if is_greedy else drawn
     chosen = below.gather(1, tokens[:, None])[:, 0]
     return tokens, chosen - below.exp_().sum(dim=-1).log()

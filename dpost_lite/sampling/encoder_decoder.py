@@ -81,11 +81,17 @@ class EncoderDecoder:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Replace the attention functions, and do without what transformers would compute in each step: biases of a
-        flat batch, and keys and values of the encoder's output, which are in the cache."""
+        flat batch, and keys and values of the encoder's output, which are in the cache.
+
+        Raises RuntimeError while another engine runs on the model.
+        """
         before = self._model.config._attn_implementation
         cross_attentions = [block.layer[1].EncDecAttention for block in self._decoder.block]
+        if any(isinstance(attention.k, _Constant) for attention in cross_attentions):
+            raise RuntimeError("another engine is running on this model")
         self._projections = [(attention.k, attention.v) for attention in cross_attentions]
         with ExitStack() as stack:
+            stack.callback(self._projections.clear)
             self._model.set_attn_implementation(register(ATTENTION_NAME, attend))
             stack.callback(self._model.set_attn_implementation, before)
             for part in (self._encoder, self._decoder):
@@ -100,6 +106,7 @@ class EncoderDecoder:
 
     def prefill(self, cache: KVCache, texts: list[tuple[int, ...]], first_slot: int) -> None:
         """Encode questions, packed into one forward, and store what the decoder's rows read of them."""
+        assert self._projections, "prefill outside of `ready`"
         longest = max(map(len, texts))
         bias = _bias(self._encoder, 2 * longest - 1, longest - 1)
         batch = Encode(tuple(map(len, texts)), bias)
@@ -124,7 +131,7 @@ class EncoderDecoder:
 
 
 class _Constant(torch.nn.Module):
-    """Returns the same tensor for all inputs."""
+    """Stands in for a projection whose result is not used."""
 
     def __init__(self, value: torch.Tensor) -> None:
         super().__init__()
