@@ -63,7 +63,7 @@ NOTHING_MOVED = {
     aten.empty.memory_format, aten.new_empty.default, aten.empty_like.default, aten._unsafe_view.default,
     aten.detach.default, torch.ops.prim.device.default,
 }  # fmt: skip
-TAKES_PART = {aten.embedding.default, aten.index.Tensor}
+TAKES_PART = {aten.embedding.default, aten.index.Tensor, aten.index_select.default}
 PUTS_PART = {aten.index_put_.default, aten._index_put_impl_.default}
 
 

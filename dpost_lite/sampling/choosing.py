@@ -85,9 +85,7 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
     Found in two steps, first the block and then the token in it, which is one pass over the weights less.
     """
-    if missing := -weights.shape[1] % _BLOCK:
-        weights = torch.nn.functional.pad(weights, (0, missing))
-    weights = weights.unflatten(1, (-1, _BLOCK))
+    weights = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
     by_block = weights.sum(dim=-1).cumsum(dim=-1)
     target = uniform[:, None] * by_block[:, -1:]
     block = _first_above(by_block, target)
