@@ -75,7 +75,6 @@ class EncoderDecoder:
         self._scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
         self._no_encoding = torch.zeros(1, 1, config.d_model, dtype=model.dtype, device=model.device)
         self._no_keys = torch.zeros(1, 1, config.num_heads * config.d_kv, dtype=model.dtype, device=model.device)
-        self._projections: list[tuple[torch.nn.Module, torch.nn.Module]] = []  # of each cross-attention: keys, values
         self.start_ids: tuple[int, ...] = (config.decoder_start_token_id,)
 
     @contextmanager
@@ -86,35 +85,34 @@ class EncoderDecoder:
         Raises RuntimeError while another engine runs on the model.
         """
         before = self._model.config._attn_implementation
-        cross_attentions = [block.layer[1].EncDecAttention for block in self._decoder.block]
-        if any(isinstance(attention.k, _Constant) for attention in cross_attentions):
-            raise RuntimeError("another engine is running on this model")
-        self._projections = [(attention.k, attention.v) for attention in cross_attentions]
+        if isinstance(self._decoder.block[0].layer[1].EncDecAttention.k, _Skipped):
+            raise RuntimeError("another engine is running on this model; let it end, or close it, first")
         with ExitStack() as stack:
-            stack.callback(self._projections.clear)
             self._model.set_attn_implementation(register(ATTENTION_NAME, attend))
             stack.callback(self._model.set_attn_implementation, before)
             for part in (self._encoder, self._decoder):
                 module = part.block[0].layer[0].SelfAttention
                 module.compute_bias = _no_bias
                 stack.callback(module.__dict__.pop, "compute_bias", None)
-            for attention, (keys, values) in zip(cross_attentions, self._projections, strict=True):
-                attention.k = attention.v = _Constant(self._no_keys)
-                stack.callback(setattr, attention, "k", keys)
-                stack.callback(setattr, attention, "v", values)
+            for block in self._decoder.block:
+                attention = block.layer[1].EncDecAttention
+                for name in ("k", "v"):
+                    projection = getattr(attention, name)
+                    setattr(attention, name, _Skipped(projection, self._no_keys))
+                    stack.callback(setattr, attention, name, projection)
             yield
 
     def prefill(self, cache: KVCache, texts: list[tuple[int, ...]], first_slot: int) -> None:
         """Encode questions, packed into one forward, and store what the decoder's rows read of them."""
-        assert self._projections, "prefill outside of `ready`"
         longest = max(map(len, texts))
         bias = _bias(self._encoder, 2 * longest - 1, longest - 1)
         batch = Encode(tuple(map(len, texts)), bias)
         ids = torch.tensor([[token for text in texts for token in text]], device=self._model.device)
         encoded = self._encoder(input_ids=ids, batch=batch).last_hidden_state[0]
-        for index, projections in enumerate(self._projections):
-            for store, project in zip((cache.prompt_keys, cache.prompt_values), projections, strict=True):
-                heads = project(encoded).unflatten(1, (self._model.config.num_heads, -1)).transpose(0, 1)
+        for index, block in enumerate(self._decoder.block):
+            attention = block.layer[1].EncDecAttention
+            for store, skipped in ((cache.prompt_keys, attention.k), (cache.prompt_values, attention.v)):
+                heads = skipped.projection(encoded).unflatten(1, (attention.n_heads, -1)).transpose(0, 1)
                 for slot, text in enumerate(heads.split(batch.lengths, dim=1), start=first_slot):
                     store[index, slot, :, : text.shape[1]] = text
 
@@ -130,12 +128,12 @@ class EncoderDecoder:
         return self._model.get_output_embeddings()(found * self._scale)
 
 
-class _Constant(torch.nn.Module):
-    """Stands in for a projection whose result is not used."""
+class _Skipped(torch.nn.Module):
+    """Stands in for a projection where its result is not used, and returns `value` instead."""
 
-    def __init__(self, value: torch.Tensor) -> None:
+    def __init__(self, projection: torch.nn.Module, value: torch.Tensor) -> None:
         super().__init__()
-        self._value = value
+        self.projection, self._value = projection, value
 
     def forward(self, _: torch.Tensor) -> torch.Tensor:
         return self._value
